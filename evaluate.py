@@ -1,0 +1,16 @@
+"""Measure a trained model on a text: python evaluate.py --help"""
+
+from omegaconf import DictConfig
+
+from chargpt.config.entry import entry_point
+
+
+@entry_point("evaluate")
+def main(config: DictConfig) -> None:
+    from chargpt.sampling.evaluate import evaluate
+
+    evaluate(config.run, config.split, config.device, config.get("data"))
+
+
+if __name__ == "__main__":
+    main()

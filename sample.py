@@ -1,0 +1,16 @@
+"""Let a trained model write: python sample.py --help"""
+
+from omegaconf import DictConfig
+
+from chargpt.config.entry import entry_point
+
+
+@entry_point("sample")
+def main(config: DictConfig) -> None:
+    from chargpt.sampling.write import write
+
+    write(**config)
+
+
+if __name__ == "__main__":
+    main()

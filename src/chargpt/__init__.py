@@ -1,0 +1,19 @@
+"""chargpt: a research bench for small decoder-only Transformers.
+
+import chargpt
+model = chargpt.load("outputs/gpt_nano/2026-01-01_12-00-00")
+print(model.generate("ROMEO:", 200))
+"""
+
+__version__ = "0.1.0"
+__all__ = ["Mistake", "load"]
+
+from chargpt.errors import Mistake
+
+
+def load(run, device="cpu"):
+    """A trained model, ready to use: see `chargpt.sampling.trained.load`. Imports torch, but neither Lightning
+    nor Hydra."""
+    from chargpt.sampling.trained import load
+
+    return load(run, device)

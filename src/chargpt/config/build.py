@@ -1,0 +1,103 @@
+"""A config's `_target_`s into objects, as `hydra.utils.instantiate` does, but only of our parts and torch's.
+
+Configs travel inside checkpoints, which come from strangers too: what is built must be named in the
+allow-list, and nothing in a config is looked up anywhere else. So a trained model needs no Hydra to be used.
+"""
+
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from chargpt.errors import Mistake
+
+ALLOWED = ("chargpt.data.", "chargpt.model.", "chargpt.training.", "torch.nn.", "torch.optim.")
+
+
+def build(config: Any, path: str = "config", **arguments: Any) -> Any:
+    """The object that `config` (plain data) describes, its parts built first.
+
+    A mapping with `_target_` becomes a call of that name with the other keys as keyword arguments, or, with
+    `_partial_: true`, a function that still waits for the rest. Other mappings and lists are built
+    element by element, everything else is itself.
+
+    Args:
+        config: plain data, interpolations resolved.
+        path: where in the whole config this stands, for messages.
+        arguments: further keyword arguments for the outermost call.
+
+    Raises:
+        Mistake: a target that is not allowed or does not exist, arguments that it does not take, values that
+            it refuses.
+    """
+    if isinstance(config, Mapping):
+        parts = {k: build(v, f"{path}.{k}") for k, v in config.items() if k not in ("_target_", "_partial_")}
+        if "_target_" not in config:
+            return parts
+        target = _locate(config["_target_"], path)
+        parts |= arguments
+        if config.get("_partial_", False):
+            return _Part(target, parts, path)
+        return _call(target, parts, path)
+    if isinstance(config, Sequence) and not isinstance(config, str):
+        return [build(item, f"{path}[{i}]") for i, item in enumerate(config)]
+    return config
+
+
+class _Part(functools.partial):
+    """A partial whose refusal of its arguments is told as a mistake in the config."""
+
+    def __new__(cls, target: Any, parts: dict[str, Any], path: str):
+        self = super().__new__(cls, target, **parts)
+        self.path = path
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _call(self.func, self.keywords | kwargs, self.path, *args)
+
+
+def _locate(name: Any, path: str) -> Any:
+    if not isinstance(name, str) or not name.startswith(ALLOWED) or "._" in name:
+        raise Mistake(
+            f"{path}._target_={name!r} is not one of the parts that may be built: they begin with "
+            f"{', '.join(prefix + '*' for prefix in ALLOWED)}"
+        )
+    pieces = name.split(".")
+    for cut in range(len(pieces) - 1, 0, -1):
+        try:
+            found = importlib.import_module(".".join(pieces[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for piece in pieces[cut:]:
+            owner, found = found, getattr(found, piece, None)
+            if found is None:
+                near = difflib.get_close_matches(piece, [n for n in dir(owner) if n[0] != "_"], n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise Mistake(f"{path}._target_={name}: there is no {piece} in {owner.__name__}{hint}")
+        if not callable(found) or not (getattr(found, "__module__", None) or "").startswith(_ROOTS):
+            raise Mistake(f"{path}._target_={name} is not a part that can be built")
+        return found
+    raise Mistake(f"{path}._target_={name}: there is no such module")
+
+
+_ROOTS = ("chargpt.", "torch.nn.", "torch.optim.")
+
+
+def _call(target: Any, parts: dict[str, Any], path: str, *args: Any) -> Any:
+    name = getattr(target, "__name__", str(target))
+    try:
+        signature = inspect.signature(target)
+        signature.bind(*args, **parts)
+    except TypeError as error:
+        unknown = [k for k in parts if k not in signature.parameters]
+        near = difflib.get_close_matches(unknown[0], signature.parameters, n=1) if unknown else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise Mistake(f"{path}: {name} does not take these settings: {error}{hint}") from error
+    try:
+        return target(*args, **parts)
+    except Mistake:
+        raise
+    except (ValueError, TypeError) as error:
+        raise Mistake(f"{path}: {name} refuses its settings: {error}") from error

@@ -1,0 +1,221 @@
+"""Checks the words of the command line against the config before anything is composed, built or imported.
+
+Hydra alone tells a mistyped key in ten lines and lets a value of any type through; here each mistake is one
+line with the nearest valid name. A setting's type is the type of its value in `conf/`; the few that take more
+than one are listed in `ALSO`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString, Sweep
+from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from chargpt.errors import Mistake
+
+Types = tuple[type, ...]
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+_NAMES |= {list: "a list", dict: "a group of settings"}
+
+# Settings that take other types than that of the value that stands in conf/.
+ALSO: dict[str, Types] = {
+    "data.cache_dir": (str, type(None)),
+    "data.path": (str,),
+    "trainer.devices": (int, str, list),
+    "trainer.precision": (int, str),
+    "trainer.max_time": (int, float, str, dict, type(None)),
+    "trainer.gradient_clip_val": (int, float, type(None)),
+    "trainer.deterministic": (bool, str),
+    "resume": (str,),
+    "prompt": (str,),
+    "top_k": (int, type(None)),
+    "top_p": (int, float, type(None)),
+    "data": (dict, type(None)),
+}
+# Texts and paths that people type without quotes: taken as they are, whatever signs they hold.
+RAW = ("prompt", "run", "resume", "data.path", "data.cache_dir")
+
+
+def quote(override: str) -> str:
+    """`prompt=What, ho!` as Hydra's grammar wants it: `prompt='What, ho!'`."""
+    key, equals, value = override.partition("=")
+    if key not in RAW or not equals or value[:1] in ("'", '"') or value in ("null", "???"):
+        return override
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def check(overrides: list[str], loader: ConfigLoader, config_name: str, sweep: bool) -> None:
+    """Raises `Mistake` at the first override that names or gives something that is not there.
+
+    Args:
+        overrides: as typed.
+        sweep: whether several values for one setting are allowed (`--multirun`).
+    """
+    parsed = [_parse(override) for override in overrides]
+    groups = [o for o in parsed if _is_group(o, loader)]
+    for override in groups:
+        _check_choice(override, loader, sweep)
+    first_choices = [_first(o) for o in groups]
+    base = _compose(loader, config_name, first_choices)
+    keys = {*_leaves(base), *_groups(loader)}
+    for override in parsed:
+        if override not in groups:
+            _check_value(override, base, keys, sweep)
+
+
+def one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's errors, shortened to what a person needs."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    lines = [line.strip() for cause in causes for line in str(cause).splitlines()]
+    noise = ("To append", "full_key:", "object_type", "Set the env", "reference_type")
+    kept = [line for line in dict.fromkeys(lines) if line and not line.startswith(noise)]
+    return " ".join(kept[:3])
+
+
+def _parse(override: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(override)
+    except OverrideParseException as error:
+        hint = "" if "=" in override else " A setting is given as KEY=VALUE."
+        raise Mistake(
+            f"{override!r} is not understood.{hint} Put a value with special signs in two pairs of quotes: "
+            f"'KEY=\"some, value\"'"
+        ) from error
+
+
+def _is_group(override: Override, loader: ConfigLoader) -> bool:
+    # `data=text_file` is a choice; `trainer={...}` and `~callbacks.samples` are not.
+    return loader.repository.group_exists(override.key_or_group) and not isinstance(override.value(), dict | list)
+
+
+def _groups(loader: ConfigLoader, parent: str = "") -> list[str]:
+    found = []
+    for name in loader.list_groups(parent):
+        group = f"{parent}/{name}" if parent else name
+        if not group.startswith("hydra"):
+            found += [group, *_groups(loader, group)]
+    return found
+
+
+def _values(override: Override) -> Iterable[Any]:
+    value = override.value()
+    if override.is_sweep_override():
+        items = value.list if isinstance(value, Sweep) and hasattr(value, "list") else None
+        return items if items is not None else ()
+    return (value,)
+
+
+def _no_sweep(override: Override, sweep: bool) -> None:
+    if override.is_sweep_override() and not sweep:
+        raise Mistake(
+            f"{override.input_line} gives {override.key_or_group} more than one value: add -m to run them all, "
+            f"or quote it if it is one value"
+        )
+
+
+def _check_choice(override: Override, loader: ConfigLoader, sweep: bool) -> None:
+    _no_sweep(override, sweep)
+    group = override.key_or_group
+    options = loader.get_group_options(group)
+    for value in _values(override):
+        choice = str(value.text if isinstance(value, QuotedString) else value)
+        if choice not in options and not group.startswith("hydra") and not override.is_delete():
+            raise Mistake(
+                f"{group}={choice}: there is no such choice{_nearest(choice, options)}. "
+                f"{group} is one of {', '.join(options)}"
+            )
+
+
+def _first(override: Override) -> str:
+    line = override.input_line
+    if override.is_sweep_override():
+        value = next(iter(_values(override)), None)
+        line = f"{override.key_or_group}={value}" if value is not None else ""
+    return line
+
+
+def _compose(loader: ConfigLoader, config_name: str, overrides: list[str]) -> DictConfig:
+    try:
+        return loader.load_configuration(
+            config_name=config_name, overrides=[o for o in overrides if o], run_mode=RunMode.RUN
+        )
+    except (HydraException, OmegaConfBaseException) as error:
+        raise Mistake(one_line(error)) from error
+
+
+def _leaves(config: DictConfig, prefix: str = "") -> list[str]:
+    found = []
+    for key in config:
+        name = f"{prefix}{key}"
+        if prefix == "" and key == "hydra":
+            continue
+        found.append(name)
+        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
+            child = config[key]
+            if isinstance(child, DictConfig):
+                found += _leaves(child, f"{name}.")
+    return found
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = [k for k in known if not k.endswith(("_target_", "_partial_"))]
+    by_tail = [k for k in known if k.replace("/", ".").rsplit(".", 1)[-1] == name]
+    near = by_tail or difflib.get_close_matches(name, known, n=3, cutoff=0.65)
+    if not near:
+        tails = {k.rsplit(".", 1)[-1]: k for k in known}
+        tail = name.replace("/", ".").rsplit(".", 1)[-1]
+        near = [tails[m] for m in difflib.get_close_matches(tail, tails, n=2, cutoff=0.7)]
+    return f"; did you mean {' or '.join(near[:3])}?" if near else ""
+
+
+def _check_value(override: Override, base: DictConfig, keys: set[str], sweep: bool) -> None:
+    key = override.key_or_group
+    if key.split(".")[0].split("/")[0] == "hydra":
+        return
+    _no_sweep(override, sweep)
+    if key not in keys:
+        if override.is_add() or override.is_force_add():
+            return
+        raise Mistake(
+            f"{key} is not a setting here{_nearest(key, keys)}. "
+            f"All settings and their values: --cfg job{'' if '/' not in key else '; all groups: --help'}"
+        )
+    if override.is_delete():
+        return
+    accepted = _accepted(base, key)
+    for given in _values(override):
+        value = given.text if isinstance(given, QuotedString) else given
+        interpolated = isinstance(value, str) and "${" in value
+        if accepted and not interpolated and type(value) not in accepted:
+            raise Mistake(
+                f"{key}={value if not isinstance(value, str) else repr(value)}: {key} is "
+                f"{' or '.join(dict.fromkeys(_NAMES[t] for t in accepted))}, not {_NAMES.get(type(value), 'that')}"
+            )
+
+
+def _accepted(base: DictConfig, key: str) -> Types:
+    if key in ALSO:
+        return ALSO[key]
+    try:
+        value = OmegaConf.select(base, key)
+    except OmegaConfBaseException:
+        return ()
+    if isinstance(value, DictConfig):
+        return (dict,)
+    if isinstance(value, ListConfig):
+        return (list,)
+    if isinstance(value, float):
+        return (int, float)
+    if isinstance(value, str):
+        return (str, int, float, bool)  # name=3 is a name
+    return (type(value),) if value is not None else ()

@@ -1,0 +1,121 @@
+"""A text as Lightning wants it: read, tokenized, split 90/10, cut into batches on the device."""
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+
+import lightning as L
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from chargpt.data.blocks import EveryBlock, RandomBlocks
+from chargpt.data.corpus import Corpus, TextFiles, TinyShakespeare
+from chargpt.data.tokenizer import CharTokenizer, Tokenizer
+from chargpt.errors import Mistake
+
+
+class TextDataModule(L.LightningDataModule):
+    """Random blocks of the first part of a text to train on, every block of the rest to validate on.
+
+    Args:
+        corpus: where the text comes from.
+        block_size: T, tokens of context.
+        batch_size: global number of blocks of one forward pass, over all devices.
+        train_fraction: share of the characters to train on, from the front.
+        validation_tokens: about how many tokens one validation forward pass takes on a device.
+        tokenizer: makes a tokenizer from the whole text (the lecture's choice: validation text included).
+        seed: the run's seed; global batch k depends on nothing but it and k.
+
+    Raises:
+        Mistake: on sizes that cannot be, here; on texts that cannot be read or are too short, in `read`.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        block_size: int,
+        batch_size: int,
+        train_fraction: float = 0.9,
+        validation_tokens: int = 16384,
+        tokenizer: Callable[[str], Tokenizer] = CharTokenizer.from_text,
+        seed: int = 1337,
+    ):
+        super().__init__()
+        for name, value in (("block_size", block_size), ("batch_size", batch_size)):
+            if value < 1:
+                raise Mistake(f"{name}={value}: it must be 1 or more")
+        if not 0 < train_fraction < 1:
+            raise Mistake(f"train_fraction={train_fraction}: it must lie between 0 and 1, for example 0.9")
+        self.corpus = corpus
+        self.block_size = block_size
+        self.batch_size = batch_size
+        self.train_fraction = train_fraction
+        self.validation_batch_size = max(1, validation_tokens // block_size)
+        self._make_tokenizer = tokenizer
+        self._seed = seed
+        self.tokenizer: Tokenizer | None = None
+
+    @classmethod
+    def from_tiny_shakespeare(cls, cache_dir: str | None = None, **settings) -> "TextDataModule":
+        """`data=tinyshakespeare`."""
+        return cls(TinyShakespeare(cache_dir), **settings)
+
+    @classmethod
+    def from_files(cls, path: str, **settings) -> "TextDataModule":
+        """`data=text_file data.path=...`."""
+        return cls(TextFiles(path), **settings)
+
+    def read(self, tokenizer: Tokenizer | None = None) -> None:
+        """Reads and tokenizes the text, once; with `tokenizer` in place of one made from the text.
+
+        Raises:
+            Mistake: the text cannot be had, is too short, or holds what `tokenizer` does not know.
+        """
+        if self.tokenizer is not None:
+            return
+        text = self.corpus.read()
+        self.corpus_sha256 = hashlib.sha256(text.encode()).hexdigest()
+        self.characters = len(text)
+        split = int(self.train_fraction * len(text))
+        self.tokenizer = tokenizer or self._make_tokenizer(text)
+        self.train_tokens_N = self.tokenizer.encode(text[:split])
+        self.val_tokens_N = self.tokenizer.encode(text[split:])
+        self.characters_per_token = (len(text) - split) / max(1, len(self.val_tokens_N))
+        if len(self.train_tokens_N) < self.block_size + 1 or len(self.val_tokens_N) < 2:
+            raise Mistake(
+                f"{self.corpus.name} is too short for block_size={self.block_size}: its {len(text):,} "
+                f"characters leave {len(self.train_tokens_N):,} tokens to train on and "
+                f"{len(self.val_tokens_N):,} to validate on. Lower model.block_size or bring more text"
+            )
+
+    def split(self, name: str) -> Int[Tensor, " N"]:
+        """The tokens of `train`, `val` or `all`."""
+        train_N, val_N = self.train_tokens_N, self.val_tokens_N
+        return {"train": train_N, "val": val_N, "all": torch.cat((train_N, val_N))}[name]
+
+    def setup(self, stage: str) -> None:
+        self.read()
+
+    def train_dataloader(self) -> RandomBlocks:
+        share = self._share()
+        if self.batch_size % share["world_size"]:
+            raise Mistake(
+                f"data.batch_size={self.batch_size} cannot be shared equally by {share['world_size']} devices. "
+                f"Make it a multiple of {share['world_size']}"
+            )
+        # Checkpoints are made between optimizer steps, so this is the first batch that was not trained on.
+        first = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        blocks = partial(RandomBlocks, self._on_device(self.train_tokens_N), self.block_size)
+        return blocks(self.batch_size, self._seed, first=first, **share)
+
+    def val_dataloader(self) -> EveryBlock:
+        tokens_N = self._on_device(self.val_tokens_N)
+        return EveryBlock(tokens_N, self.block_size, self.validation_batch_size, **self._share())
+
+    def _share(self) -> dict[str, int]:
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def _on_device(self, tokens_N: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        device: torch.device = self.trainer.strategy.root_device
+        return tokens_N.to(device)

@@ -1,0 +1,16 @@
+"""What goes wrong, by whose hand: the exceptions that the command line turns into exit codes."""
+
+
+class Mistake(ValueError):
+    """What was asked cannot be done: one line that says what was wrong, what was found and what to do.
+
+    The command line prints it without a traceback and exits with 2.
+    """
+
+
+class Interrupted(Exception):
+    """Training was asked to stop (Ctrl-C, SIGTERM) and has saved itself: exit code 3."""
+
+
+class Diverged(Exception):
+    """The loss is no longer a number: exit code 1, the last good checkpoint is kept."""

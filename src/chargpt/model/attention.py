@@ -1,0 +1,94 @@
+"""Causal self-attention: tokens of a block gather what they look for from those before them."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chargpt.errors import Mistake
+from chargpt.model.position import Rotation, rotate
+
+
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, in one layer, so that they are computed once."""
+
+    def __init__(self, keys_BHTD: Tensor, values_BHTD: Tensor):
+        self.keys_BHTD, self.values_BHTD = keys_BHTD, values_BHTD
+        self.length = 0
+
+    def extend(
+        self, keys_BHTD: Float[Tensor, "B H T D"], values_BHTD: Float[Tensor, "B H T D"]
+    ) -> tuple[Float[Tensor, "B H S D"], Float[Tensor, "B H S D"]]:
+        """Appends T tokens; gives all S tokens so far (a view)."""
+        end = self.length + keys_BHTD.shape[2]
+        self.keys_BHTD[:, :, self.length : end] = keys_BHTD
+        self.values_BHTD[:, :, self.length : end] = values_BHTD
+        self.length = end
+        return self.keys_BHTD[:, :, :end], self.values_BHTD[:, :, :end]
+
+
+class CausalSelfAttention(nn.Module):
+    """All heads at once: one fused product for queries, keys and values, one fused attention.
+
+    Args:
+        n_embd: C.
+        n_head: H, must divide C; the head size D is C / H.
+        dropout: on the attention weights, and on the output.
+        projection: whether the heads' concatenated outputs go through a linear layer (the lecture adds it
+            together with the residual connections).
+        qkv_bias: bias of queries, keys and values (the lecture has none).
+        projection_bias: bias of the output projection.
+    """
+
+    def __init__(
+        self,
+        n_embd: int,
+        n_head: int,
+        dropout: float = 0.0,
+        projection: bool = True,
+        qkv_bias: bool = False,
+        projection_bias: bool = True,
+    ):
+        super().__init__()
+        if n_embd % n_head:
+            below, above = n_embd // n_head * n_head, (n_embd // n_head + 1) * n_head
+            near = f"{below} or {above}" if below else f"{above}"
+            divisors = [h for h in range(1, min(n_embd, 64) + 1) if n_embd % h == 0]
+            raise Mistake(
+                f"model.n_head={n_head} does not divide model.n_embd={n_embd}: "
+                f"take n_embd={near}, or n_head from {divisors}"
+            )
+        self.n_head, self.dropout = n_head, dropout
+        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=qkv_bias)
+        self.projection = nn.Linear(n_embd, n_embd, bias=projection_bias) if projection else None
+
+    def forward(
+        self,
+        x_BTC: Float[Tensor, "B T C"],
+        rotation: Rotation | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "B T C"]:
+        """With a cache, x_BTC holds only the newest T tokens, and they see all those before them too."""
+        B, T, C = x_BTC.shape
+        qkv_3BHTD = self.qkv(x_BTC).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        q_BHTD, k_BHTD, v_BHTD = qkv_3BHTD.unbind(0)
+        if rotation is not None:
+            q_BHTD, k_BHTD = rotate(q_BHTD, rotation), rotate(k_BHTD, rotation)
+        mask = None
+        if cache is not None:
+            k_BHTD, v_BHTD = cache.extend(k_BHTD, v_BHTD)
+            S = k_BHTD.shape[2]
+            if 1 < T < S:
+                mask = torch.ones(T, S, dtype=torch.bool, device=x_BTC.device).tril(S - T)
+        y_BHTD = F.scaled_dot_product_attention(
+            q_BHTD,
+            k_BHTD,
+            v_BHTD,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=k_BHTD.shape[2] == T and T > 1,
+        )
+        y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
+        if self.projection is not None:
+            y_BTC = self.projection(y_BTC)
+        return F.dropout(y_BTC, self.dropout, self.training)

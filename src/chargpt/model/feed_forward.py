@@ -1,0 +1,88 @@
+"""What each token does by itself with what it gathered: the feed-forward layers."""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chargpt.errors import Mistake
+
+
+class FeedForward(nn.Module):
+    """Out to `expansion` times the channels, an activation, and back (Vaswani et al. 2017, section 3.3).
+
+    Args:
+        n_embd: C.
+        dropout: on the output.
+        expansion: width of the inner layer, in C.
+        activation: makes the module between the two layers.
+        bias: of both layers.
+    """
+
+    def __init__(
+        self,
+        n_embd: int,
+        dropout: float = 0.0,
+        expansion: float = 4,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        bias: bool = True,
+    ):
+        super().__init__()
+        inner = _inner(n_embd, expansion)
+        self.dropout = dropout
+        self.expand = nn.Linear(n_embd, inner, bias=bias)
+        self.activation = activation()
+        self.projection = nn.Linear(inner, n_embd, bias=bias)
+
+    def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        y_BTC = self.projection(self.activation(self.expand(x_BTC)))
+        return F.dropout(y_BTC, self.dropout, self.training)
+
+
+class LinearReLU(nn.Module):
+    """A single linear layer and a ReLU: the lecture's first feed-forward, before it had residuals."""
+
+    projection = None
+
+    def __init__(self, n_embd: int, dropout: float = 0.0, bias: bool = True):
+        super().__init__()
+        self.dropout = dropout
+        self.linear = nn.Linear(n_embd, n_embd, bias=bias)
+
+    def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        return F.dropout(F.relu(self.linear(x_BTC)), self.dropout, self.training)
+
+
+class SwiGLU(nn.Module):
+    """silu(x W) * (x U), and back (Shazeer 2020, "GLU Variants Improve Transformer", eq. 5).
+
+    Args:
+        expansion: inner width in C; 8/3 has the parameters of a FeedForward of 4, as the paper takes it.
+    """
+
+    def __init__(self, n_embd: int, dropout: float = 0.0, expansion: float = 8 / 3, bias: bool = False):
+        super().__init__()
+        inner = _inner(n_embd, expansion)
+        self.dropout = dropout
+        self.gate = nn.Linear(n_embd, inner, bias=bias)
+        self.expand = nn.Linear(n_embd, inner, bias=bias)
+        self.projection = nn.Linear(inner, n_embd, bias=bias)
+
+    def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        y_BTC = self.projection(F.silu(self.gate(x_BTC)) * self.expand(x_BTC))
+        return F.dropout(y_BTC, self.dropout, self.training)
+
+
+class SquaredReLU(nn.Module):
+    """max(0, x)^2 (So et al. 2021, Primer, section 3.1)."""
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return F.relu(x).square()
+
+
+def _inner(n_embd: int, expansion: float) -> int:
+    inner = round(expansion * n_embd)
+    if inner < 1:
+        raise Mistake(f"model.feed_forward.expansion={expansion} leaves no inner channel: take 1 or more")
+    return inner

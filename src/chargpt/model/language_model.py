@@ -1,0 +1,41 @@
+"""What every model of the bench is: tokens_BT -> logits_BTV, and it knows its size."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class LanguageModel(nn.Module):
+    """A plain `nn.Module` that knows nothing of Lightning or Hydra.
+
+    Attributes:
+        vocab_size: V.
+        block_size: the longest context T.
+    """
+
+    vocab_size: int
+    block_size: int
+
+    def forward(self, tokens_BT: Int[Tensor, "B T"], cache: list | None = None) -> Float[Tensor, "B T V"]:
+        """Logits of the token after each position. With a cache, tokens_BT follow the tokens in it."""
+        raise NotImplementedError
+
+    def new_cache(self, batch_size: int) -> list | None:
+        """Empty memory for B sequences of up to `block_size` tokens; None where there is none to keep."""
+        return None
+
+    def parameter_count(self) -> int:
+        """Trainable numbers, shared ones once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations a token, forward and backward, at full blocks.
+
+        Matrix products only, 2 operations a multiply-add, the backward pass twice the forward one; attention
+        counted in full, as if it had no causal mask (Chowdhery et al. 2022, PaLM, appendix B).
+        """
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device

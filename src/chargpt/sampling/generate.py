@@ -1,0 +1,98 @@
+"""New tokens from a model, one after the other."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from chargpt.errors import Mistake
+from chargpt.model.language_model import LanguageModel
+from chargpt.randomness import derive
+
+
+def check_settings(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raises `Mistake` for settings that cannot be sampled with."""
+    if max_new_tokens < 0:
+        raise Mistake(f"max_new_tokens={max_new_tokens}: it must not be negative")
+    if not 0 <= temperature < float("inf"):
+        raise Mistake(f"temperature={temperature}: it must be 0 (greedy) or more, for example 0.8")
+    if top_k is not None and top_k < 1:
+        raise Mistake(f"top_k={top_k}: it must be 1 or more, or null for all")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise Mistake(f"top_p={top_p}: it must be more than 0 and at most 1, or null for all")
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel,
+    prompt_T: Int[Tensor, " T"],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    num_samples: int = 1,
+    seed: int = 0,
+) -> Iterator[Int[Tensor, " B"]]:
+    """Yields the next token of each of B = `num_samples` continuations, `max_new_tokens` times.
+
+    A context longer than `block_size` is cropped to its last `block_size` tokens, as in the lecture; as long as
+    it is shorter, keys and values are kept and each token costs one pass over itself.
+
+    Args:
+        model: in eval mode, or dropout falls on the samples.
+        prompt_T: at least one token.
+        temperature: divides the logits; 0 takes the likeliest token always.
+        top_k: only the k likeliest tokens are drawn from.
+        top_p: only the likeliest tokens that together have probability p (Holtzman et al. 2020, section 3.1).
+        seed: the same seed gives the same tokens, whatever `num_samples` is: each sample has a generator of
+            its own.
+
+    Raises:
+        Mistake: settings that cannot be sampled with.
+    """
+    check_settings(max_new_tokens, temperature, top_k, top_p)
+    device, block_size = model.device, model.block_size
+    generators = [torch.Generator().manual_seed(derive(seed, sample)) for sample in range(num_samples)]
+    context_BT = prompt_T.long().to(device).repeat(num_samples, 1)[:, -block_size:]
+    cache = model.new_cache(num_samples)
+    cached = 0
+    for _ in range(max_new_tokens):
+        if cache is not None and context_BT.shape[1] < block_size:
+            logits_BV = model(context_BT[:, cached:], cache)[:, -1]
+            cached = context_BT.shape[1]
+        else:
+            cache = None  # from here on the window moves, and with it every position
+            logits_BV = model(context_BT)[:, -1]
+        next_B = _draw(logits_BV.float().cpu(), temperature, top_k, top_p, generators)
+        yield next_B
+        context_BT = torch.cat((context_BT, next_B[:, None].to(device)), dim=1)[:, -block_size:]
+
+
+def _draw(
+    logits_BV: Float[Tensor, "B V"],
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generators: list[torch.Generator],
+) -> Int[Tensor, " B"]:
+    if temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    logits_BV = _keep(logits_BV / temperature, top_k, top_p)
+    # Gumbel's trick: the argmax of logits plus Gumbel noise is a draw from their softmax.
+    noise_BV = torch.stack([torch.empty(logits_BV.shape[1]).exponential_(generator=g).log_() for g in generators])
+    return (logits_BV - noise_BV).argmax(dim=-1)
+
+
+def _keep(logits_BV: Float[Tensor, "B V"], top_k: int | None, top_p: float | None) -> Float[Tensor, "B V"]:
+    """The logits of the tokens to draw from; -inf for the others."""
+    if top_k is not None and top_k < logits_BV.shape[-1]:
+        floor_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < floor_B1, -float("inf"))
+    if top_p is not None and top_p < 1:
+        sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
+        probabilities_BV = sorted_BV.softmax(dim=-1)
+        before_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV
+        drop_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(1, order_BV, before_BV >= top_p)
+        logits_BV = logits_BV.masked_fill(drop_BV, -float("inf"))
+    return logits_BV

@@ -1,0 +1,147 @@
+"""A trained model from its run directory or checkpoint, with its tokenizer, without Lightning or Hydra."""
+
+import pickle
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chargpt.config.build import build
+from chargpt.data.tokenizer import Tokenizer
+from chargpt.errors import Mistake
+from chargpt.model.language_model import LanguageModel
+from chargpt.sampling.generate import check_settings, generate
+
+
+@dataclass
+class TrainedModel:
+    """A model that writes.
+
+    Attributes:
+        model: the plain module, in eval mode.
+        config: the run's config, plain data.
+        step: optimizer steps it was trained for.
+        path: its checkpoint.
+    """
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    config: dict[str, Any]
+    step: int
+    path: Path
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        max_new_tokens: int = 500,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> str:
+        """The prompt and its continuation. The settings are those of `chargpt.sampling.generate`."""
+        settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        prompt = self.first_token() if prompt is None else prompt
+        return prompt + "".join(text for (text,) in self.stream(prompt, max_new_tokens, **settings))
+
+    def first_token(self) -> str:
+        """The lecture's start: token 0, a line break in most texts."""
+        return self.tokenizer.decode(torch.tensor([0]))
+
+    def stream(self, prompt: str, max_new_tokens: int, **settings: Any) -> Iterator[list[str]]:
+        """Yields the next piece of text of each sample, as it is made.
+
+        Raises:
+            Mistake: an empty prompt, one with characters that the model does not know, or bad settings.
+        """
+        names = ("temperature", "top_k", "top_p")
+        defaults = dict(zip(names, (1.0, None, None), strict=True))
+        check_settings(max_new_tokens, **{n: settings.get(n, defaults[n]) for n in names})
+        if not prompt:
+            raise Mistake("the prompt is empty: the model needs at least one character to go on from")
+        prompt_T = self.tokenizer.encode(prompt)
+        return self._pieces(generate(self.model, prompt_T, max_new_tokens, **settings))
+
+    def _pieces(self, tokens) -> Iterator[list[str]]:
+        for next_B in tokens:
+            yield [self.tokenizer.decode(next_1) for next_1 in next_B[:, None]]
+
+
+def load(run: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
+    """The best model of a run directory, or the model of a checkpoint file.
+
+    Raises:
+        Mistake: there is no such run, it has no checkpoint yet, or the checkpoint is not one of ours.
+    """
+    path = find_checkpoint(Path(run).expanduser())
+    checkpoint = read_checkpoint(path)
+    ours = checkpoint["chargpt"]
+    tokenizer = build(ours["tokenizer"], "tokenizer")
+    model = build(ours["config"]["model"], "model", vocab_size=tokenizer.vocab_size)
+    weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise Mistake(f"{path}: its weights do not fit its own config: {str(error).splitlines()[-1]}") from error
+    model.eval().requires_grad_(False)
+    return TrainedModel(model.to(device), tokenizer, ours["config"], checkpoint["global_step"], path)
+
+
+def find_checkpoint(run: Path, names: tuple[str, ...] = ("best.ckpt", "last.ckpt", "previous.ckpt")) -> Path:
+    """The checkpoint of a run directory, the first of `names` that is there; a file is itself."""
+    if run.is_file():
+        return run
+    if not run.is_dir():
+        raise Mistake(f"there is no run at {run} (looked from {Path.cwd()}){_others(run)}")
+    for name in names:
+        if (path := run / "checkpoints" / name).is_file():
+            return path
+    raise Mistake(f"{run} has no checkpoint in checkpoints/: it is not a run, or was cut off before its first")
+
+
+def latest(outputs: str | Path = "outputs") -> Path:
+    """The run under `outputs` that finished last."""
+    finished = [p.parent for p in Path(outputs).rglob("metrics.json")]
+    if not finished:
+        raise Mistake(f"run=latest finds no finished run under {outputs}/: train one first, python train.py")
+    return max(finished, key=lambda run: (run / "metrics.json").stat().st_mtime)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of ours: plain data and tensors, never code.
+
+    Raises:
+        Mistake: unreadable, damaged, or not of this bench.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise Mistake(f"{path} cannot be read: {error.strerror}") from error
+    except (
+        RuntimeError,
+        ValueError,
+        EOFError,
+        KeyError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise Mistake(
+            f"{path} is damaged or no checkpoint ({type(error).__name__}): nothing was loaded from it. "
+            f"Its neighbours in {path.parent} may be whole"
+        ) from error
+    needed = {"chargpt", "state_dict", "global_step"}
+    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+        raise Mistake(f"{path} is a torch file, but not a checkpoint of this bench")
+    return checkpoint
+
+
+def _others(run: Path) -> str:
+    try:
+        names = sorted(p.name for p in run.parent.iterdir() if p.is_dir())[-3:]
+    except OSError:
+        return ""
+    return f". In {run.parent} there are {', '.join(names)}" if names else ""

@@ -1,0 +1,72 @@
+"""sample.py: the text, and nothing else, on standard output."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from chargpt.errors import Mistake
+from chargpt.sampling.trained import latest, load
+
+
+def write(
+    run: str,
+    prompt: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    num_samples: int,
+    seed: int,
+    device: str,
+) -> None:
+    """Streams a sample as it is made; several one after the other, once they are all made together.
+
+    Raises:
+        Mistake: no such run, a prompt that cannot be read or said, settings that cannot be sampled with.
+    """
+    if num_samples < 1:
+        raise Mistake(f"num_samples={num_samples}: it must be 1 or more")
+    trained = load(latest() if run == "latest" else run, checked_device(device))
+    prompt = trained.first_token() if prompt is None else _read(prompt)
+    settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, num_samples=num_samples, seed=seed)
+    pieces = trained.stream(prompt, max_new_tokens, **settings)
+    sys.stderr.write(f"{trained.path}, {trained.step} steps\n")
+    out = sys.stdout
+    out.reconfigure(encoding="utf-8", newline="")  # the model's characters as they are, whatever the locale
+    if num_samples == 1:
+        out.write(prompt)
+        for (piece,) in pieces:
+            out.write(piece)
+            out.flush()
+        out.write("\n")
+    else:
+        samples = zip(*pieces, strict=True)
+        for i, sample in enumerate(samples):
+            rule = "\n" + "-" * 80 + "\n" if i else ""
+            out.write(f"{rule}{prompt}{''.join(sample)}\n")
+    out.flush()
+
+
+def checked_device(name: str) -> torch.device:
+    """The device by its name. Raises `Mistake` if this machine has none such."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise Mistake(f"device={name}: {str(error).splitlines()[0]}. Try device=cpu") from error
+    return device
+
+
+def _read(prompt: str) -> str:
+    if not prompt.startswith("@"):
+        return prompt
+    path = Path(prompt[1:]).expanduser()
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise Mistake(
+            f"prompt=@{path}: {error.strerror}. To begin with the character @ itself, put it in a file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise Mistake(f"prompt=@{path} is not UTF-8 (byte at offset {error.start})") from error

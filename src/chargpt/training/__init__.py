@@ -1,0 +1,1 @@
+"""Logits -> loss -> step; what a run leaves behind."""

@@ -1,0 +1,103 @@
+"""The curves: what each logger gets, at which step."""
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+
+from chargpt.errors import Diverged
+from chargpt.model.loss import bits_per_character, perplexity
+from chargpt.training.clock import TrainingClock
+
+
+class Curves(L.Callback):
+    """Logs the training curves every `trainer.log_every_n_steps` steps and at the first, and each validation.
+
+    `train/loss` is the mean over the steps since the last point and over all ranks; `grad_norm` and `lr` are
+    those of the step itself (the norm before clipping), `tokens_per_second` counts training time alone.
+
+    Attributes:
+        initial_loss, val_loss, best_val_loss, best_step: for metrics.json, in nats a token.
+    """
+
+    def __init__(self) -> None:
+        self.initial_loss: float | None = None
+        self.train_loss: float | None = None
+        self.val_loss: float | None = None
+        self.best_val_loss = math.inf
+        self.best_step = 0
+        self.tokens_per_second = 0.0
+        self._lr = 0.0
+        self._last_step, self._last_seconds = 0, 0.0
+        self._waiting: list[list[float]] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._clock = next(c for c in trainer.callbacks if isinstance(c, TrainingClock))
+        self._module, self._trainer = pl_module, trainer
+        if self._waiting:  # losses since the last point before a checkpoint
+            mine = self._waiting[trainer.global_rank % len(self._waiting)]
+            pl_module.train_losses = [torch.tensor(loss) for loss in mine]
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        self._lr = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step == self._last_step or trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        if step % trainer.log_every_n_steps and step != 1 and not trainer.should_stop:
+            return
+        losses = [loss.to(pl_module.device) for loss in pl_module.train_losses]
+        loss = trainer.strategy.reduce(torch.stack(losses).mean(), reduce_op="mean").item()
+        pl_module.train_losses.clear()
+        seconds = self._clock.train_seconds
+        data = trainer.datamodule
+        tokens = data.batch_size * data.block_size * trainer.accumulate_grad_batches * (step - self._last_step)
+        self.tokens_per_second = tokens / max(1e-9, seconds - self._last_seconds)
+        self._last_step, self._last_seconds = step, seconds
+        self.train_loss = loss
+        if step == 1:
+            self.initial_loss = loss
+        norm = pl_module.measure_grad_norm().item()
+        point = {"train/loss": loss, "lr": self._lr, "grad_norm": norm}
+        self._log(trainer, point | {"tokens_per_second": self.tokens_per_second}, step)
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the training loss is {loss} at step {step} (learning rate {self._lr:.3g}, gradient norm "
+                f"{norm:.3g}): try a lower optimizer.lr or trainer.gradient_clip_val=1.0"
+            )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.val_loss = trainer.callback_metrics["val/loss"].item()
+        if self.val_loss < self.best_val_loss:
+            self.best_val_loss, self.best_step = self.val_loss, trainer.global_step
+        bits = bits_per_character(self.val_loss, trainer.datamodule.characters_per_token)
+        point = {"val/loss": self.val_loss, "val/perplexity": perplexity(self.val_loss)}
+        self._log(trainer, point | {"val/bits_per_character": bits}, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        waiting = torch.tensor([loss.item() for loss in self._module.train_losses], device=self._module.device)
+        if self._trainer.world_size > 1:
+            waiting = self._module.all_gather(waiting)  # each rank goes on with its own
+        return {
+            "initial_loss": self.initial_loss,
+            "train_loss": self.train_loss,
+            "val_loss": self.val_loss,
+            "best_val_loss": self.best_val_loss,
+            "best_step": self.best_step,
+            "last_step": self._last_step,
+            "last_seconds": self._last_seconds,
+            "waiting": waiting.reshape(self._trainer.world_size, -1).tolist(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in ("initial_loss", "train_loss", "val_loss", "best_val_loss", "best_step"):
+            setattr(self, name, state_dict[name])
+        self._last_step, self._last_seconds = state_dict["last_step"], state_dict["last_seconds"]
+        self._waiting = state_dict["waiting"]
+
+    @staticmethod
+    def _log(trainer: L.Trainer, point: dict[str, float], step: int) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(point, step=step)

@@ -1,0 +1,99 @@
+"""What the run trains on: Lightning's Trainer from the `trainer` part of the config."""
+
+import logging
+import warnings
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException as FabricError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from chargpt.errors import Mistake
+
+
+def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
+    """A Trainer for an endless stream of batches.
+
+    Args:
+        settings: the config's `trainer`, Lightning's own keys. `val_check_interval` counts optimizer steps, and
+            `max_time` is left to the training clock.
+        fixed: what is not the user's choice: callbacks, loggers, directories.
+
+    Raises:
+        Mistake: hardware that is not there, or settings that Lightning refuses.
+    """
+    settings = dict(settings)
+    _check(settings)
+    settings.pop("max_time")
+    settings["val_check_interval"] *= settings["accumulate_grad_batches"]
+    if settings["precision"] == "auto":
+        settings["precision"] = _best_precision(settings["accelerator"])
+    if settings["deterministic"] is False and settings["accelerator"] != "cpu" and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    _quieten()
+    try:
+        return L.Trainer(
+            **settings,
+            **fixed,
+            max_epochs=-1,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the sampler shares out each batch itself
+            enable_model_summary=False,
+        )
+    except (
+        MisconfigurationException,
+        FabricError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        ImportError,
+    ) as error:
+        message = " ".join(str(error).split())
+        raise Mistake(f"trainer: {message} ({_found()})") from error
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _check(settings: dict[str, Any]) -> None:
+    for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
+        if settings[name] < 1:
+            raise Mistake(f"trainer.{name}={settings[name]}: it must be 1 or more")
+    if settings["max_steps"] < 1 and not (settings["max_steps"] == -1 and settings["max_time"]):
+        raise Mistake(
+            f"trainer.max_steps={settings['max_steps']}: it must be 1 or more, or -1 with a trainer.max_time"
+        )
+    clip = settings["gradient_clip_val"]
+    if clip is not None and not clip > 0:
+        raise Mistake(f"trainer.gradient_clip_val={clip}: it must be more than 0, or null for no clipping")
+
+
+def _best_precision(accelerator: str) -> str:
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _found() -> str:
+    gpus = torch.cuda.device_count()
+    mps = ", Apple's GPU" if torch.backends.mps.is_available() else ""
+    return f"this machine has {gpus or 'no'} CUDA GPU{'s' if gpus > 1 else ''}{mps}"
+
+
+def _quieten() -> None:
+    """Lightning's announcements, which tell a user of this bench nothing that he can act on."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*sync_dist=True.*",
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*treespec.*",
+        ".*not resumable.*",
+        ".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message)

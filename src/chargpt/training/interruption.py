@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM: finish the step, save, leave."""
+
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+
+from chargpt.errors import Interrupted
+from chargpt.training.checkpoint import Checkpoints
+from chargpt.training.run_directory import RunDirectory
+
+
+class Interruption(L.Callback):
+    """Stops the run between two steps after the first signal, with everything saved; a second one kills it.
+
+    The handler only sets a flag: a signal that lands in the middle of a step must not touch the model. All
+    ranks agree on the step before which they stop.
+    """
+
+    def __init__(self, run: RunDirectory, checkpoints: Checkpoints):
+        self._run, self._checkpoints = run, checkpoints
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._remember)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        stop = self._signal
+        if trainer.world_size > 1:
+            anyone = torch.tensor(stop, device=pl_module.device)
+            torch.distributed.all_reduce(anyone, torch.distributed.ReduceOp.MAX)
+            stop = int(anyone.item())
+        if stop:
+            self._checkpoints.save(trainer)
+            step = trainer.global_step
+            if trainer.is_global_zero:
+                self._run.write_status("interrupted", step, signal.Signals(stop).name)
+            raise Interrupted(
+                f"interrupted after step {step}, and saved. Go on with: python train.py resume={self._run.path}"
+            )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:
+            self._restore()
+            signal.raise_signal(number)
+        self._signal = number
+        sys.stderr.write("\nfinishing this step and saving; once more to quit at once\n")
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}

@@ -1,0 +1,99 @@
+"""The training step: logits -> loss, and what Lightning needs to know to take it."""
+
+from collections.abc import Callable
+
+import lightning as L
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import SumMetric
+
+from chargpt.data.blocks import IGNORE, Batch
+from chargpt.model.language_model import LanguageModel
+from chargpt.model.loss import cross_entropy
+from chargpt.randomness import STEP, derive
+
+
+class LanguageModeling(L.LightningModule):
+    """Next-token prediction with a plain model.
+
+    Args:
+        model: tokens_BT -> logits_BTV.
+        optimizer: makes the optimizer from the model.
+        schedule: factor of the learning rate from (step, max_steps, share of the time budget).
+        seed: dropout of step k is drawn from (seed, k, rank).
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
+        schedule: Callable[[int, int, float], float],
+        seed: int,
+    ):
+        super().__init__()
+        self.model = model
+        self._make_optimizer = optimizer
+        self._schedule = schedule
+        self._seed = seed
+        # Two sums rather than a MeanMetric, which forgets its weights when it does not check for NaN (1.9.0).
+        self.val_loss_sum = SumMetric(nan_strategy="disable")
+        self.val_count = SumMetric(nan_strategy="disable")
+        # Kept as tensors and read once per logging interval, so that no step waits for the device.
+        self.train_losses: list[Tensor] = []
+        self.grad_norm: Tensor | None = None
+        self.time_used: Callable[[], float] = lambda: 0.0  # share of the time budget; set by the clock
+
+    def forward(self, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        return self.model(tokens_BT)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(derive(self._seed, STEP, batch_idx, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        inputs_BT, targets_BT = batch
+        loss = cross_entropy(self.model(inputs_BT), targets_BT)
+        self.train_losses.append(loss.detach())
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        inputs_BT, targets_BT = batch
+        self.val_loss_sum.update(cross_entropy(self.model(inputs_BT), targets_BT, reduction="sum"))
+        self.val_count.update((targets_BT != IGNORE).sum())
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/loss", self.val_loss_sum.compute() / self.val_count.compute(), logger=False)
+        self.val_loss_sum.reset()
+        self.val_count.reset()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the global norm and keeps it for the curves; without clipping it is only measured."""
+        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        clip = getattr(self.trainer.model, "clip_grad_norm_", None)  # FSDP: the norm spans the shards
+        if clip is not None:
+            self.grad_norm = clip(limit)
+        elif gradient_clip_val is None:
+            self.grad_norm = None  # measured when the curves ask
+        else:
+            self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+
+    def measure_grad_norm(self) -> Tensor:
+        """The gradient's norm at the last step, before clipping."""
+        if self.grad_norm is not None:
+            return self.grad_norm
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(grads)
+
+    def configure_optimizers(self) -> dict:
+        optimizer = self._make_optimizer(self.model)
+
+        def factor(step: int) -> float:
+            return self._schedule(step, self.trainer.max_steps, self.time_used())
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

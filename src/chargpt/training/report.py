@@ -1,0 +1,85 @@
+"""What a person reads at the beginning and at the end of a run, and in TensorBoard's HParams tab."""
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from chargpt.training.hardware import device_name
+from chargpt.training.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from chargpt.training.run import Run
+
+
+def opening(run: "Run") -> None:
+    """Five lines: the model, the text, the steps, the device, the place."""
+    model, data, trainer = run.model, run.data, run.trainer
+    names = {"n_layer": "layers", "n_head": "heads", "n_embd": "channels", "block_size": "block"}
+    settings = run.config["model"]
+    shape = ", ".join(f"{settings[key]} {name}" for key, name in names.items() if key in settings)
+    accumulated = trainer.accumulate_grad_batches
+    passes = f"{accumulated} x " if accumulated > 1 else ""
+    rows = {
+        "model": f"{run.config['name']}: {millions(model.parameter_count())} parameters, {shape}",
+        "text": f"{data.corpus.name}: {data.characters:,} characters, {data.tokenizer.vocab_size} distinct",
+        "steps": f"{_end(run)} of {passes}{data.batch_size} x {data.block_size} tokens",
+        "on": f"{trainer.world_size} x {device_name(trainer.strategy.root_device)}, {trainer.precision}",
+        "in": str(run.directory.path),
+    }
+    for name, text in rows.items():
+        log.info("%7s  %s", name, text)
+
+
+def closing(directory: RunDirectory, metrics: dict[str, Any], text: str) -> None:
+    """A sample, the figures, and the three next commands."""
+    console = Console(highlight=False)
+    console.rule("a sample of the best checkpoint", style="dim")
+    console.print(text, markup=False, soft_wrap=True)
+    console.rule(style="dim")
+    path = directory.path
+    logs = path.parent if path.is_absolute() else path.parts[0]
+    rows = {
+        "loss": f"[bold]{metrics['val_loss']:.4f}[/] nats on the validation text (step {metrics['best_step']}), "
+        f"{metrics['final_val_loss']:.4f} at the last step; {metrics['val_bpc']:.3f} bits a character",
+        "time": f"{metrics['steps']:,} steps in {metrics['train_seconds']:.0f} s of training, "
+        f"{metrics['tokens_per_second']:,.0f} tokens/s",
+        "run": f"{path}",
+        "sample": f"python sample.py run={path} prompt=ROMEO:",
+        "look": f"tensorboard --logdir {logs}",
+        "go on": f"python train.py resume={path} trainer.max_steps={2 * metrics['steps']}",
+    }
+    for name, line in rows.items():
+        console.print(f"[dim]{name:>7}[/]  {line}", soft_wrap=True)
+    sys.stdout.flush()
+
+
+def hyperparameters(run: "Run") -> dict[str, bool | str | float | int]:
+    """What the HParams tab compares runs by: the numbers of the model, and what varies in training."""
+    config = run.config
+    scalars = {k: v for k, v in config["model"].items() if isinstance(v, bool | int | float | str) and k[0] != "_"}
+    return {
+        **scalars,
+        "model": config["model"]["_target_"].rsplit(".", 1)[-1],
+        "parameters": run.model.parameter_count(),
+        "optimizer": config["optimizer"]["_target_"].rsplit(".", 1)[-1],
+        "lr": config["optimizer"]["lr"],
+        "schedule": config["schedule"]["_target_"].rsplit(".", 1)[-1],
+        "batch_size": config["data"]["batch_size"],
+        "max_steps": config["trainer"]["max_steps"],
+        "seed": config["seed"],
+    }
+
+
+def millions(count: int) -> str:
+    """1234 -> 1,234; 12345678 -> 12.35M."""
+    return f"{count:,}" if count < 100_000 else f"{count / 1e6:.2f}M"
+
+
+def _end(run: "Run") -> str:
+    steps, budget = run.trainer.max_steps, run.config["trainer"]["max_time"]
+    parts = [f"{steps:,} steps"] if steps > 0 else []
+    return " or ".join([*parts, *([f"max_time={budget}"] if budget else [])])
