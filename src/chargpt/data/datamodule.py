@@ -6,7 +6,7 @@ from functools import partial
 
 import lightning as L
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 from chargpt.data.blocks import EveryBlock, RandomBlocks
@@ -89,7 +89,7 @@ class TextDataModule(L.LightningDataModule):
                 f"{len(self.val_tokens_N):,} to validate on. Lower model.block_size or bring more text"
             )
 
-    def split(self, name: str) -> Int[Tensor, " N"]:
+    def split(self, name: str) -> Integer[Tensor, " N"]:
         """The tokens of `train`, `val` or `all`."""
         train_N, val_N = self.train_tokens_N, self.val_tokens_N
         return {"train": train_N, "val": val_N, "all": torch.cat((train_N, val_N))}[name]
@@ -116,6 +116,6 @@ class TextDataModule(L.LightningDataModule):
     def _share(self) -> dict[str, int]:
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
-    def _on_device(self, tokens_N: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    def _on_device(self, tokens_N: Integer[Tensor, " N"]) -> Integer[Tensor, " N"]:
         device: torch.device = self.trainer.strategy.root_device
         return tokens_N.to(device)

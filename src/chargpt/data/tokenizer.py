@@ -1,11 +1,11 @@
 """Text to token numbers and back: the protocol every tokenizer keeps, and the lecture's characters."""
 
 import difflib
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 from chargpt.errors import Mistake
@@ -14,17 +14,18 @@ _CODE_POINTS = 0x110000
 _CHUNK = 1 << 24  # characters encoded at a time: bounds the UTF-32 copy to 64 MB
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the bench asks of a tokenizer; subword tokenizers keep it as well."""
 
     @property
     def vocab_size(self) -> int: ...
 
-    def encode(self, text: str) -> Int[Tensor, " N"]:
+    def encode(self, text: str) -> Integer[Tensor, " N"]:
         """Token numbers of `text`. Raises `Mistake` where it cannot be said in this vocabulary."""
         ...
 
-    def decode(self, tokens_N: Int[Tensor, " N"]) -> str:
+    def decode(self, tokens_N: Integer[Tensor, " N"]) -> str:
         """The text of the tokens: the inverse of `encode`."""
         ...
 
@@ -33,7 +34,7 @@ class Tokenizer(Protocol):
         ...
 
     @classmethod
-    def from_text(cls, text: str) -> Self:
+    def from_text(cls, text: str) -> "Tokenizer":
         """The tokenizer whose vocabulary is taken from `text`."""
         ...
 
@@ -66,7 +67,7 @@ class CharTokenizer:
     def vocab_size(self) -> int:
         return len(self.characters)
 
-    def encode(self, text: str) -> Int[Tensor, " N"]:
+    def encode(self, text: str) -> Integer[Tensor, " N"]:
         """Token numbers, in the smallest type that holds them.
 
         Raises:
@@ -82,7 +83,7 @@ class CharTokenizer:
             tokens_N[start : start + len(codes)] = torch.from_numpy(found)
         return tokens_N
 
-    def decode(self, tokens_N: Int[Tensor, " N"]) -> str:
+    def decode(self, tokens_N: Integer[Tensor, " N"]) -> str:
         return _characters(self._codes_V[tokens_N.cpu().numpy()])
 
     def as_config(self) -> dict:

@@ -1,6 +1,6 @@
 """The lecture's first model: each token looks up the logits of the next one in a V x V table."""
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from chargpt.errors import Mistake
@@ -25,7 +25,7 @@ class Bigram(LanguageModel):
         self.table = nn.Embedding(vocab_size, vocab_size)
         nn.init.normal_(self.table.weight, std=std)
 
-    def forward(self, tokens_BT: Int[Tensor, "B T"], cache: None = None) -> Float[Tensor, "B T V"]:
+    def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: None = None) -> Float[Tensor, "B T V"]:
         return self.table(tokens_BT)
 
     def flops_per_token(self) -> int:

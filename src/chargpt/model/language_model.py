@@ -1,7 +1,7 @@
 """What every model of the bench is: tokens_BT -> logits_BTV, and it knows its size."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 
@@ -16,7 +16,7 @@ class LanguageModel(nn.Module):
     vocab_size: int
     block_size: int
 
-    def forward(self, tokens_BT: Int[Tensor, "B T"], cache: list | None = None) -> Float[Tensor, "B T V"]:
+    def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: list | None = None) -> Float[Tensor, "B T V"]:
         """Logits of the token after each position. With a cache, tokens_BT follow the tokens in it."""
         raise NotImplementedError
 

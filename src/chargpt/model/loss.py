@@ -2,7 +2,7 @@
 
 import math
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -10,7 +10,7 @@ from chargpt.data.blocks import IGNORE
 
 
 def cross_entropy(
-    logits_BTV: Float[Tensor, "B T V"], targets_BT: Int[Tensor, "B T"], reduction: str = "mean"
+    logits_BTV: Float[Tensor, "B T V"], targets_BT: Integer[Tensor, "B T"], reduction: str = "mean"
 ) -> Float[Tensor, ""]:
     """Negative log-likelihood of the targets in nats, mean or sum; `IGNORE`d ones do not count."""
     logits = logits_BTV.flatten(0, 1).float()

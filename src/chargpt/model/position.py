@@ -1,7 +1,7 @@
 """How a token knows where it stands: learned vectors, rotations, or not at all."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from chargpt.errors import Mistake
@@ -21,11 +21,11 @@ class PositionEncoding(nn.Module):
     def __init__(self, block_size: int, n_embd: int, head_size: int):
         super().__init__()
 
-    def add(self, x_BTC: Float[Tensor, "B T C"], positions_T: Int[Tensor, " T"]) -> Float[Tensor, "B T C"]:
+    def add(self, x_BTC: Float[Tensor, "B T C"], positions_T: Integer[Tensor, " T"]) -> Float[Tensor, "B T C"]:
         """The embedded tokens with their positions."""
         return x_BTC
 
-    def rotation(self, positions_T: Int[Tensor, " T"]) -> Rotation | None:
+    def rotation(self, positions_T: Integer[Tensor, " T"]) -> Rotation | None:
         """What each attention layer applies to its queries and keys."""
         return None
 
@@ -37,7 +37,7 @@ class Learned(PositionEncoding):
         super().__init__(block_size, n_embd, head_size)
         self.embedding = nn.Embedding(block_size, n_embd)
 
-    def add(self, x_BTC: Float[Tensor, "B T C"], positions_T: Int[Tensor, " T"]) -> Float[Tensor, "B T C"]:
+    def add(self, x_BTC: Float[Tensor, "B T C"], positions_T: Integer[Tensor, " T"]) -> Float[Tensor, "B T C"]:
         return x_BTC + self.embedding(positions_T)
 
 
@@ -63,7 +63,7 @@ class Rotary(PositionEncoding):
         self.register_buffer("cos_TD", angle.cos().float(), persistent=False)
         self.register_buffer("sin_TD", angle.sin().float() * sign, persistent=False)
 
-    def rotation(self, positions_T: Int[Tensor, " T"]) -> Rotation:
+    def rotation(self, positions_T: Integer[Tensor, " T"]) -> Rotation:
         return self.cos_TD[positions_T], self.sin_TD[positions_T]
 
 

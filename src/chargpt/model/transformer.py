@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -131,7 +131,7 @@ class Transformer(LanguageModel):
         initialization(self)
 
     def forward(
-        self, tokens_BT: Int[Tensor, "B T"], cache: list[KeyValueCache] | None = None
+        self, tokens_BT: Integer[Tensor, "B T"], cache: list[KeyValueCache] | None = None
     ) -> Float[Tensor, "B T V"]:
         """With a cache (`new_cache`), tokens_BT are the newest tokens only, and follow those already in it.
 

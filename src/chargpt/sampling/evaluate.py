@@ -1,7 +1,7 @@
 """evaluate.py: loss, perplexity and bits a character of a trained model on a text."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -45,7 +45,7 @@ def evaluate(run: str, split: str, device: str, data: DictConfig | None = None) 
 
 
 @torch.no_grad()
-def measure(model: LanguageModel, tokens_N: Int[Tensor, " N"], tokens_per_pass: int) -> float:
+def measure(model: LanguageModel, tokens_N: Integer[Tensor, " N"], tokens_per_pass: int) -> float:
     """Mean loss in nats a token over N >= 2 tokens, in non-overlapping blocks of the model's block size."""
     tokens_N = tokens_N.to(model.device)
     total = 0.0

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from chargpt.errors import Mistake
@@ -26,14 +26,14 @@ def check_settings(max_new_tokens: int, temperature: float, top_k: int | None, t
 @torch.no_grad()
 def generate(
     model: LanguageModel,
-    prompt_T: Int[Tensor, " T"],
+    prompt_T: Integer[Tensor, " T"],
     max_new_tokens: int,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     num_samples: int = 1,
     seed: int = 0,
-) -> Iterator[Int[Tensor, " B"]]:
+) -> Iterator[Integer[Tensor, " B"]]:
     """Yields the next token of each of B = `num_samples` continuations, `max_new_tokens` times.
 
     A context longer than `block_size` is cropped to its last `block_size` tokens, as in the lecture; as long as
@@ -75,7 +75,7 @@ def _draw(
     top_k: int | None,
     top_p: float | None,
     generators: list[torch.Generator],
-) -> Int[Tensor, " B"]:
+) -> Integer[Tensor, " B"]:
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
     logits_BV = _keep(logits_BV / temperature, top_k, top_p)

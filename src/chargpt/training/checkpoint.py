@@ -22,7 +22,7 @@ KEY = "chargpt"  # our part of Lightning's checkpoint
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary file, flushes it to the disk and renames it: a checkpoint is whole or absent."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")

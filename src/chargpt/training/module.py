@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import lightning as L
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torchmetrics import SumMetric
 
@@ -44,8 +44,15 @@ class LanguageModeling(L.LightningModule):
         self.grad_norm: Tensor | None = None
         self.time_used: Callable[[], float] = lambda: 0.0  # share of the time budget; set by the clock
 
-    def forward(self, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+    def forward(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         return self.model(tokens_BT)
+
+    def on_train_start(self) -> None:
+        # A resumed run may have a later end than the one that computed the checkpoint's learning rate.
+        scheduler = self.lr_schedulers()
+        factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
+        for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = lr * factor
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(derive(self._seed, STEP, batch_idx, self.global_rank))

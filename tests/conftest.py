@@ -1,0 +1,108 @@
+"""What many tests share: a small text, the verbs in this process, the verbs as real processes."""
+
+import logging
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parent.parent
+
+WORDS = ("the king shall speak of love and war while all his men lie down to sleep O what a night").split()
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    """About 20,000 characters of nonsense in sentences, the same in each session."""
+    draw = random.Random(0)
+    sentences = (" ".join(draw.choices(WORDS, k=draw.randint(3, 9))).capitalize() + ".\n" for _ in range(650))
+    return "".join(sentences)
+
+
+@pytest.fixture(scope="session")
+def text_file(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "nonsense.txt"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(text_file: Path) -> list[str]:
+    """Overrides for a run of a second: a small GPT with dropout on the small text."""
+    return [
+        "data=text_file",
+        f"data.path={text_file}",
+        "model.n_layer=2",
+        "model.n_head=2",
+        "model.n_embd=16",
+        "model.block_size=16",
+        "model.dropout=0.2",
+        "data.batch_size=4",
+        "trainer=cpu",
+        "trainer.max_steps=20",
+        "trainer.val_check_interval=10",
+        "trainer.log_every_n_steps=5",
+        "callbacks.samples.max_new_tokens=20",
+    ]
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def verb(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """`verb("train", "model=bigram")`: a verb in this process, from an empty folder; its code and words."""
+
+    def run(name: str, *words: str) -> Outcome:
+        import importlib
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(REPO / f"{name}.py"), *words])
+        main = importlib.import_module(name).main
+        root = logging.getLogger()
+        before = root.handlers[:], root.level
+        try:
+            with pytest.raises(SystemExit) as left:
+                main()
+        finally:
+            for handler in set(root.handlers) - set(before[0]):
+                root.removeHandler(handler)
+                handler.close()
+            root.setLevel(before[1])
+        captured = capsys.readouterr()
+        return Outcome(left.value.code or 0, captured.out, captured.err)
+
+    monkeypatch.syspath_prepend(str(REPO))
+    return run
+
+
+def process(folder: Path, name: str, *words: str, timeout: float = 120, **environment: str) -> Outcome:
+    """A verb as a person runs it: a process of its own, in `folder`."""
+    done = subprocess.run(
+        [sys.executable, str(REPO / f"{name}.py"), *words],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished tiny run, for tests that only read."""
+    folder = tmp_path_factory.mktemp("finished")
+    run = folder / "outputs" / "tiny" / "run"
+    outcome = process(folder, "train", *tiny, f"hydra.run.dir={run}")
+    assert outcome.code == 0, outcome.err
+    return run
