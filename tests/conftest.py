@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# Models this small run faster on one thread, and tests side by side do not take turns spinning on the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPO = Path(__file__).parent.parent
 
 WORDS = ("the king shall speak of love and war while all his men lie down to sleep O what a night").split()
