@@ -13,7 +13,9 @@ from typing import Any
 
 from chargpt.errors import Mistake
 
-ALLOWED = ("chargpt.data.", "chargpt.model.", "chargpt.training.", "torch.nn.", "torch.optim.")
+# Modules that build and do nothing else: from all of chargpt.training a checkpoint could write files.
+ALLOWED = ("chargpt.data.datamodule.", "chargpt.data.tokenizer.", "chargpt.model.")
+ALLOWED += ("chargpt.training.optimizer.", "chargpt.training.schedule.", "torch.nn.", "torch.optim.")
 
 
 def build(config: Any, path: str = "config", **arguments: Any) -> Any:
@@ -99,5 +101,5 @@ def _call(target: Any, parts: dict[str, Any], path: str, *args: Any) -> Any:
         return target(*args, **parts)
     except Mistake:
         raise
-    except (ValueError, TypeError) as error:
-        raise Mistake(f"{path}: {name} refuses its settings: {error}") from error
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
+        raise Mistake(f"{path}: {name} refuses its settings: {' '.join(str(error).split())}") from error

@@ -50,8 +50,11 @@ def entry_point(config_name: str) -> Callable[[Work], Callable[[], None]]:
 def _run(work: Work, config_name: str, script: Path) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[_Console()])
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
     try:
         args = get_args_parser().parse_args()
+        if args.multirun and config_name != "train":
+            raise Mistake(f"-m is for training: {script.name} takes one value for each setting")
         if not args.multirun:
             args.overrides = [quote(o) for o in args.overrides]
             sys.argv[1:] = [quote(o) for o in sys.argv[1:]]

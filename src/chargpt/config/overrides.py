@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString, Sweep
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +23,7 @@ from chargpt.errors import Mistake
 Types = tuple[type, ...]
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 _NAMES |= {list: "a list", dict: "a group of settings"}
+_GIVEN = _NAMES | {float: "a decimal number"}
 
 # Settings that take other types than that of the value that stands in conf/.
 ALSO: dict[str, Types] = {
@@ -79,13 +80,15 @@ def one_line(error: Exception) -> str:
     lines = [line.strip() for cause in causes for line in str(cause).splitlines()]
     noise = ("To append", "full_key:", "object_type", "Set the env", "reference_type")
     kept = [line for line in dict.fromkeys(lines) if line and not line.startswith(noise)]
-    return " ".join(kept[:3])
+    message = " ".join(kept[:3])
+    place = next((m[1] for line in lines if (m := re.match(r"full_key: (.+)", line))), None)
+    return message if place is None or place in message else f"{message} (in {place})"
 
 
 def _parse(override: str) -> Override:
     try:
         return OverridesParser.create().parse_override(override)
-    except OverrideParseException as error:
+    except HydraException as error:
         hint = "" if "=" in override else " A setting is given as KEY=VALUE."
         raise Mistake(
             f"{override!r} is not understood.{hint} Put a value with special signs in two pairs of quotes: "
@@ -131,7 +134,7 @@ def _check_choice(override: Override, loader: ConfigLoader, sweep: bool) -> None
         choice = str(value.text if isinstance(value, QuotedString) else value)
         if choice not in options and not group.startswith("hydra") and not override.is_delete():
             raise Mistake(
-                f"{group}={choice}: there is no such choice{_nearest(choice, options)}. "
+                f"{group}={choice}: there is no such choice{_nearest(choice, options)} "
                 f"{group} is one of {', '.join(options)}"
             )
 
@@ -175,7 +178,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
         tails = {k.rsplit(".", 1)[-1]: k for k in known}
         tail = name.replace("/", ".").rsplit(".", 1)[-1]
         near = [tails[m] for m in difflib.get_close_matches(tail, tails, n=2, cutoff=0.7)]
-    return f"; did you mean {' or '.join(near[:3])}?" if near else ""
+    return f"; did you mean {' or '.join(near[:3])}?" if near else "."
 
 
 def _check_value(override: Override, base: DictConfig, keys: set[str], sweep: bool) -> None:
@@ -187,19 +190,21 @@ def _check_value(override: Override, base: DictConfig, keys: set[str], sweep: bo
         if override.is_add() or override.is_force_add():
             return
         raise Mistake(
-            f"{key} is not a setting here{_nearest(key, keys)}. "
+            f"{key} is not a setting here{_nearest(key, keys)} "
             f"All settings and their values: --cfg job{'' if '/' not in key else '; all groups: --help'}"
         )
     if override.is_delete():
         return
-    accepted = _accepted(base, key)
+    accepted, group = _accepted(base, key), key.replace(".", "/")
     for given in _values(override):
         value = given.text if isinstance(given, QuotedString) else given
         interpolated = isinstance(value, str) and "${" in value
         if accepted and not interpolated and type(value) not in accepted:
+            shown = repr(value) if isinstance(value, str) else "null" if value is None else value
+            wanted = [_NAMES[t] for t in accepted if not (t is int and float in accepted)]
+            choose = f". To choose one by its name: {group}={value}" if group in keys and group != key else ""
             raise Mistake(
-                f"{key}={value if not isinstance(value, str) else repr(value)}: {key} is "
-                f"{' or '.join(dict.fromkeys(_NAMES[t] for t in accepted))}, not {_NAMES.get(type(value), 'that')}"
+                f"{key}={shown}: {key} is {' or '.join(wanted)}, not {_GIVEN.get(type(value), 'that')}{choose}"
             )
 
 

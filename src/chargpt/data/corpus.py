@@ -84,7 +84,8 @@ class TinyShakespeare:
                     if digest != self.sha256:
                         raise ValueError(f"sha256 {digest[:12]}... is not Tiny Shakespeare's")
                 except (OSError, ValueError, subprocess.SubprocessError) as error:
-                    reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
+                    reason = str(getattr(error, "reason", error)).strip() or repr(error)
+                    reason = reason.splitlines()[-1]
                     tried.append(f"{route.__doc__} ({reason})")
                     log.info("  not there: %s", reason)
                     continue

@@ -24,7 +24,7 @@ class FeedForward(nn.Module):
         self,
         n_embd: int,
         dropout: float = 0.0,
-        expansion: float = 4,
+        expansion: float = 4.0,
         activation: Callable[[], nn.Module] = nn.ReLU,
         bias: bool = True,
     ):

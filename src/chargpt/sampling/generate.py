@@ -11,7 +11,9 @@ from chargpt.model.language_model import LanguageModel
 from chargpt.randomness import derive
 
 
-def check_settings(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def check_settings(
+    max_new_tokens: int, temperature: int | float, top_k: int | None, top_p: int | float | None
+) -> None:
     """Raises `Mistake` for settings that cannot be sampled with."""
     if max_new_tokens < 0:
         raise Mistake(f"max_new_tokens={max_new_tokens}: it must not be negative")
@@ -28,9 +30,9 @@ def generate(
     model: LanguageModel,
     prompt_T: Integer[Tensor, " T"],
     max_new_tokens: int,
-    temperature: float = 1.0,
+    temperature: int | float = 1.0,
     top_k: int | None = None,
-    top_p: float | None = None,
+    top_p: int | float | None = None,
     num_samples: int = 1,
     seed: int = 0,
 ) -> Iterator[Integer[Tensor, " B"]]:
@@ -71,9 +73,9 @@ def generate(
 
 def _draw(
     logits_BV: Float[Tensor, "B V"],
-    temperature: float,
+    temperature: int | float,
     top_k: int | None,
-    top_p: float | None,
+    top_p: int | float | None,
     generators: list[torch.Generator],
 ) -> Integer[Tensor, " B"]:
     if temperature == 0:
@@ -84,7 +86,7 @@ def _draw(
     return (logits_BV - noise_BV).argmax(dim=-1)
 
 
-def _keep(logits_BV: Float[Tensor, "B V"], top_k: int | None, top_p: float | None) -> Float[Tensor, "B V"]:
+def _keep(logits_BV: Float[Tensor, "B V"], top_k: int | None, top_p: int | float | None) -> Float[Tensor, "B V"]:
     """The logits of the tokens to draw from; -inf for the others."""
     if top_k is not None and top_k < logits_BV.shape[-1]:
         floor_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]

@@ -1,7 +1,6 @@
 """A trained model from its run directory or checkpoint, with its tokenizer, without Lightning or Hydra."""
 
-import pickle
-import zipfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +37,9 @@ class TrainedModel:
         prompt: str | None = None,
         max_new_tokens: int = 500,
         *,
-        temperature: float = 1.0,
+        temperature: int | float = 1.0,
         top_k: int | None = None,
-        top_p: float | None = None,
+        top_p: int | float | None = None,
         seed: int = 0,
     ) -> str:
         """The prompt and its continuation. The settings are those of `chargpt.sampling.generate`."""
@@ -118,23 +117,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         Mistake: unreadable, damaged, or not of this bench.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
+        with warnings.catch_warnings(action="ignore"):  # of a pickle that is none of ours
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise Mistake(f"{path} cannot be read: {error.strerror}") from error
-    except (
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # damaged bytes make the unpickler fail in any way
         raise Mistake(
             f"{path} is damaged or no checkpoint ({type(error).__name__}): nothing was loaded from it. "
             f"Its neighbours in {path.parent} may be whole"
         ) from error
     needed = {"chargpt", "state_dict", "global_step"}
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+    ours = checkpoint.get("chargpt") if isinstance(checkpoint, dict) and needed <= checkpoint.keys() else None
+    if not isinstance(ours, dict) or not {"config", "tokenizer", "corpus_sha256", "devices"} <= ours.keys():
         raise Mistake(f"{path} is a torch file, but not a checkpoint of this bench")
     return checkpoint
 

@@ -13,9 +13,9 @@ def write(
     run: str,
     prompt: str | None,
     max_new_tokens: int,
-    temperature: float,
+    temperature: int | float,
     top_k: int | None,
-    top_p: float | None,
+    top_p: int | float | None,
     num_samples: int,
     seed: int,
     device: str,
@@ -52,7 +52,7 @@ def checked_device(name: str) -> torch.device:
     """The device by its name. Raises `Mistake` if this machine has none such."""
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise Mistake(f"device={name}: {str(error).splitlines()[0]}. Try device=cpu") from error
     return device

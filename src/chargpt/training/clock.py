@@ -10,7 +10,7 @@ import torch
 from chargpt.errors import Mistake
 
 
-def seconds_of(max_time: str | float | dict[str, float] | None) -> float | None:
+def seconds_of(max_time: str | int | float | dict[str, int | float] | None) -> float | None:
     """`trainer.max_time` in seconds: a number, `DD:HH:MM:SS`, or timedelta's keywords; None for no limit."""
     if max_time is None:
         return None

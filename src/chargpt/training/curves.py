@@ -79,7 +79,9 @@ class Curves(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         waiting = torch.tensor([loss.item() for loss in self._module.train_losses], device=self._module.device)
         if self._trainer.world_size > 1:
-            waiting = self._module.all_gather(waiting)  # each rank goes on with its own
+            of_ranks = [torch.empty_like(waiting) for _ in range(self._trainer.world_size)]
+            torch.distributed.all_gather(of_ranks, waiting)  # each rank goes on with its own
+            waiting = torch.cat(of_ranks)
         return {
             "initial_loss": self.initial_loss,
             "train_loss": self.train_loss,

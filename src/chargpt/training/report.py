@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 def opening(run: "Run") -> None:
     """Five lines: the model, the text, the steps, the device, the place."""
     model, data, trainer = run.model, run.data, run.trainer
-    names = {"n_layer": "layers", "n_head": "heads", "n_embd": "channels", "block_size": "block"}
+    names = {"n_layer": "layers", "n_head": "heads", "n_embd": "channels"}
     settings = run.config["model"]
-    shape = ", ".join(f"{settings[key]} {name}" for key, name in names.items() if key in settings)
+    parts = [f"{settings[key]} {name}" for key, name in names.items() if key in settings]
+    shape = ", ".join([*parts, f"block {model.block_size}"])
     accumulated = trainer.accumulate_grad_batches
     passes = f"{accumulated} x " if accumulated > 1 else ""
     rows = {

@@ -86,6 +86,13 @@ def train(composed: DictConfig) -> None:
     except Diverged as error:
         run.directory.write_status("diverged", run.trainer.global_step, str(error))
         raise
+    except SystemExit as left:  # a second Ctrl-C: Lightning has torn itself down and leaves with 1
+        if not rank_zero or not isinstance(left.__context__, KeyboardInterrupt):
+            raise
+        run.directory.write_status("interrupted", run.trainer.global_step, "a second signal")
+        go_on = f"go on from the last checkpoint with: python train.py resume={run.directory.path}"
+        nothing = "it had no checkpoint yet"
+        raise Interrupted(f"quit; {go_on if run.directory.last.exists() else nothing}") from None
     except BaseException as error:
         if rank_zero:
             with contextlib.suppress(OSError):
@@ -102,6 +109,8 @@ def prepare(composed: DictConfig) -> Run:
     resumed_tokenizer = None
     if config["resume"] != "never":
         checkpoint = find_checkpoint(Path(config["resume"]).expanduser(), ("last.ckpt", "previous.ckpt"))
+        if checkpoint.parent.name != "checkpoints":
+            raise Mistake(f"resume={checkpoint} is not in a run directory: name the run, resume=outputs/...")
         directory = RunDirectory(checkpoint.parent.parent)
         progress = read_checkpoint(checkpoint)
         overrides = list(hydra_config.overrides.task)

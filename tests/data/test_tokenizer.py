@@ -1,0 +1,148 @@
+"""Characters to numbers and back: nothing lost, nothing invented, and unknown characters named."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chargpt.config.build import build
+from chargpt.data import tokenizer as tokenizers
+from chargpt.data.tokenizer import CharTokenizer, Tokenizer
+from chargpt.errors import Mistake
+
+AWKWARD = "\0\r\n\n\r\ttab \x85\u2028 naïve e\u0301 ﬁ 𝄞 😀👨‍👩‍👧 \U0010ffff\ufeff"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(min_size=1))
+def test_decode_undoes_encode_for_any_text(text):
+    tokenizer = CharTokenizer.from_text(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(min_size=1), st.lists(st.integers(0, 10**6)))
+def test_encode_undoes_decode_for_any_tokens(text, numbers):
+    tokenizer = CharTokenizer.from_text(text)
+    tokens_N = torch.tensor([n % tokenizer.vocab_size for n in numbers], dtype=torch.int64)
+    assert tokenizer.encode(tokenizer.decode(tokens_N)).tolist() == tokens_N.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(min_size=1))
+def test_the_vocabulary_is_that_of_the_lecture(text):
+    chars = sorted(set(text))
+    stoi = {ch: i for i, ch in enumerate(chars)}
+    tokenizer = CharTokenizer.from_text(text)
+    assert tokenizer.characters == "".join(chars)
+    assert tokenizer.vocab_size == len(chars)
+    assert tokenizer.encode(text).tolist() == [stoi[c] for c in text]
+
+
+@pytest.mark.parametrize("text", [AWKWARD, "a", "\0", "\U0010ffff", "a\r\nb\rc\n"])
+def test_awkward_characters_come_back_unchanged(text):
+    tokenizer = CharTokenizer.from_text(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_empty_text_has_no_tokens():
+    tokenizer = CharTokenizer.from_text("ab")
+    assert tokenizer.encode("").shape == (0,)
+    assert tokenizer.decode(torch.empty(0, dtype=torch.int64)) == ""
+
+
+@pytest.mark.parametrize("characters", ["", "ba", "aa", "abca"])
+def test_a_vocabulary_that_is_not_distinct_sorted_characters_is_refused(characters):
+    with pytest.raises(Mistake, match="sorted"):
+        CharTokenizer(characters)
+
+
+@pytest.mark.parametrize("unknown", ["Z", "é", "\n", "😀", "\0", "\U0010ffff"])
+def test_an_unknown_character_is_named_with_its_place(unknown):
+    tokenizer = CharTokenizer("abcz")
+    with pytest.raises(Mistake) as told:
+        tokenizer.encode(f"abc{unknown}ab")
+    message = str(told.value)
+    assert repr(unknown) in message
+    assert f"U+{ord(unknown):04X}" in message
+    assert "position 3" in message
+    assert "abcz" in message
+    assert "\n" not in message
+
+
+def test_the_first_of_many_unknown_characters_is_named():
+    with pytest.raises(Mistake, match=r"'X' .*position 1\)"):
+        CharTokenizer("ab").encode("aXbYX")
+
+
+def test_the_other_case_is_offered_for_an_unknown_letter():
+    with pytest.raises(Mistake, match="has 'z'"):
+        CharTokenizer("abcz").encode("Z")
+
+
+def test_a_prompt_of_broken_bytes_is_an_unknown_character_and_not_a_crash():
+    with pytest.raises(Mistake, match="U\\+DC80"):
+        CharTokenizer("ab").encode(b"a\x80b".decode("utf-8", "surrogateescape"))
+
+
+def test_a_huge_vocabulary_does_not_flood_the_message():
+    tokenizer = CharTokenizer("".join(map(chr, range(0x4E00, 0x4E00 + 5000))))
+    with pytest.raises(Mistake) as told:
+        tokenizer.encode("a")
+    assert len(str(told.value)) < 500
+
+
+@pytest.mark.parametrize("size", [1, 2, 65, 256, 257, 40_000])
+def test_each_size_of_vocabulary_round_trips(size):
+    characters = "".join(map(chr, range(0x10000, 0x10000 + size)))
+    tokenizer = CharTokenizer(characters)
+    tokens_N = tokenizer.encode(characters)
+    assert tokens_N.tolist() == list(range(size))
+    assert tokenizer.decode(tokens_N) == characters
+
+
+def test_small_vocabularies_take_a_byte_a_character_and_large_ones_int32():
+    characters = "".join(map(chr, range(257)))
+    assert CharTokenizer(characters[:256]).encode("a").dtype == torch.uint8
+    assert CharTokenizer(characters).encode("a").dtype == torch.int32
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_tokens_of_any_integer_type_are_decoded(dtype):
+    assert CharTokenizer("abc").decode(torch.tensor([2, 0, 1], dtype=dtype)) == "cab"
+
+
+@pytest.mark.parametrize("text", [AWKWARD, "".join(map(chr, range(0x400, 0x400 + 300))), "'\"${x}\\"])
+def test_its_config_builds_it_again(text):
+    tokenizer = CharTokenizer.from_text(text)
+    again = build(tokenizer.as_config())
+    assert isinstance(again, CharTokenizer)
+    assert again.characters == tokenizer.characters
+    assert again.encode(text).equal(tokenizer.encode(text))
+
+
+def test_it_keeps_the_protocol():
+    assert isinstance(CharTokenizer("ab"), Tokenizer)
+
+
+def test_texts_longer_than_a_chunk_are_encoded_without_seams(monkeypatch):
+    text = "".join(random.Random(0).choices("abcdef", k=97)) + "only at the end: é😀"
+    whole = CharTokenizer.from_text(text)
+    for chunk in (1, 7, 16, len(text) - 1, len(text)):
+        monkeypatch.setattr(tokenizers, "_CHUNK", chunk)
+        chunked = CharTokenizer.from_text(text)
+        assert chunked.characters == whole.characters
+        assert chunked.encode(text).tolist() == [whole.characters.index(c) for c in text]
+        with pytest.raises(Mistake, match=f"position {len(text)}"):
+            chunked.encode(text + "Ω")
+
+
+def test_twenty_million_characters_are_encoded_as_a_few_are(text):
+    times = 20_000_000 // len(text) + 1
+    tokenizer = CharTokenizer.from_text(text * times)
+    assert tokenizer.characters == "".join(sorted(set(text)))
+    tokens_N = tokenizer.encode(text * times)
+    once_N = torch.tensor([tokenizer.characters.index(c) for c in text], dtype=tokens_N.dtype)
+    assert tokens_N.view(times, -1).eq(once_N).all()

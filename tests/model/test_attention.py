@@ -1,0 +1,92 @@
+"""Causal self-attention: the lecture's heads in one product, blind to the future, the same with a cache."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chargpt.errors import Mistake
+from chargpt.model.attention import CausalSelfAttention, KeyValueCache
+from tests.model.lecture import MultiHeadAttention
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("n_head", [1, 2, 3, 4, 6, 12])
+@pytest.mark.parametrize("projection", [True, False])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_it_is_the_lectures_heads_side_by_side(n_head, projection, qkv_bias):
+    torch.manual_seed(0)
+    attention = CausalSelfAttention(12, n_head, projection=projection, qkv_bias=qkv_bias)
+    x_BTC = 3 * noise(2, 7, 12)
+    torch.testing.assert_close(attention(x_BTC), MultiHeadAttention(attention)(x_BTC), atol=1e-5, rtol=1e-5)
+
+
+def test_a_projection_without_bias_has_none():
+    assert CausalSelfAttention(12, 3, projection_bias=False).projection.bias is None
+    assert CausalSelfAttention(12, 3).projection.bias is not None
+
+
+@pytest.mark.parametrize("t", range(6))
+def test_gradients_from_the_future_are_exactly_zero(t):
+    torch.manual_seed(0)
+    attention = CausalSelfAttention(12, 3)
+    x_BTC = noise(2, 6, 12).requires_grad_()
+    attention(x_BTC)[:, t].square().sum().backward()
+    assert (x_BTC.grad[:, t + 1 :] == 0).all()
+    assert (x_BTC.grad[:, : t + 1] != 0).any(dim=-1).all()
+
+
+def fresh_cache(B: int, H: int, T: int, D: int) -> KeyValueCache:
+    """As a model makes it: full of what was left in memory, here of what would be noticed."""
+    return KeyValueCache(torch.full((B, H, T, D), torch.nan), torch.full((B, H, T, D), torch.nan))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5))
+def test_a_cache_filled_in_any_chunks_changes_nothing(chunks):
+    torch.manual_seed(0)
+    attention = CausalSelfAttention(12, 3)
+    x_BTC = noise(2, sum(chunks), 12)
+    cache = fresh_cache(2, 3, sum(chunks) + 1, 4)
+    pieces = [attention(piece, cache=cache) for piece in x_BTC.split(chunks, dim=1)]
+    assert cache.length == sum(chunks)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), attention(x_BTC), atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_falls_on_the_weights_and_on_the_output_in_training_only():
+    torch.manual_seed(0)
+    attention = CausalSelfAttention(64, 4, dropout=0.25)
+    x_BTC = noise(8, 16, 64)
+    dropped_BTC = attention(x_BTC)
+    assert not dropped_BTC.equal(attention(x_BTC))
+    whole_BTC = attention.eval()(x_BTC)
+    assert whole_BTC.equal(attention(x_BTC))
+    assert (dropped_BTC == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    kept = dropped_BTC != 0
+    # With dropout on the output alone, what is kept would be 1 / (1 - p) of the whole.
+    assert (dropped_BTC[kept] - whole_BTC[kept] / 0.75).abs().mean() > 0.01
+
+
+def test_no_dropout_is_no_dropout_in_training_too():
+    attention = CausalSelfAttention(12, 3, dropout=0.0)
+    x_BTC = noise(2, 6, 12)
+    assert attention.train()(x_BTC).equal(attention.eval()(x_BTC))
+
+
+@pytest.mark.parametrize(("n_embd", "n_head"), [(130, 4), (384, 5), (4, 8), (7, 2), (1, 3)])
+def test_heads_that_do_not_divide_the_channels_are_refused_with_sizes_that_work(n_embd, n_head):
+    with pytest.raises(Mistake) as told:
+        CausalSelfAttention(n_embd, n_head)
+    message = str(told.value)
+    assert f"n_head={n_head}" in message
+    assert f"n_embd={n_embd}" in message
+    channels, heads = re.fullmatch(r".*take n_embd=(.*), or n_head from \[(.*)\]", message).groups()
+    for proposed in channels.split(" or "):
+        CausalSelfAttention(int(proposed), n_head)
+    for proposed in heads.split(", "):
+        CausalSelfAttention(n_embd, int(proposed))

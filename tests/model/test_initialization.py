@@ -1,0 +1,126 @@
+"""The weights at the start: their measured spread, and what it means for the first logits."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from chargpt.errors import Mistake
+from chargpt.model.attention import CausalSelfAttention
+from chargpt.model.feed_forward import LinearReLU, SwiGLU
+from chargpt.model.initialization import gpt2, normal, torch_default, zero_projections
+from chargpt.model.loss import cross_entropy
+from chargpt.model.position import Rotary
+
+SIZES = dict(vocab_size=200, block_size=100, n_layer=3, n_head=4, n_embd=64)
+
+
+def spread(weight: torch.Tensor) -> float:
+    return weight.square().mean().sqrt().item()
+
+
+def matrices(model) -> list[nn.Parameter]:
+    """The weights of linear layers and embeddings that are not projections into the stream."""
+    projections = {id(layer.weight) for layer in model.residual_projections()}
+    layers = (m for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding))
+    return [layer.weight for layer in layers if id(layer.weight) not in projections]
+
+
+@pytest.mark.parametrize("std", [0.02, 0.1])
+@pytest.mark.parametrize("initialization", [normal, gpt2, zero_projections])
+def test_all_but_the_projections_have_the_spread_that_was_asked_for(small, initialization, std):
+    model = small(**SIZES, initialization=partial(initialization, std=std))
+    found = matrices(model)
+    assert len(found) == 2 + 3 * 2 + 1  # two tables, qkv and expand of each block, the head
+    for weight in found:
+        assert spread(weight) == pytest.approx(std, rel=0.05)
+        assert abs(weight.mean().item()) < 0.05 * std
+
+
+@pytest.mark.parametrize("initialization", [normal, gpt2, zero_projections])
+def test_biases_are_zero_and_norms_as_they_were(small, initialization):
+    model = small(**SIZES, initialization=initialization)
+    biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
+    assert len(biases) == 3 * 5 + 2
+    assert all((bias == 0).all() for bias in biases)
+    norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
+    assert all((norm.weight == 1).all() for norm in norms)
+
+
+def test_normal_gives_the_projections_the_same_spread(small):
+    model = small(**SIZES, initialization=normal)
+    assert len(model.residual_projections()) == 6
+    for layer in model.residual_projections():
+        assert spread(layer.weight) == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("n_layer", [1, 3])
+def test_gpt2_scales_the_projections_by_the_root_of_twice_the_layers(small, n_layer):
+    model = small(**SIZES | dict(n_layer=n_layer), initialization=gpt2)
+    assert len(model.residual_projections()) == 2 * n_layer
+    for layer in model.residual_projections():
+        assert spread(layer.weight) == pytest.approx(0.02 / math.sqrt(2 * n_layer), rel=0.05)
+
+
+def test_gpt2_counts_the_projections_that_there_are(small):
+    attention_only = small(**SIZES, initialization=gpt2, feed_forward=None)
+    for layer in attention_only.residual_projections():
+        assert spread(layer.weight) == pytest.approx(0.02 / math.sqrt(3), rel=0.05)
+
+
+@pytest.mark.parametrize("initialization", [gpt2, zero_projections])
+def test_blocks_without_projections_are_initialized_too(small, initialization):
+    parts = dict(attention=partial(CausalSelfAttention, projection=False), feed_forward=LinearReLU)
+    model = small(**SIZES, **parts, initialization=initialization)
+    assert model.residual_projections() == []
+    assert all(spread(weight) == pytest.approx(0.02, rel=0.05) for weight in matrices(model))
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, dict(feed_forward=SwiGLU, position=Rotary, norm=nn.RMSNorm), dict(feed_forward=None)]
+)
+def test_zero_projections_make_each_block_the_identity(small, parts):
+    model = small(**SIZES, **parts, initialization=zero_projections)
+    x_BTC = torch.randn(2, 5, 64)
+    rotation = model.position.rotation(torch.arange(5))
+    for block in model.blocks:
+        assert block(x_BTC, rotation, None, x_BTC, []).equal(x_BTC)
+
+
+def test_with_a_zero_head_training_starts_at_the_loss_of_guessing(small):
+    model = small(**SIZES, initialization=partial(zero_projections, head=True))
+    tokens_BT = torch.randint(200, (4, 20))
+    assert cross_entropy(model(tokens_BT), tokens_BT).item() == pytest.approx(math.log(200), abs=1e-6)
+
+
+def test_a_zero_head_is_refused_where_it_would_blot_out_the_embeddings(small):
+    with pytest.raises(Mistake, match="tie_weights"):
+        small(**SIZES, initialization=partial(zero_projections, head=True), tie_weights=True, bias=False)
+
+
+def test_torchs_own_weights_are_left_as_they_are(small):
+    class Untouched(Exception):
+        pass
+
+    def stop(model):
+        raise Untouched(model)
+
+    with pytest.raises(Untouched) as stopped:
+        small(**SIZES, initialization=stop)
+    (untouched,) = stopped.value.args
+    left = small(**SIZES, initialization=torch_default).state_dict()
+    assert all(weight.equal(left[name]) for name, weight in untouched.state_dict().items())
+
+
+@pytest.mark.parametrize("initialization", [normal, gpt2, zero_projections])
+def test_a_negative_spread_is_refused(small, initialization):
+    with pytest.raises(Mistake, match=r"std=-0\.02"):
+        small(**SIZES, initialization=partial(initialization, std=-0.02))
+
+
+@pytest.mark.parametrize("initialization", [normal, gpt2])
+def test_tied_weights_have_the_spread_that_was_asked_for(small, initialization):
+    model = small(**SIZES, initialization=initialization, tie_weights=True, bias=False)
+    assert spread(model.head.weight) == pytest.approx(0.02, rel=0.05)

@@ -1,0 +1,374 @@
+"""The Transformer as a whole: the lecture's model, causal, the same with a cache, its size and its parts."""
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from chargpt.errors import Mistake
+from chargpt.model.attention import CausalSelfAttention
+from chargpt.model.feed_forward import FeedForward, LinearReLU, SquaredReLU, SwiGLU
+from chargpt.model.initialization import gpt2, normal
+from chargpt.model.loss import cross_entropy
+from chargpt.model.position import Learned, PositionEncoding, Rotary
+from chargpt.model.transformer import Block, Transformer
+from tests.model.lecture import GPTLanguageModel
+
+POSITIONS = [Learned, Rotary, PositionEncoding]
+NORMS = [nn.LayerNorm, nn.RMSNorm, nn.Identity]
+FEED_FORWARDS = [FeedForward, partial(FeedForward, activation=SquaredReLU), SwiGLU, LinearReLU, None]
+
+every_position = pytest.mark.parametrize("position", POSITIONS)
+every_norm = pytest.mark.parametrize("norm", NORMS)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+# The lecture's model
+
+
+@pytest.mark.parametrize("n_head", [1, 2, 6])
+def test_logits_loss_and_gradients_are_those_of_the_lectures_script(small, tokens_BT, n_head):
+    model = small(n_head=n_head, n_layer=3)
+    for parameter in model.parameters():  # nothing of it may be hidden by a 0 or a 1
+        nn.init.normal_(parameter, std=0.3)
+    lecture = GPTLanguageModel(model)
+    targets_BT = tokens_BT.roll(-1, dims=1)
+    logits_BTV = model(tokens_BT)
+    loss = cross_entropy(logits_BTV, targets_BT)
+    expected_BTV, expected_loss = lecture(tokens_BT, targets_BT)
+    close(logits_BTV, expected_BTV)
+    close(loss, expected_loss)
+    loss.backward()
+    expected_loss.backward()
+    close(model.token_embedding.weight.grad, lecture.token_embedding_table.weight.grad)
+    close(model.position.embedding.weight.grad, lecture.position_embedding_table.weight.grad)
+    close(model.blocks[0].feed_forward.expand.weight.grad, lecture.blocks[0].ffwd.net[0].weight.grad)
+    for name, rows in (("query", slice(0, 12)), ("key", slice(12, 24)), ("value", slice(24, 36))):
+        heads = [getattr(head, name).weight.grad for head in lecture.blocks[1].sa.heads]
+        close(model.blocks[1].attention.qkv.weight.grad[rows], torch.cat(heads))
+
+
+def test_the_composed_model_of_the_lecture_is_the_lectures(composed):
+    model = composed("model=gpt_small", "model.n_layer=2", "model.n_head=3", "model.n_embd=24").eval()
+    assert model.embedding_dropout == 0
+    lecture = GPTLanguageModel(model)
+    tokens_BT = torch.randint(65, (2, 256), generator=torch.Generator().manual_seed(1))
+    close(model(tokens_BT), lecture(tokens_BT, tokens_BT)[0])
+    for name in ("token_embedding_table", "position_embedding_table", "lm_head"):
+        assert getattr(lecture, name).weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_gpt_small_has_the_parameters_of_the_lecture(composed):
+    assert composed("model=gpt_small").parameter_count() == 10_788_929
+
+
+def test_gpt_nano_has_the_parameters_of_its_formula(composed):
+    V, T, C, L = 65, 64, 128, 4
+    block = 2 * C + 3 * C * C + C * C + 2 * 4 * C * C  # two norms, qkv, projection, out and back; no biases
+    assert composed("model=gpt_nano").parameter_count() == V * C + T * C + L * block + C
+
+
+# Time
+
+
+@every_position
+@every_norm
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("t", [0, 3, 7])
+def test_gradients_from_the_future_are_exactly_zero(small, tokens_BT, position, norm, residual, t):
+    model = small(position=position, norm=norm, residual=residual)
+    caught = []
+    model.token_embedding.register_forward_hook(lambda module, given, out: caught.append(out))
+    logits_BTV = model(tokens_BT)
+    (gradient_BTC,) = torch.autograd.grad(logits_BTV[:, t].square().sum(), caught)
+    assert (gradient_BTC[:, t + 1 :] == 0).all()
+    assert (gradient_BTC[:, : t + 1] != 0).any(dim=-1).any(dim=0).all()
+
+
+@every_position
+@every_norm
+@pytest.mark.parametrize("t", [1, 4, 7])
+def test_a_later_token_changes_no_earlier_logit_by_a_bit(small, tokens_BT, position, norm, t):
+    model = small(position=position, norm=norm)
+    other_BT = tokens_BT.clone()
+    other_BT[:, t] = (other_BT[:, t] + 1) % 11
+    logits_BTV, changed_BTV = model(tokens_BT), model(other_BT)
+    assert logits_BTV[:, :t].equal(changed_BTV[:, :t])
+    assert not logits_BTV[:, t].equal(changed_BTV[:, t])
+
+
+def test_texts_of_a_batch_do_not_see_each_other(small, tokens_BT):
+    model = small()
+    together_BTV = model(tokens_BT)
+    for b in range(3):
+        close(together_BTV[b : b + 1], model(tokens_BT[b : b + 1]))
+
+
+@every_position
+def test_a_shorter_text_is_the_beginning_of_a_longer_one(small, tokens_BT, position):
+    model = small(position=position)
+    close(model(tokens_BT[:, :3]), model(tokens_BT)[:, :3])
+
+
+@pytest.mark.parametrize(("position", "tells"), [(Learned, True), (Rotary, True), (PositionEncoding, False)])
+def test_positions_tell_the_order_that_one_layer_without_them_cannot(small, tokens_BT, position, tells):
+    model = small(position=position, n_layer=1)
+    reordered_BT = torch.cat((tokens_BT[:, :-1].flip(1), tokens_BT[:, -1:]), dim=1)
+    difference = (model(tokens_BT)[:, -1] - model(reordered_BT)[:, -1]).abs().max().item()
+    assert (difference > 1e-3) == tells
+    if not tells:
+        assert difference < 1e-5
+
+
+# The cache
+
+
+@settings(max_examples=10, deadline=None)
+@given(chunks=st.lists(st.integers(1, 8), min_size=1, max_size=8).filter(lambda chunks: sum(chunks) <= 8))
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_cache_filled_in_any_chunks_changes_no_logit(position, chunks):
+    torch.manual_seed(0)
+    parts = dict(norm=nn.LayerNorm, feed_forward=SwiGLU, initialization=gpt2, attention=CausalSelfAttention)
+    model = Transformer(11, 8, 2, 3, 12, 0.0, position=position, **parts)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    tokens_BT = torch.randint(11, (2, sum(chunks)))
+    cache = model.new_cache(2)
+    pieces = [model(piece_BT, cache) for piece_BT in tokens_BT.split(chunks, dim=1)]
+    close(torch.cat(pieces, dim=1), model(tokens_BT))
+
+
+@every_position
+def test_token_by_token_with_a_cache_changes_no_logit(small, tokens_BT, position):
+    model = small(position=position, n_layer=3)
+    cache = model.new_cache(3)
+    pieces = [model(tokens_BT[:, t : t + 1], cache) for t in range(8)]
+    close(torch.cat(pieces, dim=1), model(tokens_BT))
+
+
+def test_a_block_may_be_filled_and_no_more(small, tokens_BT):
+    model = small()
+    assert model(tokens_BT).shape == (3, 8, 11)
+    with pytest.raises(ValueError, match=r"9 tokens .* block of 8"):
+        model(torch.cat((tokens_BT, tokens_BT[:, :1]), dim=1))
+
+
+def test_a_cache_may_be_filled_and_no_more(small, tokens_BT):
+    model = small()
+    cache = model.new_cache(3)
+    model(tokens_BT, cache)
+    with pytest.raises(ValueError, match=r"9 tokens .* block of 8"):
+        model(tokens_BT[:, :1], cache)
+
+
+# Size
+
+
+def test_tied_weights_are_one_tensor_that_counts_once(small, tokens_BT):
+    tied = small(tie_weights=True, bias=False)
+    untied = small(tie_weights=False, bias=False)
+    assert tied.head.weight is tied.token_embedding.weight
+    assert untied.parameter_count() - tied.parameter_count() == 11 * 12
+    tied(tokens_BT).sum().backward()
+    with torch.no_grad():
+        tied.token_embedding.weight.zero_()
+    assert (tied(tokens_BT) == 0).all()
+
+
+def test_tied_weights_with_a_bias_are_refused(small):
+    with pytest.raises(Mistake, match=r"tie_weights=true wants model\.bias=false"):
+        small(tie_weights=True, bias=True)
+
+
+def written_out(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):
+    """Attention in two matrix products that a counter can see."""
+    wei = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    if is_causal:
+        wei = wei.masked_fill(torch.ones(wei.shape[-2:]).tril() == 0, float("-inf"))
+    return F.dropout(F.softmax(wei, dim=-1), dropout_p) @ v
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(n_layer=3, n_head=1, block_size=5),
+        dict(position=Rotary, norm=nn.RMSNorm, feed_forward=SwiGLU),
+        dict(tie_weights=True, bias=False, dropout=0.1),
+        dict(feed_forward=None, attention=partial(CausalSelfAttention, projection=False), residual=False),
+    ],
+)
+def test_the_operations_are_those_that_torch_counts(small, monkeypatch, changes):
+    model = small(**changes)
+    tokens_BT = torch.randint(11, (2, model.block_size))
+    monkeypatch.setattr("chargpt.model.attention.F.scaled_dot_product_attention", written_out)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens_BT).sum().backward()
+    assert model.flops_per_token() == counter.get_total_flops() / tokens_BT.numel()
+
+
+# The parts
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("feed_forward", [FeedForward, None])
+def test_each_part_adds_to_the_stream_or_replaces_it(residual, feed_forward):
+    torch.manual_seed(0)
+    block = Block(12, partial(CausalSelfAttention, n_head=3), nn.LayerNorm, feed_forward, residual)
+    x_BTC = torch.randn(2, 5, 12)
+    heard = block.attention(block.attention_norm(x_BTC))
+    expected = x_BTC + heard if residual else heard
+    if feed_forward:
+        thought = block.feed_forward(block.feed_forward_norm(expected))
+        expected = expected + thought if residual else thought
+    assert block(x_BTC, None, None, x_BTC, []).equal(expected)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_without_residuals_a_silent_block_silences_the_stream(small, tokens_BT, residual):
+    model = small(residual=residual)
+    with torch.no_grad():
+        for layer in model.residual_projections():
+            layer.weight.zero_()
+            layer.bias.zero_()
+    one, two = model(tokens_BT), model((tokens_BT + 1) % 11)
+    assert one.equal(two) != residual
+
+
+def test_the_final_norm_can_be_left_out(small, tokens_BT):
+    normed, bare = small(), small(final_norm=False)
+    assert normed.parameter_count() - bare.parameter_count() == 2 * 12
+    bare.load_state_dict(normed.state_dict(), strict=False)
+    caught = []
+    bare.head.register_forward_pre_hook(lambda module, given: caught.append(given[0]))
+    bare(tokens_BT)
+    close(normed(tokens_BT), normed.head(F.layer_norm(caught[0], (12,))))
+
+
+def test_norms_are_those_of_torch(composed):
+    layer_normed = composed(
+        "model=gpt_nano", "model/norm=layer_norm", "model.bias=true", "model.tie_weights=false"
+    )
+    rms_normed = composed("model=gpt_nano", "model/norm=rms_norm")
+    bare = composed("model=gpt_nano", "model/norm=none")
+    x_BTC = 5 + torch.randn(2, 3, 128)
+    scaled = x_BTC - x_BTC.mean(dim=-1, keepdim=True)
+    close(layer_normed.final_norm(x_BTC), scaled / (scaled.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt())
+    close(rms_normed.final_norm(x_BTC), x_BTC / (x_BTC.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt())
+    assert bare.final_norm(x_BTC).equal(x_BTC)
+    assert bare.parameter_count() == rms_normed.parameter_count() - 9 * 128
+
+
+class WithMemory(Block):
+    """Adds the embeddings and the mean of the earlier blocks' outputs: a variant that reads all it is given."""
+
+    def forward(self, x_BTC, rotation, cache, embeddings_BTC, earlier):
+        x_BTC = super().forward(x_BTC, rotation, cache, embeddings_BTC, earlier)
+        memory = torch.stack(list(earlier)).mean(dim=0) if earlier else torch.zeros_like(x_BTC)
+        return x_BTC + embeddings_BTC + memory
+
+
+def test_a_block_of_ones_own_reads_the_embeddings_and_the_earlier_blocks(small, tokens_BT):
+    model = small(block=WithMemory, n_layer=3)
+    positions_T = torch.arange(8)
+    embeddings_BTC = model.token_embedding(tokens_BT) + model.position.embedding(positions_T)
+    x_BTC, earlier = embeddings_BTC, []
+    for block in model.blocks:
+        x_BTC = Block.forward(block, x_BTC, None, None, embeddings_BTC, []) + embeddings_BTC
+        if earlier:
+            x_BTC = x_BTC + sum(earlier) / len(earlier)
+        earlier.append(x_BTC)
+    logits_BTV = model(tokens_BT)
+    close(logits_BTV, model.head(model.final_norm(x_BTC)))
+    cache = model.new_cache(3)
+    pieces = [model(piece_BT, cache) for piece_BT in tokens_BT.split([3, 1, 4], dim=1)]
+    close(torch.cat(pieces, dim=1), logits_BTV)
+    logits_BTV.sum().backward()
+
+
+def test_dropout_acts_in_training_and_not_in_evaluation(small, tokens_BT):
+    model = small(dropout=0.3)
+    assert not model(tokens_BT).equal(model(tokens_BT))
+    model.eval()
+    assert model(tokens_BT).equal(model(tokens_BT))
+    assert model(tokens_BT).equal(small(dropout=0.0)(tokens_BT))
+
+
+@pytest.mark.parametrize("embedding_dropout", [True, False])
+def test_dropout_falls_on_the_embeddings_only_where_it_is_asked_for(small, tokens_BT, embedding_dropout):
+    model = small(dropout=0.3, embedding_dropout=embedding_dropout)
+    streams = []
+    model.blocks[0].register_forward_pre_hook(lambda module, given: streams.append(given[0]))
+    model(tokens_BT)
+    model.eval()(tokens_BT)
+    in_training, in_evaluation = streams
+    assert in_training.equal(in_evaluation) != embedding_dropout
+    assert (in_training == 0).any() == embedding_dropout
+
+
+@pytest.mark.parametrize("feed_forward", FEED_FORWARDS)
+@every_position
+def test_every_parameter_learns(small, tokens_BT, feed_forward, position):
+    model = small(feed_forward=feed_forward, position=position, initialization=normal)
+    cross_entropy(model(tokens_BT), tokens_BT.roll(-1, dims=1)).backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=gpt_mini", "model.n_layer=1", "model.block_size=16"],
+        ["model/position=rotary", "model/feed_forward=swiglu", "model/initialization=zero_projections"],
+        ["model/position=none", "model/feed_forward=squared_relu", "model/norm=rms_norm"],
+        ["model/attention=causal_no_projection", "model/feed_forward=linear_relu", "model/norm=none"],
+        ["model/feed_forward=none", "model/initialization=torch_default"],
+    ],
+    ids=" ".join,
+)
+def test_a_few_steps_of_any_composition_fit_a_single_batch(composed, overrides):
+    model = composed(*overrides)
+    tokens_BT = torch.randint(65, (2, 17), generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        loss = cross_entropy(model(tokens_BT[:, :-1]), tokens_BT[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 1
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("size", ["block_size", "n_layer", "n_head", "n_embd"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_sizes_that_cannot_be_are_refused_by_name_and_value(small, size, value):
+    with pytest.raises(Mistake, match=rf"model\.{size}={value}: it must be 1 or more"):
+        small(**{size: value})
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_dropout_outside_its_range_is_refused(small, dropout):
+    with pytest.raises(Mistake, match=rf"model\.dropout={dropout}: .*less than 1"):
+        small(dropout=dropout)
+
+
+def test_heads_that_do_not_divide_the_channels_are_refused_with_what_to_change(small):
+    with pytest.raises(Mistake, match=r"n_head=5 does not divide model\.n_embd=12: take n_embd=10 or 15"):
+        small(n_head=5)
+
+
+def test_rotary_positions_refuse_an_odd_head_size(small):
+    with pytest.raises(Mistake, match="head size"):
+        small(n_head=4, position=Rotary)
