@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString, Sweep
 from hydra.errors import HydraException
@@ -103,7 +104,9 @@ def _is_group(override: Override, loader: ConfigLoader) -> bool:
 
 def _groups(loader: ConfigLoader, parent: str = "") -> list[str]:
     found = []
-    for name in loader.list_groups(parent):
+    for name in loader.repository.get_group_options(
+        parent, ObjectType.GROUP
+    ):  # the loader's own copies all configs
         group = f"{parent}/{name}" if parent else name
         if not group.startswith("hydra"):
             found += [group, *_groups(loader, group)]
@@ -129,7 +132,7 @@ def _no_sweep(override: Override, sweep: bool) -> None:
 def _check_choice(override: Override, loader: ConfigLoader, sweep: bool) -> None:
     _no_sweep(override, sweep)
     group = override.key_or_group
-    options = loader.get_group_options(group)
+    options = loader.repository.get_group_options(group)
     for value in _values(override):
         choice = str(value.text if isinstance(value, QuotedString) else value)
         if choice not in options and not group.startswith("hydra") and not override.is_delete():

