@@ -36,6 +36,14 @@ def test_the_validation_split_gives_the_loss_of_metrics_json(verb, finished):
     assert found["perplexity"] == pytest.approx(metrics["val_perplexity"], rel=1e-3)
 
 
+def test_the_loss_of_metrics_json_is_that_of_the_best_checkpoint_over_the_last_tenth_of_the_text(finished, text):
+    trained = chargpt.load(finished)
+    last_tenth = text[int(0.9 * len(text)) :]
+    recorded = json.loads((finished / "metrics.json").read_text())["val_loss"]
+    assert measure(trained.model, trained.tokenizer.encode(last_tenth), 16384) == pytest.approx(recorded, abs=1e-5)
+    assert by_hand(trained, last_tenth) == pytest.approx(recorded, abs=1e-5)
+
+
 def test_another_text_is_measured_whole_with_the_model_s_own_vocabulary(verb, finished, tmp_path):
     text = "What is the king to love.\n" * 5
     (tmp_path / "other.txt").write_text(text)

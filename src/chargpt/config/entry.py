@@ -64,7 +64,10 @@ def _run(work: Work, config_name: str, script: Path) -> int:
             return _by_hydra(work, conf, args.config_name or config_name, script)
         with _loader(conf, config_name) as loader:
             check(args.overrides, loader, config_name, args.multirun)
-            if not args.multirun and not args.cfg:
+            if args.multirun:  # the sweep's own directory is named by ${hydra:...} too
+                sweep = loader.load_configuration(config_name, args.overrides, RunMode.MULTIRUN)
+                HydraConfig.instance().set_config(sweep)
+            elif not args.cfg:
                 config = _compose(loader, config_name, args.overrides)
         if args.multirun or args.cfg:
             return _by_hydra(work, conf, config_name, script)
@@ -174,7 +177,7 @@ def _sweep_job(script: Path) -> tuple[int, float | None]:
 
 def folder_name(overrides: str) -> str:
     """Any overrides as a safe, short folder name; different overrides get different names."""
-    safe = re.sub(r"[^\w.=,+-]", "_", overrides) or "default"
+    safe = re.sub(r"[^\w.=,+-]", "_", overrides, flags=re.ASCII) or "default"
     if safe != overrides or len(safe) > 100:
         safe = f"{safe[:90]}_{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
     return safe

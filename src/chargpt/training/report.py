@@ -12,7 +12,7 @@ from chargpt.training.run_directory import RunDirectory
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from chargpt.training.run import Run
+    from chargpt.training.prepare import Run
 
 
 def opening(run: "Run") -> None:
