@@ -1,0 +1,185 @@
+"""The entry points: exit codes, words with special signs, names of a sweep's folders, and a sweep as a whole."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from chargpt.config.entry import entry_point, folder_name
+from chargpt.config.overrides import RAW, quote
+from chargpt.errors import Diverged, Interrupted, Mistake
+from tests.conftest import REPO, process
+
+OVERRIDES = st.lists(
+    st.tuples(st.sampled_from(["seed", "model.n_layer", "+trainer.x", "data/blocks@data"]), st.text()), min_size=1
+).map(lambda pairs: ",".join(f"{key}={value}" for key, value in pairs))
+
+
+@pytest.fixture
+def leave(monkeypatch, tmp_path, capsys):
+    """The exit code of a sample.py whose work is `work`, and what it says."""
+
+    def leave(work, *words: str) -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(REPO / "sample.py"), *words])
+        with pytest.raises(SystemExit) as left:
+            entry_point("sample")(work)()
+        return left.value.code, capsys.readouterr().err
+
+    return leave
+
+
+def test_work_that_ends_well_is_0_and_gets_the_config(leave):
+    got = []
+    assert leave(got.append, "seed=7", "prompt=What, ho (again) = {this}!") == (0, "")
+    (config,) = got
+    assert (config.seed, config.prompt) == (7, "What, ho (again) = {this}!")
+    assert "hydra" not in config
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(Mistake("mind the gap"), 2), (Diverged("mind the gap"), 1), (Interrupted("mind the gap"), 3)],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_goes_wrong_is_told_in_a_line_and_has_its_code(leave, error, code):
+    def work(config):
+        raise error
+
+    assert leave(work) == (code, "sample.py: mind the gap\n")
+
+
+def test_ctrl_c_is_3_without_a_traceback(leave):
+    def work(config):
+        raise KeyboardInterrupt
+
+    code, err = leave(work)
+    assert code == 3
+    assert "Traceback" not in err
+
+
+def test_a_bug_is_not_mistaken_for_a_mistake(monkeypatch):
+    def work(config):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys, "argv", [str(REPO / "sample.py")])
+    with pytest.raises(ZeroDivisionError):
+        entry_point("sample")(work)()
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+def test_help_is_0_and_leaves_nothing(verb, tmp_path, name):
+    outcome = verb(name, "--help")
+    assert outcome.code == 0
+    assert f"python {name}.py" in outcome.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+def test_cfg_job_is_0_and_shows_the_config_after_the_choices(verb, tmp_path, name):
+    word = "seed=4711" if name != "evaluate" else "split=train"
+    outcome = verb(name, word, "--cfg", "job")
+    key, _, value = word.partition("=")
+    assert outcome.code == 0
+    assert str(OmegaConf.create(outcome.out)[key]) == value
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_with_cfg_is_told_as_without(verb):
+    outcome = verb("train", "n_layer=3", "--cfg", "job")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "model.n_layer" in outcome.err
+
+
+@given(text=st.text())
+@example(text="What's = (this), {or} [that]: $5?")
+@example(text='a "quoted" word')
+@example(text="it's \\'escaped\\'")
+@example(text="ends in a backslash \\")
+@example(text="\\\\")
+@example(text="two\nlines\n")
+@example(text="ROMEO:")
+@example(text="1,2")
+@example(text="  spaces  ")
+@example(text="1e3")
+@example(text="true")
+@example(text="null and void")
+@example(text="@scene.txt")
+@example(text="")
+def test_a_text_on_the_command_line_is_taken_as_it_is(text):
+    if text[:1] in ("'", '"') or text in ("null", "???"):
+        return  # these mean what they mean to Hydra
+    for key in RAW:
+        parsed = OverridesParser.create().parse_override(quote(f"{key}={text}"))
+        assert parsed.key_or_group == key
+        assert parsed.value() == text
+
+
+@pytest.mark.parametrize(
+    "word", ["prompt='quoted, already'", 'prompt="too"', "prompt=null", "model.n_layer=1,2", "+x=[1,2]", "--help"]
+)
+def test_what_hydra_understands_is_left_alone(word):
+    assert quote(word) == word
+
+
+@given(OVERRIDES)
+@example("")
+@example("data.path=" + "x/" * 300)
+@example("data.path=" + "字" * 90)
+def test_a_folder_name_is_safe_and_short(overrides):
+    name = folder_name(overrides)
+    assert 0 < len(name.encode()) <= 100
+    assert not set(name) & set("/\\:*?\"'<>|$ \t\n\0")
+    assert name not in (".", "..")
+    assert folder_name(overrides) == name
+
+
+@given(OVERRIDES, OVERRIDES)
+@example("", "default")
+@example("data.path=a/b", "data.path=a_b")
+@example("name=" + "x" * 200, "name=" + "x" * 201)
+def test_other_overrides_have_another_folder_name(one, other):
+    assert (folder_name(one) == folder_name(other)) == (one == other)
+
+
+def test_the_folder_name_of_plain_overrides_can_be_read():
+    assert folder_name("model.n_layer=2,model.dropout=0.1") == "model.n_layer=2,model.dropout=0.1"
+
+
+def test_a_run_whose_text_has_moved_goes_on_from_the_new_place(verb, finished, text, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    moved = tmp_path / "moved.txt"
+    moved.write_text(text)
+    outcome = verb("train", f"resume={run}", f"data.path={moved}", "trainer.max_steps=21")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((run / "metrics.json").read_text())["steps"] == 21
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_every_combination_to_its_end(tiny, tmp_path):
+    words = [word for word in tiny if not word.startswith(("model.n_layer", "model.dropout"))]
+    outcome = process(tmp_path, "train", "-m", "model.n_layer=1,2", "model.dropout=0,0.1", *words)
+    assert outcome.code == 0, outcome.err
+    runs = [path.parent for path in (tmp_path / "outputs").rglob("metrics.json")]
+    configs = [OmegaConf.load(run / ".hydra" / "config.yaml").model for run in runs]
+    assert sorted((c.n_layer, c.dropout) for c in configs) == [(1, 0), (1, 0.1), (2, 0), (2, 0.1)]
+    for run in runs:
+        assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_does_not_take_the_sweep_with_it(tiny, tmp_path):
+    words = [word for word in tiny if not word.startswith("model.n_head")]
+    outcome = process(tmp_path, "train", "-m", *words, "model.n_head=3,2")
+    assert outcome.code == 1
+    assert "model.n_head=3 does not divide" in outcome.err
+    assert "Traceback" not in outcome.err
+    (metrics,) = (tmp_path / "outputs").rglob("metrics.json")
+    assert OmegaConf.load(metrics.parent / ".hydra" / "config.yaml").model.n_head == 2
+    assert {path.name for path in metrics.parent.parent.iterdir()} == {metrics.parent.name, "multirun.yaml"}

@@ -1,0 +1,330 @@
+"""Mistakes that people make on the command line: each is told in a line, with exit code 2, and leaves nothing."""
+
+import hashlib
+import io
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+
+# What was typed, and a word that the answer must hold. RUN and FILES stand for paths.
+
+SETTINGS = {
+    # names
+    "mistyped key": ("model.n_layers=3", "did you mean model.n_layer "),
+    "key without its prefix": ("n_layer=3", "did you mean model.n_layer?"),
+    "mistyped group": ("modle=gpt_nano", "did you mean model?"),
+    "mistyped choice": ("model=gpt_smal", "did you mean gpt_small?"),
+    "mistyped choice of a part": ("model/norm=rmsnorm", "rms_norm"),
+    "choice of a part with a dot": ("model.norm=rms_norm", "model/norm=rms_norm"),
+    "unknown key of a part": ("model/norm=rms_norm model.norm.epss=1e-5", "did you mean model.norm.eps "),
+    "appended key that a part does not take": ("+model.norm.epss=1e-5", "did you mean eps?"),
+    # grammar
+    "no equals sign": ("model.n_layer", "KEY=VALUE"),
+    "a brace too few": ("model.n_embd=${", "model.n_embd=${"),
+    "a sweep without -m": ("model.n_layer=2,4", "-m"),
+    "a sweep over choices without -m": ("model=gpt_nano,gpt_mini", "-m"),
+    "mistyped key in a sweep": ("-m model.n_layers=2,3", "did you mean model.n_layer "),
+    # types
+    "a word for a whole number": ("model.n_layer=many", "whole number"),
+    "a fraction for a whole number": ("model.n_layer=2.5", "whole number"),
+    "null for a whole number": ("model.n_layer=null", "not null"),
+    "a word for a number": ("model.dropout=some", "a number"),
+    "a word for true or false": ("model.residual=maybe", "true or false"),
+    "a number for a list": ("optimizer.betas=0.9", "a list"),
+    "a list too short": ("optimizer.betas=[0.9]", "optimizer"),
+    # interpolations
+    "an interpolation that says where it stands": ("optimizer.lr=${nope}", "(in optimizer.lr)"),
+    "an interpolation in the run directory": ("hydra.run.dir=${nope}", "'nope'"),
+    "an interpolation loop": ("model.n_embd=${model.n_head} model.n_head=${model.n_embd}", "ecursive"),
+    # sizes
+    "negative channels": ("model.n_embd=-16", "model.n_embd=-16"),
+    "more channels than memory": ("model.n_embd=100000000000", "model"),
+    "blocks longer than the text": ("model.block_size=1000000", "too short"),
+    "blocks longer than the model's": ("data.block_size=32", "block_size"),
+    "an empty batch": ("data.batch_size=0", "batch_size=0"),
+    "heads that do not divide the channels": ("model.n_head=3", "model.n_embd"),
+    "rotary positions on an odd head size": ("model/position=rotary model.n_embd=18 model.n_head=6", "even"),
+    # ranges
+    "dropout of more than all": ("model.dropout=1.5", "model.dropout=1.5"),
+    "negative learning rate": ("optimizer.lr=-1", "learning rate"),
+    "learning rate that is no number": ("optimizer.lr=nan", "learning rate"),
+    "infinite learning rate": ("optimizer.lr=inf", "optimizer.lr=inf"),
+    "negative weight decay": ("optimizer.weight_decay=-0.1", "weight_decay"),
+    "negative warm-up": ("schedule.warmup_steps=-1", "schedule.warmup_steps=-1"),
+    "a final share of two": ("schedule.final=2", "schedule.final=2"),
+    "a training share of two": ("data.train_fraction=2", "train_fraction=2"),
+    "negative validation batch": ("data.validation_tokens=-3", "validation_tokens"),
+    "time in words": ("trainer.max_time=soon", "DD:HH:MM:SS"),
+    "no steps": ("trainer.max_steps=0", "trainer.max_steps=0"),
+    "negative steps": ("trainer.max_steps=-5", "trainer.max_steps=-5"),
+    "no end at all": ("trainer.max_steps=-1", "trainer.max_time"),
+    "negative clipping": ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1"),
+    "a word for deterministic": ("trainer.deterministic=sometimes", "deterministic"),
+    "negative length of the samples": ("callbacks.samples.max_new_tokens=-3", "max_new_tokens=-3"),
+    # hardware
+    "99 devices": ("trainer.devices=99", "multiple of 99"),
+    "a batch that the devices cannot share": ("trainer.devices=3", "multiple of 3"),
+    "nonsense precision": ("trainer.precision=17", "bf16-mixed"),
+    "nonsense accelerator": ("trainer.accelerator=quantum", "quantum"),
+    # parts
+    "a part that is not allowed": ("model._target_=os.system", "os.system"),
+    "a part that does not exist": ("model._target_=chargpt.model.transformer.Transfomer", "Transformer?"),
+    "no curves": ("~callbacks.curves", "callbacks.curves"),
+    # where the run goes
+    "a run directory that is taken": ("hydra.run.dir=RUN", "resume=RUN"),
+    "a file in the way of the run directory": ("hydra.run.dir=FILES/empty.txt/run", "hydra.run.dir"),
+    # what to go on with
+    "no run to go on with": ("resume=nowhere", "nowhere"),
+    "a folder to go on with that is no run": ("resume=FILES/pictures", "checkpoint"),
+}
+
+# Without further overrides: these name a text or a run of their own.
+TEXTS = {
+    "no text named": ("data=text_file", "data.path must be given"),
+    "a text that does not exist": ("data=text_file data.path=missing.txt", "missing.txt does not exist"),
+    "an empty name": ("data=text_file data.path=", "data.path is empty"),
+    "an empty text": ("data=text_file data.path=FILES/empty.txt", "is empty"),
+    "a Latin-1 text": ("data=text_file data.path=FILES/latin.txt", "not UTF-8"),
+    "a UTF-16 text": ("data=text_file data.path=FILES/utf16.txt", "UTF-16"),
+    "a folder without texts": ("data=text_file data.path=FILES/pictures", ".txt or .md"),
+    "a text that is too short": ("data=text_file data.path=FILES/short.txt", "model.block_size"),
+    "an endless device": ("data=text_file data.path=/dev/zero", "not a regular file"),
+    "a file in the cache folder's place": ("data.cache_dir=FILES/empty.txt", "data.cache_dir"),
+    "another size on resuming": ("resume=RUN model.n_layer=3", "model.n_layer=2"),
+    "another learning rate on resuming": ("resume=RUN optimizer.lr=0.5", "optimizer.lr=0.001"),
+    "another text on resuming": ("resume=RUN trainer.max_steps=30 +data.path=FILES/twice.txt", "another text"),
+    "resuming what is done": ("resume=RUN", "trainer.max_steps=40"),
+    "resuming from half a checkpoint": ("resume=FILES/half", "damaged"),
+    "resuming from garbage": ("resume=FILES/garbage", "damaged"),
+    "resuming from a pickle that runs code": ("resume=FILES/pickle", "nothing was loaded"),
+    "resuming from a checkpoint that runs code": ("resume=FILES/code", "nothing was loaded"),
+    "resuming with weights of another size": ("resume=FILES/misfit trainer.max_steps=30", "fit"),
+}
+
+SAMPLES = {
+    "mistyped key": ("run=RUN promt=x", "did you mean prompt?"),
+    "a prompt with an unknown character": ("run=RUN prompt=Zebra", "'Z'"),
+    "an empty prompt": ("run=RUN prompt=", "prompt is empty"),
+    "a prompt file that is missing": ("run=RUN prompt=@missing.txt", "missing.txt"),
+    "a prompt file that is not UTF-8": ("run=RUN prompt=@FILES/latin.txt", "not UTF-8"),
+    "negative temperature": ("run=RUN temperature=-1", "temperature=-1"),
+    "a word for the temperature": ("run=RUN temperature=hot", "a number"),
+    "top_k of none": ("run=RUN top_k=0", "null"),
+    "top_p of nothing": ("run=RUN top_p=0", "top_p=0"),
+    "top_p of more than all": ("run=RUN top_p=2", "top_p=2"),
+    "no samples": ("run=RUN num_samples=0", "num_samples=0"),
+    "negative length": ("run=RUN max_new_tokens=-1", "max_new_tokens=-1"),
+    "nonsense device": ("run=RUN device=nonsense", "device=cpu"),
+    "a device that computes nothing": ("run=RUN device=meta", "device=cpu"),
+    "several values": ("run=RUN seed=1,2", "more than one value"),
+    "a sweep": ("-m run=RUN seed=1,2", "-m is for training"),
+    "no such run": ("run=nowhere", "no run at nowhere"),
+    "half a checkpoint": ("run=FILES/half", "damaged"),
+    "garbage for a checkpoint": ("run=FILES/garbage", "damaged"),
+    "another's checkpoint": ("run=FILES/others", "not a checkpoint of this bench"),
+    "a checkpoint without config": ("run=FILES/no_config", "not a checkpoint of this bench"),
+    "a pickle that runs code": ("run=FILES/pickle", "nothing was loaded"),
+    "a checkpoint that runs code": ("run=FILES/code", "nothing was loaded"),
+    "a config that runs code": ("run=FILES/target", "os.system"),
+    "a config that writes a file": ("run=FILES/writer", "may be built"),
+    "weights of another size": ("run=FILES/misfit", "fit"),
+}
+
+MEASURES = {
+    "an unknown split": ("run=RUN split=test", "val"),
+    "mistyped choice of a text": ("run=RUN data=text_fil", "did you mean text_file?"),
+    "a text without its path": ("run=RUN data=text_file", "data.path must be given"),
+    "a path without its text": ("run=RUN data.path=FILES/other.txt", "data.path is not a setting"),
+    "a text with unknown characters": ("run=RUN data=text_file data.path=FILES/other.txt", "'Z'"),
+    "no run yet": ("", "train.py"),
+}
+
+
+class Touch:
+    """Unpickled without care, it makes a file."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self._path}",)
+
+
+@pytest.fixture(scope="session")
+def files(text: str, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of texts and checkpoints that are wrong, each in its own way."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "empty.txt").touch()
+    (folder / "short.txt").write_text("to be")
+    (folder / "twice.txt").write_text(2 * text)
+    (folder / "other.txt").write_text("Zebras, quiz & vex 12 jackdaws!\n" * 300)
+    (folder / "latin.txt").write_bytes("Où est le café ?\n".encode("latin-1") * 300)
+    (folder / "utf16.txt").write_bytes(text.encode("utf-16"))
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "portrait.png").write_bytes(b"\x89PNG")
+    whole = (finished / "checkpoints" / "last.ckpt").read_bytes()
+
+    def edited(edit: Callable[[dict], object]) -> bytes:
+        checkpoint = torch.load(io.BytesIO(whole), weights_only=True)
+        return saved(edit(checkpoint) or checkpoint)
+
+    def saved(content: object) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        return buffer.getvalue()
+
+    touch = Touch(folder / "touched")
+    writer = {
+        "_target_": "chargpt.training.checkpoint.WholeCheckpointIO.save_checkpoint",
+        "self": None,
+        "checkpoint": {},
+        "path": str(folder / "written"),
+    }
+    wrong = {
+        "hollow_file": b"",
+        "half": whole[: len(whole) // 2],
+        "garbage": b"garbage " * 1000,
+        "others": saved({"state_dict": {"weight": torch.zeros(3)}}),
+        "no_config": edited(lambda c: c.update(chargpt={})),
+        "pickle": pickle.dumps(touch),
+        "code": edited(lambda c: c | {"chargpt": touch}),
+        "target": edited(lambda c: c["chargpt"]["config"]["model"].update(_target_="os.system")),
+        "writer": edited(lambda c: c["chargpt"]["config"]["model"].update(norm=writer)),
+        "misfit": edited(lambda c: c["chargpt"]["config"]["model"].update(n_embd=32)),
+    }
+    for name, content in wrong.items():
+        checkpoints = folder / name / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        (checkpoints / "last.ckpt").write_bytes(content)
+        (checkpoints / "best.ckpt").write_bytes(content)
+    return folder
+
+
+def tree(*folders: Path) -> dict[Path, str]:
+    """All that lies in the folders, with a digest of its content."""
+    found = sorted(path for folder in folders for path in folder.rglob("*"))
+    return {p: hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "folder" for p in found}
+
+
+@pytest.fixture
+def refused(verb, tmp_path: Path, files: Path, finished: Path):
+    """Asserts that a verb refuses these words, in one to three lines, and touches nothing."""
+
+    def check(name: str, words: list[str], hint: str) -> None:
+        def path(word: str) -> str:
+            return word.replace("RUN", str(finished)).replace("FILES", str(files))
+
+        before = tree(tmp_path, files, finished.parent.parent)
+        outcome = verb(name, *map(path, words))
+        lines = outcome.err.splitlines()
+        assert outcome.code == 2, outcome.err
+        assert outcome.out == ""
+        assert "Traceback" not in outcome.err
+        assert 1 <= len(lines) <= 3 and all(line.strip() for line in lines), outcome.err
+        assert lines[-1].startswith(f"{name}.py: ")
+        assert path(hint) in outcome.err
+        assert tree(tmp_path, files, finished.parent.parent) == before
+
+    return check
+
+
+def cases(table: dict[str, tuple[str, str]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("words", "hint"), [pytest.param(words.split(), hint, id=name) for name, (words, hint) in table.items()]
+    )
+
+
+@cases(SETTINGS)
+def test_train_refuses_a_wrong_setting(refused, tiny, words, hint):
+    refused("train", [*tiny, *words], hint)
+
+
+@cases(TEXTS)
+def test_train_refuses_a_wrong_text_or_run(refused, words, hint):
+    refused("train", words, hint)
+
+
+@cases(SAMPLES)
+def test_sample_refuses(refused, words, hint):
+    refused("sample", words, hint)
+
+
+@cases(MEASURES)
+def test_evaluate_refuses(refused, words, hint):
+    refused("evaluate", words, hint)
+
+
+@pytest.mark.parametrize("choice", ["gpu", "mps", "fsdp"])
+def test_train_refuses_hardware_that_is_not_there(refused, tiny, choice):
+    import torch
+
+    there = torch.backends.mps.is_available() if choice == "mps" else torch.cuda.is_available()
+    if there:
+        pytest.skip("the hardware is there")
+    refused("train", [*tiny, f"trainer={choice}"], "this machine has")
+
+
+def test_sample_refuses_a_gpu_that_is_not_there(refused):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("the hardware is there")
+    refused("sample", ["run=RUN", "device=cuda"], "device=cpu")
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_logger_that_is_not_installed_comes_with_the_command_that_installs_it(refused, tiny):
+    refused("train", [*tiny, "logger=wandb"], "pip install")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read anything")
+def test_a_folder_that_may_not_be_read_is_told(refused, tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    (folder / "a.txt").write_text("text")
+    (folder / "a.txt").chmod(0)
+    try:
+        refused("train", ["data=text_file", f"data.path={folder}"], "cannot be read")
+    finally:
+        (folder / "a.txt").chmod(0o644)
+
+
+def test_the_first_mistake_of_several_is_told(refused, tiny):
+    refused("train", [*tiny, "model.n_layers=3", "model.n_head=many"], "model.n_layers")
+
+
+def test_a_traceback_is_there_for_who_asks(verb, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(Exception, match=r"model\.n_layers"):
+        verb("train", "model.n_layers=3")
+
+
+@pytest.mark.parametrize(
+    "words", ["model.n_layers=3", "model=gpt_smal", "model.n_layer=many", "--help", "--cfg job"]
+)
+def test_an_answer_that_needs_no_training_does_not_wait_for_torch(tmp_path, words):
+    code = (
+        "import runpy, sys\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as left: code = left.code or 0\n"
+        "else: code = 0\n"
+        "heavy = {'torch', 'lightning', 'numpy'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {heavy}' if heavy else 10 + code)\n"
+    )
+    script = str(REPO / "train.py")
+    start = f"import sys; sys.argv = {[script, *words.split()]!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", start + code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 10 + (0 if words[0] == "-" else 2), done.stderr
+    assert not list(tmp_path.iterdir())

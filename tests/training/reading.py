@@ -1,0 +1,53 @@
+"""What a run left behind, read back by the tests without the code that wrote it."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def history(run: Path, *columns: str) -> list[dict[str, str]]:
+    """The rows of history.csv as texts; only `columns`, if any are named."""
+    with (run / "history.csv").open(newline="") as file:
+        return [{key: row[key] for key in columns or row} for row in csv.DictReader(file)]
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def status(run: Path) -> dict[str, Any]:
+    return json.loads((run / "status.json").read_text())
+
+
+def provenance(run: Path) -> dict[str, Any]:
+    return json.loads((run / "provenance.json").read_text())
+
+
+def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def learned(run: Path, name: str = "last") -> dict[str, Any]:
+    """What training changes: weights, optimizer, schedule, counters."""
+    whole = checkpoint(run, name)
+    keys = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "loops")
+    return {key: whole[key] for key in keys}
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two nests of plain data and tensors are not the same to the last bit."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        different = [f"{path}.{key} is in one only" for key in one.keys() ^ other.keys()]
+        return different + [
+            d for key in one.keys() & other.keys() for d in differences(one[key], other[key], f"{path}.{key}")
+        ]
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        return [d for i in range(len(one)) for d in differences(one[i], other[i], f"{path}[{i}]")]
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        same = one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    else:
+        same = type(one) is type(other) and one == other
+    return [] if same else [f"{path}: {one} != {other}"]

@@ -1,0 +1,66 @@
+"""Callbacks that stage what a run has to live through: a signal at a chosen moment, a clock that we move."""
+
+import signal
+
+import lightning as L
+
+
+class SignalAt(L.Callback):
+    """Sends a signal to its own process, after `batch` forward passes or as the validation at `step` starts."""
+
+    def __init__(self, name: str, batch: int | None = None, step: int | None = None):
+        self.number, self.batch, self.step = signal.Signals[name], batch, step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if batch_idx + 1 == self.batch:
+            signal.raise_signal(self.number)
+
+    def on_validation_start(self, trainer, pl_module) -> None:
+        if trainer.global_step == self.step:
+            signal.raise_signal(self.number)
+
+
+class Clock:
+    """In place of the module `time`: stands still until it is moved."""
+
+    now = 0.0
+
+    @classmethod
+    def perf_counter(cls) -> float:
+        return cls.now
+
+
+class Durations(L.Callback):
+    """A forward and backward pass takes `batch` seconds of `Clock`, a validation `validation` seconds."""
+
+    def __init__(self, batch: float, validation: float):
+        self.batch, self.validation = batch, validation
+
+    def on_train_batch_start(self, *_) -> None:
+        Clock.now += self.batch
+
+    def on_validation_batch_start(self, *_) -> None:
+        Clock.now += self.validation
+
+
+class Fault(L.Callback):
+    """Raises the learning rate of one step, by default beyond what any model survives."""
+
+    def __init__(self, step: int, lr: float = 1e30):
+        self.step, self.lr = step, lr
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if trainer.global_step + 1 == self.step:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr
+
+
+class Break(L.Callback):
+    """Breaks after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("a part is broken")

@@ -1,0 +1,71 @@
+"""The Trainer from the `trainer` part of the config: what is handed on, and which settings are mistakes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from chargpt.errors import Mistake
+from chargpt.training.hardware import device_name, make_trainer
+from tests.conftest import REPO
+
+
+def settings(**changed) -> dict:
+    auto = OmegaConf.to_container(OmegaConf.load(REPO / "conf" / "trainer" / "auto.yaml"))
+    return auto | {"accelerator": "cpu"} | changed
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"max_steps": 0}, r"trainer\.max_steps=0"),
+        ({"max_steps": -1}, r"trainer\.max_steps=-1.*trainer\.max_time"),
+        ({"max_steps": -2, "max_time": 5}, r"trainer\.max_steps=-2"),
+        ({"val_check_interval": 0}, r"trainer\.val_check_interval=0"),
+        ({"log_every_n_steps": 0}, r"trainer\.log_every_n_steps=0"),
+        ({"accumulate_grad_batches": 0}, r"trainer\.accumulate_grad_batches=0"),
+        ({"num_nodes": 0}, r"trainer\.num_nodes=0"),
+        ({"gradient_clip_val": 0}, r"trainer\.gradient_clip_val=0"),
+        ({"gradient_clip_val": -1.0}, r"trainer\.gradient_clip_val=-1"),
+        ({"gradient_clip_val": float("nan")}, r"trainer\.gradient_clip_val=nan"),
+        ({"accelerator": "abacus"}, "trainer: .*abacus"),
+        ({"devices": 0}, "trainer: .*0"),
+        ({"precision": "12-bit"}, "trainer: .*12-bit"),
+        ({"strategy": "hope"}, "trainer: .*hope"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_cannot_be_is_a_mistake_that_names_it(changed, named):
+    with pytest.raises(Mistake, match=named) as told:
+        make_trainer(settings(**changed))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_a_mistake_that_says_what_is():
+    with pytest.raises(Mistake, match="no CUDA GPU"):
+        make_trainer(settings(accelerator="gpu"))
+
+
+def test_a_run_ends_by_steps_or_time_and_never_by_epochs(tmp_path: Path):
+    trainer = make_trainer(settings(max_steps=7), logger=False, default_root_dir=tmp_path)
+    assert (trainer.max_steps, trainer.max_epochs) == (7, -1)
+    trainer = make_trainer(settings(max_steps=-1, max_time=5), logger=False, default_root_dir=tmp_path)
+    assert (trainer.max_steps, trainer.max_epochs) == (-1, -1)
+
+
+def test_on_a_cpu_numbers_have_32_bits_unless_asked_otherwise(tmp_path: Path):
+    made = [
+        make_trainer(settings(precision=p), logger=False, default_root_dir=tmp_path)
+        for p in ("auto", "bf16-mixed")
+    ]
+    assert [trainer.precision for trainer in made] == ["32-true", "bf16-mixed"]
+    assert device_name(made[0].strategy.root_device) == "cpu"
+
+
+def test_the_settings_stay_as_they_were(tmp_path: Path):
+    given = settings(accumulate_grad_batches=3)
+    before = dict(given)
+    make_trainer(given, logger=False, default_root_dir=tmp_path)
+    assert given == before

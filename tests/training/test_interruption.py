@@ -1,0 +1,100 @@
+"""Ctrl-C and SIGTERM wherever they fall: the step is finished, everything is saved, and the run can go on."""
+
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.training import reading
+
+QUIET = "callbacks.samples.max_new_tokens=0"  # no samples at validations: they only take time here
+MORE = ["trainer.max_steps=12", "trainer.val_check_interval=4", "trainer.log_every_n_steps=3", "hydra.run.dir=run"]
+
+
+def cut(name: str, **when: int) -> list[str]:
+    words = [f"+callbacks.cut.{key}={value}" for key, value in ({"name": name} | when).items()]
+    return ["+callbacks.cut._target_=tests.training.staged.SignalAt", *words]
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[tuple[str, ...], Path]:
+    """Uncut runs by their words, so that each is trained once."""
+    return {}
+
+
+@pytest.fixture
+def uncut(verb, tiny, whole, tmp_path: Path):
+    """Trains what `MORE` says, with more words, in one go; gives the directory."""
+
+    def train(*words: str) -> Path:
+        if words not in whole:
+            outcome = verb("train", *tiny, *MORE, *words, "hydra.run.dir=uncut")
+            assert outcome.code == 0, outcome.err
+            whole[words] = tmp_path / "uncut"
+        return whole[words]
+
+    return train
+
+
+COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
+
+
+@pytest.mark.parametrize(
+    ("name", "when", "step", "words"),
+    [
+        ("SIGINT", {"batch": 5}, 5, []),
+        ("SIGTERM", {"batch": 1}, 1, []),
+        ("SIGINT", {"batch": 8}, 8, []),  # a validation is due after this step
+        ("SIGTERM", {"step": 8}, 8, []),  # and in the middle of it
+        ("SIGINT", {"batch": 9}, 5, ["trainer.accumulate_grad_batches=2"]),  # between two passes of step 5
+    ],
+    ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else None,
+)
+def test_a_signal_ends_the_step_and_the_run_goes_on_as_if_nothing_was(
+    verb, tiny, uncut, tmp_path: Path, name, when, step, words
+):
+    run = tmp_path / "run"
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    outcome = verb("train", *tiny, *MORE, *words, *cut(name, **when))
+    assert outcome.code == 3
+    assert outcome.err.splitlines()[-1].startswith("train.py: interrupted")
+    assert "resume=run" in outcome.err
+    status = reading.status(run)
+    assert (status["state"], status["step"], status["reason"]) == ("interrupted", step, name)
+    assert not (run / "metrics.json").exists()
+    assert reading.checkpoint(run)["global_step"] == step
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+    outcome = verb("train", QUIET, "resume=run")
+    assert outcome.code == 0, outcome.err
+    whole = uncut(*words)
+    assert reading.status(run)["state"] == "finished"
+    assert not reading.differences(reading.learned(run), reading.learned(whole))
+    assert reading.history(run, *COLUMNS) == reading.history(whole, *COLUMNS)
+    timed = ("train_seconds", "wall_seconds", "tokens_per_second")
+    ours, theirs = ({k: v for k, v in reading.metrics(r).items() if k not in timed} for r in (run, whole))
+    assert ours == theirs
+
+
+def test_a_signal_at_the_last_step_finishes_the_run(verb, tiny, tmp_path: Path):
+    outcome = verb("train", *tiny, *MORE, *cut("SIGINT", step=12))
+    assert outcome.code == 0, outcome.err
+    assert reading.status(tmp_path / "run")["state"] == "finished"
+
+
+def test_a_run_that_was_interrupted_twice_goes_on_as_it_was_told(verb, tiny, uncut, tmp_path: Path):
+    """The command in the message can be typed as it stands, also with a blank in the folder's name."""
+    run, words = tmp_path / "my run", [*tiny, *MORE, 'hydra.run.dir="my run"', *cut("SIGINT", batch=2)]
+    for cut_again in (cut("SIGTERM", batch=7), []):
+        outcome = verb("train", *words)
+        assert outcome.code == 3
+        python, script, *words = shlex.split(outcome.err.splitlines()[-1].split("Go on with: ")[1])
+        assert (python, script) == ("python", "train.py")
+        words += [QUIET, *cut_again]
+    assert reading.status(run)["step"] == 7
+    outcome = verb("train", *words)
+    assert outcome.code == 0, outcome.err
+    whole = uncut()
+    assert not reading.differences(reading.learned(run), reading.learned(whole))
+    assert reading.history(run, *COLUMNS) == reading.history(whole, *COLUMNS)

@@ -1,0 +1,108 @@
+"""The optimizers: who decays, that nobody is forgotten, and update rules that equal the papers'."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from chargpt.config.build import build
+from chargpt.training.optimizer import adamw, decay_groups, sgd
+from tests.training import reading
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    tied = nn.Embedding(7, 4)
+    head = nn.Linear(4, 7)
+    head.weight = tied.weight
+    return nn.ModuleDict({"embedding": tied, "norm": nn.LayerNorm(4), "mix": nn.Linear(4, 4), "head": head})
+
+
+def gradients(model: nn.Module, step: int) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(step)
+    return [torch.randn(p.shape, generator=draw) for p in model.parameters()]
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for step in range(steps):
+        for p, grad in zip(model.parameters(), gradients(model, step), strict=True):
+            p.grad = grad.clone()
+        optimizer.step()
+
+
+def assert_close(model: nn.Module, expected: list[Tensor]) -> None:
+    for (name, p), q in zip(model.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(p.detach().double(), q, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_matrices_decay_and_vectors_do_not(model):
+    decaying, exempt = decay_groups(model, 0.3)
+    assert (decaying["weight_decay"], exempt["weight_decay"]) == (0.3, 0.0)
+    assert {p.ndim for p in decaying["params"]} == {2}
+    assert {p.ndim for p in exempt["params"]} == {1}
+
+
+@pytest.mark.parametrize("part", ["ours", "a real model"])
+def test_every_parameter_is_in_just_one_group(part, model, finished):
+    if part == "a real model":  # its head is tied to its embedding
+        saved = reading.checkpoint(finished)["chargpt"]["config"]["model"]
+        model = build(saved, "model", vocab_size=30)
+    grouped = [id(p) for group in decay_groups(model, 0.1) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+
+def test_a_frozen_parameter_is_left_alone(model):
+    model["mix"].weight.requires_grad_(False)
+    grouped = {id(p) for group in decay_groups(model, 0.1) for p in group["params"]}
+    assert id(model["mix"].weight) not in grouped
+    assert len(grouped) == len(list(model.parameters())) - 1
+
+
+def test_a_model_of_matrices_alone_has_one_group():
+    assert [len(g["params"]) for g in decay_groups(nn.Linear(3, 3, bias=False), 0.1)] == [1]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_adamw_is_the_papers_update(model, fused, steps):
+    """Loshchilov and Hutter 2019, algorithm 2, in double precision."""
+    lr, b1, b2, decay, eps = 3e-2, 0.8, 0.95, 0.2, 1e-8
+    expected = []
+    for i, p in enumerate(model.parameters()):
+        x = p.detach().double()
+        m, v = torch.zeros_like(x), torch.zeros_like(x)
+        for step in range(steps):
+            g = gradients(model, step)[i].double()
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            m_hat, v_hat = m / (1 - b1 ** (step + 1)), v / (1 - b2 ** (step + 1))
+            x = x - lr * (m_hat / (v_hat.sqrt() + eps) + (decay * x if p.ndim >= 2 else 0))
+        expected.append(x)
+    train(model, adamw(model, lr=lr, betas=[b1, b2], weight_decay=decay, eps=eps, fused=fused), steps)
+    assert_close(model, expected)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_sgd_is_the_textbooks_update(model, nesterov, steps):
+    """Sutskever et al. 2013, in the form of torch: the velocity is a sum of gradients."""
+    lr, momentum, decay = 0.1, 0.9, 0.3
+    expected = []
+    for i, p in enumerate(model.parameters()):
+        x = p.detach().double()
+        velocity = torch.zeros_like(x)
+        for step in range(steps):
+            g = gradients(model, step)[i].double() + (decay * x if p.ndim >= 2 else 0)
+            velocity = momentum * velocity + g
+            x = x - lr * (g + momentum * velocity if nesterov else velocity)
+        expected.append(x)
+    train(model, sgd(model, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay), steps)
+    assert_close(model, expected)
+
+
+def test_plain_sgd_goes_down_the_gradient(model):
+    before = copy.deepcopy(list(model.parameters()))
+    train(model, sgd(model, lr=1.0), 1)
+    for p, q, g in zip(model.parameters(), before, gradients(model, 0), strict=True):
+        torch.testing.assert_close(q - p, g, rtol=1e-5, atol=1e-6)

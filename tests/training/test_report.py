@@ -1,0 +1,55 @@
+"""What a run says at its end: the figures of metrics.json, and commands that can be typed as they stand."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from chargpt.training.report import millions
+from tests.training import reading
+
+
+@pytest.fixture
+def end(verb, tiny, tmp_path: Path) -> dict[str, str]:
+    """The last lines of a run in a folder with a blank in its name, by their first words."""
+    outcome = verb("train", *tiny, "trainer.max_steps=2", 'hydra.run.dir="my runs/first"')
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()[-6:]
+    return {line[:7].strip(): line[9:] for line in lines}
+
+
+def test_the_figures_are_those_of_metrics_json(end, tmp_path: Path):
+    metrics = reading.metrics(tmp_path / "my runs" / "first")
+    assert end["loss"].startswith(f"{metrics['val_loss']:.4f} nats")
+    assert f"(step {metrics['best_step']})" in end["loss"]
+    assert f"{metrics['val_bpc']:.3f} bits" in end["loss"]
+    assert "2 steps" in end["time"]
+    assert f"{metrics['tokens_per_second']:,.0f} tokens/s" in end["time"]
+
+
+def test_the_command_for_a_sample_can_be_typed_as_it_stands(end, verb):
+    """Also after a text that has no capital R."""
+    python, script, *words = shlex.split(end["sample"])
+    assert (python, script) == ("python", "sample.py")
+    outcome = verb("sample", *words, "max_new_tokens=5")
+    assert outcome.code == 0, outcome.err
+
+
+def test_the_command_to_go_on_can_be_typed_as_it_stands(end, verb, tmp_path: Path):
+    python, script, *words = shlex.split(end["go on"])
+    assert (python, script) == ("python", "train.py")
+    outcome = verb("train", *words)
+    assert outcome.code == 0, outcome.err
+    assert reading.metrics(tmp_path / "my runs" / "first")["steps"] == 4
+
+
+def test_the_command_to_look_names_a_folder_that_holds_the_run(end, tmp_path: Path):
+    tensorboard, option, *folder = shlex.split(end["look"])
+    assert (tensorboard, option) == ("tensorboard", "--logdir")
+    assert len(folder) == 1
+    assert list((tmp_path / folder[0]).rglob("events.out.tfevents.*"))
+
+
+def test_big_counts_are_told_in_millions():
+    counts = (0, 999, 12_345, 99_999, 100_000, 12_345_678)
+    assert [millions(n) for n in counts] == ["0", "999", "12,345", "99,999", "0.10M", "12.35M"]
