@@ -54,8 +54,8 @@ SETTINGS = {
     "rotary positions on an odd head size": ("model/position=rotary model.n_embd=18 model.n_head=6", "even"),
     # ranges
     "dropout of more than all": ("model.dropout=1.5", "model.dropout=1.5"),
-    "negative learning rate": ("optimizer.lr=-1", "learning rate"),
-    "learning rate that is no number": ("optimizer.lr=nan", "learning rate"),
+    "negative learning rate": ("optimizer.lr=-1", "optimizer.lr"),
+    "learning rate that is no number": ("optimizer.lr=nan", "optimizer.lr"),
     "infinite learning rate": ("optimizer.lr=inf", "optimizer.lr=inf"),
     "negative weight decay": ("optimizer.weight_decay=-0.1", "weight_decay"),
     "negative warm-up": ("schedule.warmup_steps=-1", "schedule.warmup_steps=-1"),

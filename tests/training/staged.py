@@ -6,18 +6,22 @@ import lightning as L
 
 
 class SignalAt(L.Callback):
-    """Sends a signal to its own process, after `batch` forward passes or as the validation at `step` starts."""
+    """Sends its process `times` signals, after `batch` forward passes or as the validation at `step` starts."""
 
-    def __init__(self, name: str, batch: int | None = None, step: int | None = None):
-        self.number, self.batch, self.step = signal.Signals[name], batch, step
+    def __init__(self, name: str, batch: int | None = None, step: int | None = None, times: int = 1):
+        self.number, self.batch, self.step, self.times = signal.Signals[name], batch, step, times
+
+    def _send(self) -> None:
+        for _ in range(self.times):
+            signal.raise_signal(self.number)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if batch_idx + 1 == self.batch:
-            signal.raise_signal(self.number)
+            self._send()
 
     def on_validation_start(self, trainer, pl_module) -> None:
         if trainer.global_step == self.step:
-            signal.raise_signal(self.number)
+            self._send()
 
 
 class Clock:

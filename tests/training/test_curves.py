@@ -51,7 +51,7 @@ def good(checkpoint: dict) -> bool:
     return all(torch.isfinite(tensor).all() for tensor in checkpoint["state_dict"].values())
 
 
-@pytest.mark.parametrize("every", [1, 2, 6, 20])
+@pytest.mark.parametrize("every", [1, 2, 6])
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(verb, tiny, tmp_path: Path, every):
     """However often it validates: three good steps, then a learning rate that no model survives."""
     words = [f"trainer.val_check_interval={every}", "trainer.log_every_n_steps=20", "hydra.run.dir=run"]

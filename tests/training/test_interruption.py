@@ -98,3 +98,26 @@ def test_a_run_that_was_interrupted_twice_goes_on_as_it_was_told(verb, tiny, unc
     whole = uncut()
     assert not reading.differences(reading.learned(run), reading.learned(whole))
     assert reading.history(run, *COLUMNS) == reading.history(whole, *COLUMNS)
+
+
+@pytest.fixture
+def handlers():
+    """Puts the signals' handlers back: Lightning leaves them switched off when it is torn down."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_second_ctrl_c_quits_at_once_and_leaves_the_last_checkpoint(handlers, verb, tiny, uncut, tmp_path: Path):
+    run = tmp_path / "run"
+    outcome = verb("train", *tiny, *MORE, *cut("SIGINT", batch=6, times=2))
+    assert outcome.code == 3
+    assert outcome.err.splitlines()[-1].endswith("python train.py resume=run")
+    assert "Traceback" not in outcome.err
+    assert reading.status(run)["state"] == "interrupted"
+    assert reading.checkpoint(run)["global_step"] == 4, "the validation at 4 was the last to save"
+    assert verb("train", QUIET, "resume=run").code == 0
+    whole = uncut()
+    assert not reading.differences(reading.learned(run), reading.learned(whole))
+    assert reading.history(run, *COLUMNS) == reading.history(whole, *COLUMNS)

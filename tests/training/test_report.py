@@ -1,6 +1,7 @@
 """What a run says at its end: the figures of metrics.json, and commands that can be typed as they stand."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,23 @@ from chargpt.training.report import millions
 from tests.training import reading
 
 
+@pytest.fixture(scope="module")
+def ended() -> dict[str, Path | str]:
+    """The run and its words, once it was trained."""
+    return {}
+
+
 @pytest.fixture
-def end(verb, tiny, tmp_path: Path) -> dict[str, str]:
-    """The last lines of a run in a folder with a blank in its name, by their first words."""
-    outcome = verb("train", *tiny, "trainer.max_steps=2", 'hydra.run.dir="my runs/first"')
-    assert outcome.code == 0, outcome.err
-    lines = outcome.out.splitlines()[-6:]
+def end(ended, verb, tiny, tmp_path: Path) -> dict[str, str]:
+    """The last lines of a run in a folder with a blank in its name, by their first words; the run lies here."""
+    place = tmp_path / "my runs" / "first"
+    if ended:
+        shutil.copytree(ended["run"], place)
+    else:
+        outcome = verb("train", *tiny, "trainer.max_steps=2", 'hydra.run.dir="my runs/first"')
+        assert outcome.code == 0, outcome.err
+        ended |= {"run": place, "out": outcome.out}
+    lines = ended["out"].splitlines()[-6:]
     return {line[:7].strip(): line[9:] for line in lines}
 
 

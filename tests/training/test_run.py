@@ -176,17 +176,7 @@ def test_a_run_gets_a_home_under_its_name(verb, tiny, tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["outputs"]
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        "trainer.max_steps=0",
-        "trainer.max_time=soon",
-        "optimizer.lr=-1.0",
-        "trainer.accelerator=abacus",
-        "model.n_head=3",
-        "~callbacks.curves",
-    ],
-)
+@pytest.mark.parametrize("word", ["trainer.accelerator=abacus", "optimizer.lr=-1.0", "~callbacks.curves"])
 def test_a_mistake_is_told_in_one_line_and_leaves_nothing_behind(verb, tiny, tmp_path: Path, word):
     outcome = verb("train", *tiny, word)
     assert outcome.code == 2

@@ -5,6 +5,7 @@ made; --help, --cfg, --info and sweeps are Hydra's. In a sweep the parent does n
 run one could have typed, in a process of its own, so that no job leaves anything to the next.
 """
 
+import argparse
 import contextlib
 import functools
 import hashlib
@@ -50,14 +51,8 @@ def entry_point(config_name: str) -> Callable[[Work], Callable[[], None]]:
 def _run(work: Work, config_name: str, script: Path) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[_Console()])
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
     try:
-        args = get_args_parser().parse_args()
-        if args.multirun and config_name != "train":
-            raise Mistake(f"-m is for training: {script.name} takes one value for each setting")
-        if not args.multirun:
-            args.overrides = [quote(o) for o in args.overrides]
-            sys.argv[1:] = [quote(o) for o in sys.argv[1:]]
+        args = _arguments(script)
         conf = script.parent / "conf"
         asks_hydra = args.help or args.hydra_help or args.info or args.shell_completion
         if args.config_dir or args.config_path or args.config_name or asks_hydra:
@@ -98,6 +93,21 @@ def _tell(script: Path, message: str, code: int) -> int:
         raise  # noqa: PLE0704 - only called where an exception is handled
     sys.stderr.write(f"{script.name}: {message}\n")
     return code
+
+
+def _arguments(script: Path) -> argparse.Namespace:
+    """The command line, its texts and paths quoted. Lightning starts its other ranks with the same words."""
+    words = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
+    args = get_args_parser().parse_args(words)
+    if args.multirun and script.name != "train.py":
+        raise Mistake(f"-m is for training: {script.name} takes one value for each setting")
+    if not args.multirun:
+        words, args.overrides = [[quote(word) for word in some] for some in (words, args.overrides)]
+    sys.argv[1:] = words
+    if any(word.startswith("resume=") for word in args.overrides):
+        # A run on a text of its own, which has moved, though this command line by itself has no data.path.
+        args.overrides = [re.sub(r"^data\.path=", "++data.path=", word) for word in args.overrides]
+    return args
 
 
 @contextlib.contextmanager

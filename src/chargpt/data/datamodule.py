@@ -42,7 +42,8 @@ class TextDataModule(L.LightningDataModule):
         seed: int = 1337,
     ):
         super().__init__()
-        for name, value in (("block_size", block_size), ("batch_size", batch_size)):
+        sizes = dict(block_size=block_size, batch_size=batch_size, validation_tokens=validation_tokens)
+        for name, value in sizes.items():
             if value < 1:
                 raise Mistake(f"{name}={value}: it must be 1 or more")
         if not 0 < train_fraction < 1:

@@ -67,6 +67,8 @@ def _check(settings: dict[str, Any]) -> None:
         raise Mistake(
             f"trainer.max_steps={settings['max_steps']}: it must be 1 or more, or -1 with a trainer.max_time"
         )
+    if settings["deterministic"] not in (True, False, "warn"):
+        raise Mistake(f"trainer.deterministic={settings['deterministic']}: it is true, false or warn")
     clip = settings["gradient_clip_val"]
     if clip is not None and not clip > 0:
         raise Mistake(f"trainer.gradient_clip_val={clip}: it must be more than 0, or null for no clipping")

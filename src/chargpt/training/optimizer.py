@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from chargpt.errors import Mistake
+
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Matrices (embeddings among them) decay; vectors, that is biases and norms, do not."""
+    _check("weight_decay", weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim >= 2]
     vectors = [p for p in parameters if p.ndim < 2]
@@ -28,6 +31,7 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019). `fused` updates all parameters in one kernel, on CPU and GPU."""
     groups = decay_groups(model, weight_decay)
+    _check("lr", lr)
     return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
 
 
@@ -36,4 +40,10 @@ def sgd(
 ) -> torch.optim.SGD:
     """Stochastic gradient descent with momentum."""
     groups = decay_groups(model, weight_decay)
+    _check("lr", lr)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+
+
+def _check(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise Mistake(f"optimizer.{name}={value}: it must be a finite number, 0 or more")

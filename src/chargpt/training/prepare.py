@@ -78,6 +78,11 @@ def prepare(composed: DictConfig) -> Run:
             f"{progress['chargpt']['corpus_sha256'][:12]}..., now {data.corpus_sha256[:12]}..."
         )
     model = build(config["model"], "model", vocab_size=data.tokenizer.vocab_size)
+    if data.block_size > model.block_size:
+        raise Mistake(
+            f"data.block_size={data.block_size} is more than the model takes: leave it out, and set "
+            f"model.block_size={data.block_size}"
+        )
     optimizer, schedule = build(config["optimizer"], "optimizer"), build(config["schedule"], "schedule")
     optimizer(model)  # Lightning makes its own after the model is on its device; this one only checks
     module = LanguageModeling(model, optimizer, schedule, config["seed"])
@@ -110,6 +115,11 @@ def prepare(composed: DictConfig) -> Run:
     run = Run(config, directory, checkpoint, data, module, trainer, clock, curves)
     if progress:
         _check_progress(run, progress)
+        try:
+            module.load_state_dict(progress["state_dict"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise Mistake(f"{checkpoint}: its weights do not fit its own config: {reason}") from error
     return run
 
 
@@ -136,9 +146,12 @@ def _instantiate(configs: dict[str, Any] | None, group: str) -> list[Any]:
         if not config:
             continue
         try:
-            made.append(hydra.utils.instantiate(config))
+            part = hydra.utils.instantiate(config)
+            if not isinstance(part, L.Callback | L.pytorch.loggers.Logger):
+                raise TypeError(f"{type(part).__name__} is no part of Lightning's")
         except Exception as error:
             cause = error.__cause__ or error
             hint = ": pip install wandb" if "wandb" in str(cause) else ""
             raise Mistake(f"{group}.{name} cannot be made: {str(cause).splitlines()[0]}{hint}") from error
+        made.append(part)
     return made

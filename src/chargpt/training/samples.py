@@ -3,6 +3,7 @@
 import lightning as L
 from lightning.pytorch.strategies import FSDPStrategy
 
+from chargpt.errors import Mistake
 from chargpt.randomness import SAMPLE, derive
 from chargpt.sampling.generate import generate
 
@@ -16,6 +17,8 @@ class Samples(L.Callback):
     """
 
     def __init__(self, max_new_tokens: int, seed: int):
+        if max_new_tokens < 0:
+            raise Mistake(f"max_new_tokens={max_new_tokens}: it must not be negative; 0 is for no sample")
         self._max_new_tokens, self._seed = max_new_tokens, seed
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
