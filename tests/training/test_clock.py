@@ -63,23 +63,18 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ]
 
 
-def test_training_time_is_that_of_the_steps_and_not_of_the_validations(verb, tiny, by_hand, tmp_path: Path):
-    outcome = verb("train", *tiny, *by_hand)
-    assert outcome.code == 0, outcome.err
-    metrics = reading.metrics(tmp_path / "run")
-    assert metrics["train_seconds"] == 20 / 32
-    assert metrics["tokens_per_second"] == 4 * 16 * 32
-    speeds = {float(row["tokens_per_second"]) for row in reading.history(tmp_path / "run")}
-    assert speeds == {4 * 16 * 32}
-
-
-def test_training_time_is_summed_over_resumed_parts(verb, tiny, by_hand, tmp_path: Path):
+def test_training_time_is_that_of_the_steps_alone_summed_over_resumed_parts(verb, tiny, by_hand, tmp_path: Path):
     assert verb("train", *tiny, *by_hand).code == 0
+    metrics = reading.metrics(tmp_path / "run")
+    assert metrics["train_seconds"] == 20 / 32, "and not of the validations"
+    assert metrics["tokens_per_second"] == 4 * 16 * 32
     outcome = verb("train", "resume=run", "trainer.max_steps=30", *by_hand[:-1])
     assert outcome.code == 0, outcome.err
     metrics = reading.metrics(tmp_path / "run")
     assert (metrics["steps"], metrics["train_seconds"]) == (30, 30 / 32)
     assert metrics["tokens_per_second"] == 4 * 16 * 32
+    speeds = {float(row["tokens_per_second"]) for row in reading.history(tmp_path / "run")}
+    assert speeds == {4 * 16 * 32}
 
 
 def test_a_run_that_time_ends_ends_there_with_a_validation_at_the_final_learning_rate(
@@ -116,24 +111,20 @@ def test_time_does_not_end_a_run_between_two_passes_of_one_step(verb, tiny, by_h
     assert rows[-1]["train_loss"]
 
 
-def test_a_run_that_time_ended_goes_on_with_more_time(verb, tiny, by_hand, tmp_path: Path):
+def test_a_run_that_time_ended_goes_on_with_more_time_and_not_without(verb, tiny, by_hand, tmp_path: Path):
     words = ["schedule=warmup_cosine", "schedule.warmup_steps=0", "trainer.max_steps=-1", "trainer.max_time=1"]
     assert verb("train", *tiny, *words, *by_hand).code == 0
+    run = tmp_path / "run"
+    before = (run / "history.csv").read_text()
+    refused = verb("train", "resume=run", *by_hand[:-1])
+    assert refused.code == 2
+    assert "max_time" in refused.err
+    assert (run / "history.csv").read_text() == before
     outcome = verb("train", "resume=run", "trainer.max_time=2", "trainer.log_every_n_steps=1", *by_hand[:-1])
     assert outcome.code == 0, outcome.err
-    run = tmp_path / "run"
     assert reading.metrics(run)["train_seconds"] == 2.0
     first = next(row for row in reading.history(run) if row["step"] == "33")
     assert float(first["lr"]) == pytest.approx(5.5e-4, rel=0.02), "half of the new time is used"
-
-
-def test_a_run_that_time_ended_is_not_gone_on_with_without_more_time(verb, tiny, by_hand, tmp_path: Path):
-    assert verb("train", *tiny, "trainer.max_steps=-1", "trainer.max_time=0.5", *by_hand).code == 0
-    before = (tmp_path / "run" / "history.csv").read_text()
-    outcome = verb("train", "resume=run", *by_hand[:-1])
-    assert outcome.code == 2
-    assert "max_time" in outcome.err
-    assert (tmp_path / "run" / "history.csv").read_text() == before
 
 
 def test_more_time_means_that_a_smaller_share_of_it_is_used():
@@ -145,9 +136,13 @@ def test_more_time_means_that_a_smaller_share_of_it_is_used():
     assert now.time_used() == 0.25
 
 
-def test_real_time_ends_a_run(verb, tiny, tmp_path: Path):
+def test_real_time_ends_a_run_that_needs_no_more_of_it_to_write_its_end(verb, tiny, tmp_path: Path):
     outcome = verb("train", *tiny, "hydra.run.dir=run", "trainer.max_steps=-1", "trainer.max_time=1")
     assert outcome.code == 0, outcome.err
     metrics = reading.metrics(tmp_path / "run")
     assert 1.0 <= metrics["train_seconds"] <= metrics["wall_seconds"]
+    assert reading.status(tmp_path / "run")["state"] == "finished"
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it was killed after its last checkpoint
+    outcome = verb("train", "resume=run")
+    assert outcome.code == 0, outcome.err
     assert reading.status(tmp_path / "run")["state"] == "finished"

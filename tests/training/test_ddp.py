@@ -40,8 +40,9 @@ def one(verb, tiny, tmp_path: Path) -> Path:
     return tmp_path / "one"
 
 
-def test_two_processes_share_one_run_directory(two):
+def test_two_processes_share_one_run_directory_under_the_runs_name(two):
     run = run_of(two)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", run.name)
     assert [p.name for p in two[0].iterdir()] == ["outputs"]
     assert [p.name for p in (two[0] / "outputs").iterdir()] == ["two"]
     assert reading.provenance(run)["devices"] == reading.metrics(run)["devices"] == 2

@@ -43,10 +43,8 @@ COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
 @pytest.mark.parametrize(
     ("name", "when", "step", "words"),
     [
-        ("SIGINT", {"batch": 5}, 5, []),
-        ("SIGTERM", {"batch": 1}, 1, []),
-        ("SIGINT", {"batch": 8}, 8, []),  # a validation is due after this step
-        ("SIGTERM", {"step": 8}, 8, []),  # and in the middle of it
+        ("SIGTERM", {"batch": 1}, 1, []),  # before there is any checkpoint
+        ("SIGINT", {"step": 8}, 8, []),  # in the middle of a validation
         ("SIGINT", {"batch": 9}, 5, ["trainer.accumulate_grad_batches=2"]),  # between two passes of step 5
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else None,
@@ -89,8 +87,8 @@ def test_a_run_that_was_interrupted_twice_goes_on_as_it_was_told(verb, tiny, unc
     for cut_again in (cut("SIGTERM", batch=7), []):
         outcome = verb("train", *words)
         assert outcome.code == 3
-        python, script, *words = shlex.split(outcome.err.splitlines()[-1].split("Go on with: ")[1])
-        assert (python, script) == ("python", "train.py")
+        _, script, *words = shlex.split(outcome.err.splitlines()[-1].split("Go on with: ")[1])
+        assert script == "train.py"
         words += [QUIET, *cut_again]
     assert reading.status(run)["step"] == 7
     outcome = verb("train", *words)

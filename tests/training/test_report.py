@@ -41,25 +41,24 @@ def test_the_figures_are_those_of_metrics_json(end, tmp_path: Path):
 
 def test_the_command_for_a_sample_can_be_typed_as_it_stands(end, verb):
     """Also after a text that has no capital R."""
-    python, script, *words = shlex.split(end["sample"])
-    assert (python, script) == ("python", "sample.py")
+    _, script, *words = shlex.split(end["sample"])
+    assert script == "sample.py"
     outcome = verb("sample", *words, "max_new_tokens=5")
     assert outcome.code == 0, outcome.err
 
 
 def test_the_command_to_go_on_can_be_typed_as_it_stands(end, verb, tmp_path: Path):
-    python, script, *words = shlex.split(end["go on"])
-    assert (python, script) == ("python", "train.py")
+    _, script, *words = shlex.split(end["go on"])
+    assert script == "train.py"
     outcome = verb("train", *words)
     assert outcome.code == 0, outcome.err
     assert reading.metrics(tmp_path / "my runs" / "first")["steps"] == 4
 
 
 def test_the_command_to_look_names_a_folder_that_holds_the_run(end, tmp_path: Path):
-    tensorboard, option, *folder = shlex.split(end["look"])
-    assert (tensorboard, option) == ("tensorboard", "--logdir")
-    assert len(folder) == 1
-    assert list((tmp_path / folder[0]).rglob("events.out.tfevents.*"))
+    *_, option, folder = shlex.split(end["look"])
+    assert option == "--logdir"
+    assert list((tmp_path / folder).rglob("events.out.tfevents.*"))
 
 
 def test_big_counts_are_told_in_millions():

@@ -33,13 +33,14 @@ def ask(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[As
             [sys.executable, "-m", "tensorboard.main", *words], stdout=file, stderr=file, env=os.environ
         )
     try:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy is set
         address = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+/", log.read_text()), server, log)[0]
 
         def ask(route: str, body: dict | None = None, **query: str) -> Any:
             url = f"{address}data/plugin/{route}?{urllib.parse.urlencode(query)}"
             data = None if body is None else json.dumps(body).encode()
             request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with direct.open(request, timeout=30) as answer:
                 return json.load(answer)
 
         # It reads on in the background; the point of the last validation is the last in the file.

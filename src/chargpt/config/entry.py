@@ -147,20 +147,27 @@ def place_run(directory: Path) -> None:
 
 def _by_hydra(work: Work, conf: Path, config_name: str, script: Path) -> int:
     codes: list[int] = []
+    ours: list[Exception] = []  # carried past Hydra, which would print a traceback for each
+    flags = [word for word in sys.argv[1:] if word.startswith("--config-")]
 
     def job(config: DictConfig) -> float | None:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
-            work(config)
+            try:
+                work(config)
+            except (Mistake, Interrupted, Diverged) as error:
+                ours.append(error)
             return None
-        code, loss = _sweep_job(script)
+        code, loss = _sweep_job(script, flags)
         codes.append(code)
         return loss
 
     hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(job)()
+    if ours:
+        raise ours[0]
     return max(codes, default=DONE) and FAILED
 
 
-def _sweep_job(script: Path) -> tuple[int, float | None]:
+def _sweep_job(script: Path, flags: list[str]) -> tuple[int, float | None]:
     """Runs one job of a sweep as the plain run it is; its exit code and validation loss."""
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
@@ -168,7 +175,7 @@ def _sweep_job(script: Path) -> tuple[int, float | None]:
     for file in hydra_files.glob("*.yaml"):  # the job itself writes them, once it is sure to run
         file.unlink()
     overrides = [*settings.overrides.task, f'hydra.run.dir="{folder}"']
-    process = subprocess.Popen([sys.executable, str(script), *overrides])
+    process = subprocess.Popen([sys.executable, str(script), *flags, *overrides])
     try:
         code = process.wait()
     except KeyboardInterrupt:  # the job got the same signal: let it save itself

@@ -56,7 +56,7 @@ class Checkpoints(Checkpoint):
         curves = next(c for c in trainer.callbacks if isinstance(c, Curves))
         self.save(trainer)
         if curves.best_step == trainer.global_step:
-            self._copy(self._run.last, self._run.best)
+            self.copy(self._run.last, self._run.best)
         if trainer.is_global_zero:
             self._run.write_status("running", trainer.global_step)
 
@@ -65,7 +65,7 @@ class Checkpoints(Checkpoint):
         for logger in trainer.loggers:
             logger.save()
         if self._run.last.exists():
-            self._copy(self._run.last, self._run.previous)
+            self.copy(self._run.last, self._run.previous)
         trainer.save_checkpoint(self._run.last)
 
     def on_save_checkpoint(
@@ -76,7 +76,8 @@ class Checkpoints(Checkpoint):
 
     @staticmethod
     @rank_zero_only
-    def _copy(source: Path, target: Path) -> None:
+    def copy(source: Path, target: Path) -> None:
+        """Makes `target` another name of the checkpoint `source`."""
         # A hard link costs nothing, and a checkpoint is never written in place.
         partial = target.with_name(f".{target.name}-link")
         partial.unlink(missing_ok=True)

@@ -77,7 +77,8 @@ class TrainingClock(L.Callback):
                 used = torch.tensor(self._used, device=pl_module.device)
                 torch.distributed.broadcast(used, src=0)
                 self._used = used.item()
-        if trainer.global_step == trainer.max_steps or self._used >= 1.0:
+        within_step = trainer.fit_loop.epoch_loop._should_accumulate()
+        if not within_step and (trainer.global_step == trainer.max_steps or self._used >= 1.0):
             trainer.should_stop = True  # Lightning then validates once more and leaves
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -87,11 +88,11 @@ class TrainingClock(L.Callback):
         self.stop(pl_module.device)
 
     def state_dict(self) -> dict[str, float]:
-        return {"train_seconds": self.train_seconds, "used": self._used}
+        return {"train_seconds": self.train_seconds}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self._before = state_dict["train_seconds"]
-        self._used = state_dict["used"] if self._max_time is not None else 0.0
+        self._used = 0.0 if self._max_time is None else min(1.0, self._before / self._max_time)
 
 
 def synchronize(device: torch.device) -> None:

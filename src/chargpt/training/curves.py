@@ -35,8 +35,12 @@ class Curves(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._clock = next(c for c in trainer.callbacks if isinstance(c, TrainingClock))
         self._module, self._trainer = pl_module, trainer
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._waiting:  # losses since the last point before a checkpoint
             mine = self._waiting[trainer.global_rank % len(self._waiting)]
+            if len(self._waiting) != trainer.world_size:  # on other devices than before: each takes the mean
+                mine = [sum(losses) / len(losses) for losses in zip(*self._waiting, strict=True)]
             pl_module.train_losses = [torch.tensor(loss) for loss in mine]
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
@@ -75,6 +79,11 @@ class Curves(L.Callback):
         bits = bits_per_character(self.val_loss, trainer.datamodule.characters_per_token)
         point = {"val/loss": self.val_loss, "val/perplexity": perplexity(self.val_loss)}
         self._log(trainer, point | {"val/bits_per_character": bits}, trainer.global_step)
+        if not math.isfinite(self.val_loss):  # before it is saved over the last good checkpoint
+            raise Diverged(
+                f"the validation loss is {self.val_loss} at step {trainer.global_step}: try a lower optimizer.lr "
+                f"or trainer.gradient_clip_val=1.0"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         waiting = torch.tensor([loss.item() for loss in self._module.train_losses], device=self._module.device)

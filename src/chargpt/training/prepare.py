@@ -130,6 +130,18 @@ def _check_progress(run: Run, progress: dict[str, Any]) -> None:
             f"{run.directory.path} has already done {step} steps of trainer.max_steps={end}: to train it "
             f"further, raise it: resume={run.directory.path} trainer.max_steps={2 * step}"
         )
+    planned = progress["chargpt"]["config"]["trainer"]["max_steps"]
+    if -1 != end < planned:
+        raise Mistake(
+            f"{run.directory.path} was planned for {planned} steps: trainer.max_steps={end} would be another run. "
+            f"It may be raised, or left out"
+        )
+    budget = seconds_of(run.config["trainer"]["max_time"])
+    if budget is not None and progress["callbacks"]["TrainingClock"]["train_seconds"] >= budget:
+        raise Mistake(
+            f"{run.directory.path} has used up its trainer.max_time={run.config['trainer']['max_time']}: to train "
+            f"it further, raise it: trainer.max_time=..."
+        )
     before = progress["chargpt"]["devices"]
     if before != run.trainer.world_size:
         log.info(

@@ -1,13 +1,16 @@
 """What a person reads at the beginning and at the end of a run, and in TensorBoard's HParams tab."""
 
 import logging
+import os
+import shlex
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from chargpt.training.clock import seconds_of
 from chargpt.training.hardware import device_name
-from chargpt.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ def opening(run: "Run") -> None:
     rows = {
         "model": f"{run.config['name']}: {millions(model.parameter_count())} parameters, {shape}",
         "text": f"{data.corpus.name}: {data.characters:,} characters, {data.tokenizer.vocab_size} distinct",
-        "steps": f"{_end(run)} of {passes}{data.batch_size} x {data.block_size} tokens",
+        "train": f"{_end(run)}, {passes}{data.batch_size} x {data.block_size} tokens a step",
         "on": f"{trainer.world_size} x {device_name(trainer.strategy.root_device)}, {trainer.precision}",
         "in": str(run.directory.path),
     }
@@ -35,13 +38,23 @@ def opening(run: "Run") -> None:
         log.info("%7s  %s", name, text)
 
 
-def closing(directory: RunDirectory, metrics: dict[str, Any], text: str) -> None:
+def closing(run: "Run", metrics: dict[str, Any], text: str) -> None:
     """A sample, the figures, and the three next commands."""
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     console.rule("a sample of the best checkpoint", style="dim")
     console.print(text, markup=False, soft_wrap=True)
     console.rule(style="dim")
-    path = directory.path
+    path = run.directory.path
+    run_word, resume_word = shlex.quote(f"run={path}"), shlex.quote(f"resume={path}")
+    # What can be pasted into this very shell: python itself where its folder is on the PATH, else by its place.
+    python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
+    board = "tensorboard" if python == "python" else f"{python} -m tensorboard.main"
+    further = f"trainer.max_steps={2 * metrics['steps']}"
+    if run.clock.time_used() >= 1:
+        further = f"trainer.max_time={2 * round(seconds_of(run.config['trainer']['max_time']))}"
+    # A prompt that this run's vocabulary can say: the beginning of its own sample.
+    begin = next((word for word in text.split() if word.isalpha()), "")
+    prompt = f" prompt={begin}" if begin else ""
     logs = path.parent if path.is_absolute() else path.parts[0]
     rows = {
         "loss": f"[bold]{metrics['val_loss']:.4f}[/] nats on the validation text (step {metrics['best_step']}), "
@@ -49,13 +62,19 @@ def closing(directory: RunDirectory, metrics: dict[str, Any], text: str) -> None
         "time": f"{metrics['steps']:,} steps in {metrics['train_seconds']:.0f} s of training, "
         f"{metrics['tokens_per_second']:,.0f} tokens/s",
         "run": f"{path}",
-        "sample": f"python sample.py run={path} prompt=ROMEO:",
-        "look": f"tensorboard --logdir {logs}",
-        "go on": f"python train.py resume={path} trainer.max_steps={2 * metrics['steps']}",
+        "sample": f"{python} sample.py {run_word}{prompt}",
+        "look": f"{board} --logdir {logs}",
+        "go on": f"{python} train.py {resume_word} {further}",
     }
     for name, line in rows.items():
         console.print(f"[dim]{name:>7}[/]  {line}", soft_wrap=True)
     sys.stdout.flush()
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """`train.py | head` has read enough, but the run is finished: rich would exit with 1."""
+        raise BrokenPipeError
 
 
 def hyperparameters(run: "Run") -> dict[str, bool | str | float | int]:
@@ -83,4 +102,6 @@ def millions(count: int) -> str:
 def _end(run: "Run") -> str:
     steps, budget = run.trainer.max_steps, run.config["trainer"]["max_time"]
     parts = [f"{steps:,} steps"] if steps > 0 else []
-    return " or ".join([*parts, *([f"max_time={budget}"] if budget else [])])
+    if budget:
+        parts.append(f"{seconds_of(budget):g} s of training")
+    return " or ".join(parts)

@@ -2,17 +2,21 @@
 
 import contextlib
 import logging
+import logging.handlers
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.config.entry import place_run
-from chargpt.errors import Diverged, Interrupted
+from chargpt.errors import Diverged, Interrupted, Mistake
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.sampling.trained import load, read_checkpoint
 from chargpt.training import report
+from chargpt.training.checkpoint import Checkpoints
 from chargpt.training.hardware import device_name
 from chargpt.training.history import History
 from chargpt.training.prepare import Run, prepare
@@ -29,42 +33,64 @@ def train(composed: DictConfig) -> None:
         Diverged: the loss is no longer a number.
     """
     started = time.perf_counter()
-    run = prepare(composed)
+    said = logging.handlers.MemoryHandler(10_000)  # until train.log has a place
+    logging.getLogger().addHandler(said)
+    try:
+        run = prepare(composed)
+    finally:
+        logging.getLogger().removeHandler(said)
     rank_zero = run.trainer.is_global_zero
     if rank_zero:
-        open_directory(run, composed)
+        try:
+            open_directory(run, composed, said)
+        except OSError as error:
+            raise Mistake(f"{run.directory.path} cannot be written: {error.strerror}") from error
         report.opening(run)
+    with _recorded(run):
+        weights_only = True if run.checkpoint else None
+        run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=weights_only)
+        if rank_zero:
+            metrics, text = finish(run, time.perf_counter() - started)
+    if rank_zero:
+        report.closing(run, metrics, text)
+
+
+@contextlib.contextmanager
+def _recorded(run: Run) -> Iterator[None]:
+    """Writes down in status.json how a run ended that did not end well. Rank 0 speaks for all."""
+
+    def record(state: str, reason: str) -> None:
+        if run.trainer.is_global_zero:
+            with contextlib.suppress(OSError):  # a full disk has the error's own words
+                run.directory.write_status(state, run.trainer.global_step, reason)
+
+    path = run.directory.path
     try:
-        run.trainer.fit(
-            run.module,
-            datamodule=run.data,
-            ckpt_path=run.checkpoint,
-            weights_only=True if run.checkpoint else None,
-        )
-        if rank_zero:
-            finish(run, time.perf_counter() - started)
+        yield
     except Interrupted:
-        if rank_zero:  # the others leave in silence: a code other than 0 would have Lightning kill rank 0
+        if run.trainer.is_global_zero:
             raise
+        # The others leave in silence: a code other than 0 would have Lightning kill rank 0.
     except Diverged as error:
-        run.directory.write_status("diverged", run.trainer.global_step, str(error))
+        record("diverged", str(error))
         raise
+    except KeyboardInterrupt:  # after the last step, while the sample is drawn
+        record("interrupted", "SIGINT")
+        raise Interrupted(f"interrupted. Go on with: python train.py resume={path}") from None
     except SystemExit as left:  # a second Ctrl-C: Lightning has torn itself down and leaves with 1
-        if not rank_zero or not isinstance(left.__context__, KeyboardInterrupt):
+        if not run.trainer.is_global_zero or not isinstance(left.__context__, KeyboardInterrupt):
             raise
-        run.directory.write_status("interrupted", run.trainer.global_step, "a second signal")
-        go_on = f"go on from the last checkpoint with: python train.py resume={run.directory.path}"
-        nothing = "it had no checkpoint yet"
-        raise Interrupted(f"quit; {go_on if run.directory.last.exists() else nothing}") from None
+        record("interrupted", "a second signal")
+        go_on = f"go on from the last checkpoint with: python train.py resume={path}"
+        raise Interrupted(
+            f"quit; {go_on if run.directory.last.exists() else 'it had no checkpoint yet'}"
+        ) from None
     except BaseException as error:
-        if rank_zero:
-            with contextlib.suppress(OSError):
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                run.directory.write_status("failed", run.trainer.global_step, reason)
+        record("failed", f"{type(error).__name__}: {error}".splitlines()[0])
         raise
 
 
-def open_directory(run: Run, composed: DictConfig) -> None:
+def open_directory(run: Run, composed: DictConfig, said: logging.handlers.MemoryHandler) -> None:
     """Makes the run directory, or opens it again, and writes down what is about to run."""
     hydra_config = HydraConfig.get()
     directory = run.directory
@@ -75,6 +101,8 @@ def open_directory(run: Run, composed: DictConfig) -> None:
     file = logging.FileHandler(directory.path / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     logging.getLogger().addHandler(file)
+    said.setTarget(file)
+    said.flush()
     config = OmegaConf.create({**OmegaConf.to_container(composed, resolve=True), **run.config})
     write_hydra(directory.path / ".hydra", config, hydra_config)
     device = device_name(run.trainer.strategy.root_device)
@@ -82,7 +110,12 @@ def open_directory(run: Run, composed: DictConfig) -> None:
         run.data.corpus.name, run.data.corpus_sha256, device, run.trainer.world_size, torch.get_num_threads()
     )
     write_json(directory.path / "provenance.json", record)
-    step = 0 if run.checkpoint is None else read_checkpoint(run.checkpoint)["global_step"]
+    step = 0
+    if run.checkpoint is not None:
+        saved = read_checkpoint(run.checkpoint)
+        step = saved["global_step"]
+        if saved["callbacks"]["Curves"]["best_step"] == step:  # cut off before the best was told from the last
+            Checkpoints.copy(run.checkpoint, directory.best)
     for logger in run.trainer.loggers:
         if run.checkpoint is not None and isinstance(logger, History | TensorBoard):
             logger.rewind(step)
@@ -93,8 +126,8 @@ def open_directory(run: Run, composed: DictConfig) -> None:
     directory.write_status("running", step)
 
 
-def finish(run: Run, wall_seconds: float) -> None:
-    """The sample and the metrics of a run that reached its end."""
+def finish(run: Run, wall_seconds: float) -> tuple[dict[str, Any], str]:
+    """Writes the metrics and the sample of a run that reached its end; gives both."""
     directory, curves, data = run.directory, run.curves, run.data
     text = load(directory.best).generate(max_new_tokens=500, seed=run.config["seed"])
     write_whole(directory.sample, text + "\n")
@@ -122,4 +155,4 @@ def finish(run: Run, wall_seconds: float) -> None:
     }
     write_json(directory.metrics, metrics)
     directory.write_status("finished", steps)
-    report.closing(directory, metrics, text)
+    return metrics, text
