@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: finish the step, save, leave."""
 
+import shlex
 import signal
 import sys
 from types import FrameType
@@ -44,9 +45,8 @@ class Interruption(L.Callback):
             step = trainer.global_step
             if trainer.is_global_zero:
                 self._run.write_status("interrupted", step, signal.Signals(stop).name)
-            raise Interrupted(
-                f"interrupted after step {step}, and saved. Go on with: python train.py resume={self._run.path}"
-            )
+            words = shlex.quote(f"resume={self._run.path}")
+            raise Interrupted(f"interrupted after step {step}, and saved. Go on with: python train.py {words}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore()

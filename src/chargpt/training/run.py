@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import logging.handlers
+import shlex
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -64,7 +65,7 @@ def _recorded(run: Run) -> Iterator[None]:
             with contextlib.suppress(OSError):  # a full disk has the error's own words
                 run.directory.write_status(state, run.trainer.global_step, reason)
 
-    path = run.directory.path
+    go_on = f"python train.py {shlex.quote(f'resume={run.directory.path}')}"
     try:
         yield
     except Interrupted:
@@ -76,14 +77,14 @@ def _recorded(run: Run) -> Iterator[None]:
         raise
     except KeyboardInterrupt:  # after the last step, while the sample is drawn
         record("interrupted", "SIGINT")
-        raise Interrupted(f"interrupted. Go on with: python train.py resume={path}") from None
+        raise Interrupted(f"interrupted. Go on with: {go_on}") from None
     except SystemExit as left:  # a second Ctrl-C: Lightning has torn itself down and leaves with 1
         if not run.trainer.is_global_zero or not isinstance(left.__context__, KeyboardInterrupt):
             raise
         record("interrupted", "a second signal")
-        go_on = f"go on from the last checkpoint with: python train.py resume={path}"
+        saved = f"go on from the last checkpoint with: {go_on}"
         raise Interrupted(
-            f"quit; {go_on if run.directory.last.exists() else 'it had no checkpoint yet'}"
+            f"quit; {saved if run.directory.last.exists() else 'it had no checkpoint yet'}"
         ) from None
     except BaseException as error:
         record("failed", f"{type(error).__name__}: {error}".splitlines()[0])
