@@ -66,6 +66,10 @@ class TrainingClock(L.Callback):
             synchronize(device)
             self._before, self._since = self.train_seconds, None
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._used >= 1.0:  # resumed after its last step: only the end is to be written
+            trainer.should_stop = True
+
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self._since is None:  # the first step, and the first after a validation
             self.start(pl_module.device)

@@ -137,7 +137,8 @@ def _check_progress(run: Run, progress: dict[str, Any]) -> None:
             f"It may be raised, or left out"
         )
     budget = seconds_of(run.config["trainer"]["max_time"])
-    if budget is not None and progress["callbacks"]["TrainingClock"]["train_seconds"] >= budget:
+    used = progress["callbacks"]["TrainingClock"]["train_seconds"]
+    if budget is not None and used >= budget and run.directory.metrics.exists():
         raise Mistake(
             f"{run.directory.path} has used up its trainer.max_time={run.config['trainer']['max_time']}: to train "
             f"it further, raise it: trainer.max_time=..."

@@ -63,7 +63,7 @@ def closing(run: "Run", metrics: dict[str, Any], text: str) -> None:
         f"{metrics['tokens_per_second']:,.0f} tokens/s",
         "run": f"{path}",
         "sample": f"{python} sample.py {run_word}{prompt}",
-        "look": f"{board} --logdir {logs}",
+        "look": f"{board} --logdir {shlex.quote(str(logs))}",
         "go on": f"{python} train.py {resume_word} {further}",
     }
     for name, line in rows.items():

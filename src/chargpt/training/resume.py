@@ -48,8 +48,8 @@ def changed(saved: dict[str, Any], composed: dict[str, Any], overrides: list[str
             continue
         path = key.replace("/", ".")
         before, now = OmegaConf.select(config, path), OmegaConf.select(OmegaConf.create(composed), path)
-        if before == now:
-            continue
+        if before == now or (key == "data" and before["_target_"] == now["_target_"]):
+            continue  # the same again; what differs within it is said by overrides of its own
         if path not in MAY_CHANGE:
             shown = "" if OmegaConf.is_config(before) else f"={before}"
             raise Mistake(
