@@ -74,7 +74,8 @@ def _recorded(run: Run) -> Iterator[None]:
         # The others leave in silence: a code other than 0 would have Lightning kill rank 0.
     except Diverged as error:
         record("diverged", str(error))
-        raise
+        if run.trainer.is_global_zero:
+            raise
     except KeyboardInterrupt:  # after the last step, while the sample is drawn
         record("interrupted", "SIGINT")
         raise Interrupted(f"interrupted. Go on with: {go_on}") from None
