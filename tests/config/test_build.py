@@ -117,7 +117,7 @@ def test_the_config_is_left_as_it_was():
         "torch.nn.modules.module.warnings.warn",
         # ours, but they write files
         "chargpt.training.checkpoint.WholeCheckpointIO.save_checkpoint",
-        "chargpt.training.run_directory.write_whole",
+        "chargpt.whole.write_whole",
         "chargpt.training.run_directory.RunDirectory.claim",
         "chargpt.training.run.train",
     ],

@@ -1,10 +1,10 @@
 """The contract of a run: what a finished run leaves behind, to the last file and the last figure."""
 
+import contextlib
 import hashlib
 import math
 import re
 import subprocess
-import types
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 import chargpt
+from chargpt.whole import whole
 from tests.conftest import REPO
 from tests.training import reading
 
@@ -191,16 +192,17 @@ def test_a_run_that_breaks_says_why_in_its_status(verb, tiny, tmp_path: Path):
 
 
 def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_says_so(verb, tiny, tmp_path: Path, monkeypatch):
-    import os
-
     left = [2]  # checkpoints that fit
 
-    def fsync(file: int) -> None:
+    @contextlib.contextmanager
+    def full(path: Path):
         left[0] -= 1
-        if left[0] < 0:
-            raise OSError(28, "No space left on device")
+        with whole(path) as file:
+            yield file
+            if left[0] < 0:
+                raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("chargpt.training.checkpoint.os", types.SimpleNamespace(fdopen=os.fdopen, fsync=fsync))
+    monkeypatch.setattr("chargpt.training.checkpoint.whole", full)
     words = ["trainer.val_check_interval=5", "callbacks.samples.max_new_tokens=0", "hydra.run.dir=run"]
     with pytest.raises(OSError, match="No space left"):
         verb("train", *tiny, *words)

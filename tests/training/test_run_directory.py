@@ -1,6 +1,5 @@
-"""The run directory: one run's alone, each file whole, whoever else wants the name and however full the disk."""
+"""The run directory: one run's alone, whoever else wants the name."""
 
-import errno
 import json
 import os
 import threading
@@ -8,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from chargpt.errors import Mistake
-from chargpt.training.run_directory import RunDirectory, write_json, write_whole
+from chargpt.training.run_directory import RunDirectory
 
 
 def at_once(work: Callable[[], RunDirectory], count: int) -> list[RunDirectory]:
@@ -115,51 +112,3 @@ def test_a_status_that_is_missing_or_torn_reads_as_failed(tmp_path: Path, conten
     if content is not None:
         (tmp_path / "status.json").write_text(content)
     assert RunDirectory(tmp_path).read_status()["state"] == "failed"
-
-
-@given(st.text(st.characters(codec="utf-8")))
-def test_what_is_written_whole_is_read_back(tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "written.txt"
-    write_whole(path, content)
-    assert path.read_bytes() == content.encode()
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_content_and_nothing_else(tmp_path: Path, monkeypatch, step):
-    path = tmp_path / "metrics.json"
-    write_json(path, {"val_loss": 1.5})
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace")}[step], full)
-    with pytest.raises(OSError, match="No space left"):
-        write_json(path, {"val_loss": 1.25})
-    assert json.loads(path.read_text()) == {"val_loss": 1.5}
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
-
-
-def test_a_reader_sees_the_old_or_the_new_content_at_every_moment(tmp_path: Path):
-    path, done = tmp_path / "status.json", threading.Event()
-    contents = {letter * 100_000 for letter in "ab"}
-    write_whole(path, min(contents))
-    seen = []
-
-    def read():
-        while not done.is_set():
-            seen.append(path.read_text())
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for _ in range(20):
-        for content in contents:
-            write_whole(path, content)
-    done.set()
-    reader.join()
-    assert seen
-    assert set(seen) <= contents
-
-
-def test_what_is_written_may_be_read_by_others(tmp_path: Path):
-    write_whole(tmp_path / "sample.txt", "O what a night")
-    assert (tmp_path / "sample.txt").stat().st_mode & 0o777 == 0o644

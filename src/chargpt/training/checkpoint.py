@@ -1,8 +1,6 @@
 """Checkpoints: the last state and the one before it to go on from, the best one to use."""
 
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +13,19 @@ from lightning.pytorch.utilities import rank_zero_only
 import chargpt
 from chargpt.training.curves import Curves
 from chargpt.training.run_directory import RunDirectory
+from chargpt.whole import whole
 
 KEY = "chargpt"  # our part of Lightning's checkpoint
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file, flushes it to the disk and renames it: a checkpoint is whole or absent."""
+    """A checkpoint is whole or absent."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(partial).chmod(0o644)
-            Path(partial).replace(path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        with whole(path) as file:
+            torch.save(checkpoint, file)
 
 
 class Checkpoints(Checkpoint):

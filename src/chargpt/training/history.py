@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from chargpt.training.run_directory import write_whole
+from chargpt.whole import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,9 @@ from chargpt.training.checkpoint import Checkpoints
 from chargpt.training.hardware import device_name
 from chargpt.training.history import History
 from chargpt.training.prepare import Run, prepare
-from chargpt.training.run_directory import provenance, write_hydra, write_json, write_whole
+from chargpt.training.run_directory import provenance, write_hydra, write_json
 from chargpt.training.tensorboard import TensorBoard
+from chargpt.whole import write_whole
 
 
 def train(composed: DictConfig) -> None:

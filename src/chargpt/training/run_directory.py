@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.errors import Mistake
+from chargpt.whole import write_whole
 
 STATES = ("waiting", "running", "interrupted", "failed", "diverged", "pruned", "finished")
 
@@ -75,20 +75,6 @@ class RunDirectory:
         with contextlib.suppress(OSError, json.JSONDecodeError):
             return json.loads(self.status_file.read_text())
         return {"state": "failed", "step": 0, "reason": "status.json is missing or damaged"}
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Writes a text file so that a reader sees the old content or the new, never a part."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
