@@ -19,7 +19,12 @@ from chargpt.training.prepare import Run, prepare
 from tests.config.conftest import CONF
 
 HARDWARE = ["gpu", "mps", "fsdp"]  # choices of `trainer` that not every machine can build
-ELSEWHERE = {("logger", "wandb"), *product(["trainer"], HARDWARE)}  # tried by tests of their own
+# Tried by tests of their own.
+ELSEWHERE = {
+    ("logger", "wandb"),
+    ("lecture", "scaled_up"),
+    *product(["trainer"], HARDWARE),
+}
 SMALL = {"n_layer": 2, "n_embd": 16, "n_head": 2, "block_size": 16}
 ANYWHERE = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto"]
 
