@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from chargpt.errors import Mistake
 from chargpt.model.attention import CausalSelfAttention, KeyValueCache
+from chargpt.model.position import Rotary
 from tests.model.lecture import MultiHeadAttention
 
 
@@ -90,3 +91,19 @@ def test_heads_that_do_not_divide_the_channels_are_refused_with_sizes_that_work(
         CausalSelfAttention(int(proposed), n_head)
     for proposed in heads.split(", "):
         CausalSelfAttention(n_embd, int(proposed))
+
+
+@settings(max_examples=30, deadline=None)
+@given(T=st.integers(1, 9), n_head=st.sampled_from([1, 2, 3, 6]), rotary=st.booleans(), seed=st.integers(0, 99))
+def test_the_written_out_weights_are_those_of_the_fused_attention(T, n_head, rotary, seed):
+    torch.manual_seed(seed)
+    attention = CausalSelfAttention(12, n_head, projection=False)
+    x_BTC = 3 * noise(2, T, 12, seed=seed)
+    rotation = Rotary(9, 12, 12 // n_head).rotation(torch.arange(T)) if rotary else None
+    weights_BHTT = attention.weights(x_BTC, rotation)
+    torch.testing.assert_close(weights_BHTT.sum(-1), torch.ones(2, n_head, T))
+    assert (weights_BHTT.triu(1) == 0).all()
+    values_BTC = attention.qkv(x_BTC)[..., 24:]
+    values_BHTD = values_BTC.unflatten(-1, (n_head, -1)).transpose(1, 2)
+    gathered_BTC = (weights_BHTT @ values_BHTD).transpose(1, 2).flatten(-2)
+    torch.testing.assert_close(gathered_BTC, attention(x_BTC, rotation), atol=1e-5, rtol=1e-5)

@@ -37,12 +37,14 @@ ALSO: dict[str, Types] = {
     "trainer.deterministic": (bool, str),
     "resume": (str,),
     "prompt": (str,),
+    "text": (str,),
+    "folder": (str,),
     "top_k": (int, type(None)),
     "top_p": (int, float, type(None)),
     "data": (dict, type(None)),
 }
 # Texts and paths that people type without quotes: taken as they are, whatever signs they hold.
-RAW = ("prompt", "run", "resume", "data.path", "data.cache_dir")
+RAW = ("prompt", "text", "run", "resume", "folder", "data.path", "data.cache_dir")
 
 
 def quote(override: str) -> str:

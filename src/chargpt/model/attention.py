@@ -70,10 +70,7 @@ class CausalSelfAttention(nn.Module):
     ) -> Float[Tensor, "B T C"]:
         """With a cache, x_BTC holds only the newest T tokens, and they see all those before them too."""
         B, T, C = x_BTC.shape
-        qkv_3BHTD = self.qkv(x_BTC).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
-        q_BHTD, k_BHTD, v_BHTD = qkv_3BHTD.unbind(0)
-        if rotation is not None:
-            q_BHTD, k_BHTD = rotate(q_BHTD, rotation), rotate(k_BHTD, rotation)
+        q_BHTD, k_BHTD, v_BHTD = self._queries_keys_values(x_BTC, rotation)
         mask = None
         if cache is not None:
             k_BHTD, v_BHTD = cache.extend(k_BHTD, v_BHTD)
@@ -92,3 +89,21 @@ class CausalSelfAttention(nn.Module):
         if self.projection is not None:
             y_BTC = self.projection(y_BTC)
         return F.dropout(y_BTC, self.dropout, self.training)
+
+    def weights(self, x_BTC: Float[Tensor, "B T C"], rotation: Rotation | None = None) -> Float[Tensor, "B H T T"]:
+        """Written out, what the fused attention of `forward` keeps to itself: softmax(q k / sqrt(D)), causal.
+
+        Row t says how much of each token's value token t takes.
+        """
+        q_BHTD, k_BHTD, _ = self._queries_keys_values(x_BTC, rotation)
+        scores_BHTT = q_BHTD @ k_BHTD.transpose(-2, -1) * q_BHTD.shape[-1] ** -0.5
+        past_TT = torch.ones(scores_BHTT.shape[-2:], dtype=torch.bool, device=x_BTC.device).tril()
+        return scores_BHTT.masked_fill(~past_TT, -float("inf")).softmax(dim=-1)
+
+    def _queries_keys_values(self, x_BTC: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        B, T, _ = x_BTC.shape
+        qkv_3BHTD = self.qkv(x_BTC).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        q_BHTD, k_BHTD, v_BHTD = qkv_3BHTD.unbind(0)
+        if rotation is not None:
+            q_BHTD, k_BHTD = rotate(q_BHTD, rotation), rotate(k_BHTD, rotation)
+        return q_BHTD, k_BHTD, v_BHTD

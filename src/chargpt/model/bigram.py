@@ -28,6 +28,9 @@ class Bigram(LanguageModel):
     def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: None = None) -> Float[Tensor, "B T V"]:
         return self.table(tokens_BT)
 
+    def token_vectors(self) -> Float[Tensor, "V C"]:
+        return self.table.weight
+
     def flops_per_token(self) -> int:
         """A look-up is no matrix product: 0."""
         return 0

@@ -36,6 +36,10 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
+    def token_vectors(self) -> Float[Tensor, "V C"]:
+        """What stands for each token on its way in: its embedding, or its row of the table."""
+        raise NotImplementedError
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

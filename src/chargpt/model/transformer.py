@@ -158,6 +158,9 @@ class Transformer(LanguageModel):
         weight = self.token_embedding.weight
         return [KeyValueCache(weight.new_empty(size), weight.new_empty(size)) for _ in self.blocks]
 
+    def token_vectors(self) -> Float[Tensor, "V C"]:
+        return self.token_embedding.weight
+
     def residual_projections(self) -> list[nn.Linear]:
         """The linear layers whose output is added to the residual stream."""
         parts = [part for block in self.blocks for part in (block.attention, block.feed_forward)]

@@ -47,6 +47,12 @@ class TrainedModel:
         prompt = self.first_token() if prompt is None else prompt
         return prompt + "".join(text for (text,) in self.stream(prompt, max_new_tokens, **settings))
 
+    @property
+    def directory(self) -> Path | None:
+        """The run directory that its checkpoint lies in; None for a checkpoint that stands alone."""
+        folder = self.path.parent
+        return folder.parent if folder.name == "checkpoints" else None
+
     def first_token(self) -> str:
         """The lecture's start: token 0, a line break in most texts."""
         return self.tokenizer.decode(torch.tensor([0]))

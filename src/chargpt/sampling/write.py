@@ -28,7 +28,7 @@ def write(
     if num_samples < 1:
         raise Mistake(f"num_samples={num_samples}: it must be 1 or more")
     trained = load(latest() if run == "latest" else run, checked_device(device))
-    prompt = trained.first_token() if prompt is None else _read(prompt)
+    prompt = trained.first_token() if prompt is None else given_text("prompt", prompt)
     settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, num_samples=num_samples, seed=seed)
     pieces = trained.stream(prompt, max_new_tokens, **settings)
     sys.stderr.write(f"{trained.path}, {trained.step} steps\n")
@@ -58,15 +58,20 @@ def checked_device(name: str) -> torch.device:
     return device
 
 
-def _read(prompt: str) -> str:
-    if not prompt.startswith("@"):
-        return prompt
-    path = Path(prompt[1:]).expanduser()
+def given_text(setting: str, value: str) -> str:
+    """The text of a setting: the value itself, or for @FILE the content of that file.
+
+    Raises:
+        Mistake: the file cannot be read, or is not UTF-8.
+    """
+    if not value.startswith("@"):
+        return value
+    path = Path(value[1:]).expanduser()
     try:
         return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise Mistake(
-            f"prompt=@{path}: {error.strerror}. To begin with the character @ itself, put it in a file"
+            f"{setting}=@{path}: {error.strerror}. To begin with the character @ itself, put it in a file"
         ) from error
     except UnicodeDecodeError as error:
-        raise Mistake(f"prompt=@{path} is not UTF-8 (byte at offset {error.start})") from error
+        raise Mistake(f"{setting}=@{path} is not UTF-8 (byte at offset {error.start})") from error

@@ -1,0 +1,35 @@
+"""Characters as a picture shows them: each visible, and of some kind."""
+
+import unicodedata
+
+from jaxtyping import Integer
+from torch import Tensor
+
+from chargpt.data.tokenizer import Tokenizer
+
+VISIBLE = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥", "\0": "␀"}
+
+
+def visible(text: str) -> str:
+    """The text with a sign for each character that would leave no mark."""
+    return "".join(VISIBLE.get(c) or (c if c.isprintable() and not c.isspace() else "�") for c in text)
+
+
+def labels(tokens_N: Integer[Tensor, " N"], tokenizer: Tokenizer) -> list[str]:
+    """The visible text of each token."""
+    return [visible(tokenizer.decode(token[None])) for token in tokens_N]
+
+
+def kind(text: str) -> str:
+    """What a token is, by its first letter or sign: vowel, consonant, capital, digit, space, punctuation or other.
+
+    Vowels are a, e, i, o, u and their accented forms; letters of scripts without case count as other.
+    """
+    character = text.strip()[:1]
+    if not character:
+        return "space"
+    category = unicodedata.category(character)
+    if category == "Ll":
+        return "vowel" if unicodedata.normalize("NFD", character)[0] in "aeiou" else "consonant"
+    names = {"Lu": "capital", "Lt": "capital", "Nd": "digit"}
+    return names.get(category) or ("punctuation" if category[0] in "PS" else "other")
