@@ -5,66 +5,55 @@ in the project's own, between the marks <!-- models --> and <!-- /models -->.
 """
 
 import csv
-import json
 import re
 import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+from chargpt.sweeps.finished import FinishedRun, read_run
+from chargpt.sweeps.markdown import mean_and_spread, put, table
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-MARKS = re.compile(r"(<!-- models -->\n).*?(<!-- /models -->)", re.DOTALL)
-HEADER = ("run", "parameters", "steps", "validation loss", "bits a character", "training", "seeds", "on")
+KEYS = ("val_loss", "final_val_loss", "initial_loss", "train_seconds", "parameters", "steps", "seed", "torch")
 
 
-def row(name: str, runs: list[dict]) -> dict[str, str]:
-    def mean(key: str) -> float:
-        return statistics.mean(run[key] for run in runs)
+def name_of(run: FinishedRun) -> str:
+    chosen = [word for word in run.overrides if re.match(r"\+?(model|recipe)=", word)]
+    return " ".join(chosen) or "(the default)"
 
-    losses = [run["val_loss"] for run in runs]
-    spread = f" ± {statistics.stdev(losses):.3f}" if len(losses) > 1 else ""
-    first = runs[0]
+
+def row(name: str, runs: list[FinishedRun]) -> dict[str, str]:
+    def all_of(key: str) -> list[float]:
+        return [run.metrics[key] for run in runs]
+
+    first = runs[0].metrics
     return {
         "run": f"`{name}`",
         "parameters": f"{first['parameters']:,}",
         "steps": f"{first['steps']:,}",
-        "validation loss": f"{mean('val_loss'):.3f}{spread}",
-        "bits a character": f"{mean('val_bpc'):.3f}",
-        "training": f"{mean('train_seconds'):.0f} s",
+        "validation loss": mean_and_spread(all_of("val_loss")),
+        "bits a character": f"{statistics.mean(all_of('val_bpc')):.3f}",
+        "training": f"{statistics.mean(all_of('train_seconds')):.0f} s",
         "seeds": str(len(runs)),
         "on": f"{first['devices']} x {first['device']}",
     }
 
 
 def main() -> None:
-    runs = defaultdict(list)
-    for folder in map(Path, sys.argv[1:]):
-        metrics = json.loads((folder / "metrics.json").read_text())
-        overrides = re.findall(
-            r"^- ((?:\+?lecture|model|recipe)=.*)$", (folder / ".hydra/overrides.yaml").read_text(), re.M
-        )
-        runs[" ".join(overrides) or "(the default)"].append(metrics)
-    rows = [row(name, group) for name, group in sorted(runs.items(), key=lambda item: -item[1][0]["val_loss"])]
+    groups = defaultdict(list)
+    for run in map(read_run, sys.argv[1:]):
+        groups[name_of(run)].append(run)
     with (HERE / "results.csv").open("w", newline="") as file:
-        keys = (
-            "val_loss",
-            "final_val_loss",
-            "initial_loss",
-            "train_seconds",
-            "parameters",
-            "steps",
-            "seed",
-            "torch",
-        )
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("run", *keys))
-        writer.writerows((name, *(m[k] for k in keys)) for name, group in runs.items() for m in group)
-    lines = [HEADER, ["---"] * len(HEADER), *(r.values() for r in rows)]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        writer.writerow(("run", *KEYS))
+        writer.writerows((name, *(run.metrics[k] for k in KEYS)) for name, runs in groups.items() for run in runs)
+    worst_first = sorted(groups.items(), key=lambda item: -item[1][0].metrics["val_loss"])
+    content = table([row(name, runs) for name, runs in worst_first])
     for readme in (HERE / "README.md", ROOT / "README.md"):
-        readme.write_text(MARKS.sub(lambda found: found[1] + table + found[2], readme.read_text()))
-    print(table)
+        put(readme, "models", content)
+    print(content)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""A finished run, read back from the files of its directory."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from chargpt.errors import Mistake
+
+
+@dataclass
+class FinishedRun:
+    """What a finished run says of itself.
+
+    Attributes:
+        metrics: metrics.json.
+        overrides: the words it was started with.
+        choices: group -> the choice that was made in it, as `{"model": "gpt_nano", ...}`.
+    """
+
+    path: Path
+    metrics: dict[str, Any]
+    overrides: list[str]
+    choices: dict[str, str]
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a column of history.csv, where it has values."""
+        with (self.path / "history.csv").open(newline="") as file:
+            points = [(int(row["step"]), float(row[name])) for row in csv.DictReader(file) if row[name]]
+        return [step for step, _ in points], [value for _, value in points]
+
+    @property
+    def sample(self) -> str:
+        return (self.path / "sample.txt").read_text()
+
+
+def read_run(path: str | Path) -> FinishedRun:
+    """Raises `Mistake` if there is no finished run at `path`."""
+    path = Path(path)
+    try:
+        metrics = json.loads((path / "metrics.json").read_text())
+        settings = OmegaConf.load(path / ".hydra" / "hydra.yaml").hydra
+    except OSError as error:
+        raise Mistake(
+            f"{path} is not a finished run: {error.filename} cannot be read ({error.strerror})"
+        ) from error
+    return FinishedRun(path, metrics, list(settings.overrides.task), dict(settings.runtime.choices))

@@ -1,0 +1,31 @@
+"""A finished run read back: its figures, its words, its curves."""
+
+import json
+
+import pytest
+
+from chargpt.errors import Mistake
+from chargpt.sweeps.finished import read_run
+from tests.training import reading
+
+
+def test_it_says_what_the_run_says_of_itself(finished, tiny):
+    run = read_run(finished)
+    assert run.metrics == json.loads((finished / "metrics.json").read_text())
+    assert run.choices["model"] == "gpt_nano"
+    assert run.choices["data"] == "text_file"
+    assert [word.replace("'", "") for word in run.overrides] == tiny
+    assert run.sample == (finished / "sample.txt").read_text()
+
+
+def test_a_curve_has_the_points_of_its_column_and_no_gaps(finished):
+    run = read_run(finished)
+    steps, losses = run.curve("val_loss")
+    assert steps == [10, 20]
+    assert losses == [float(row["val_loss"]) for row in reading.history(finished) if row["val_loss"]]
+    assert run.curve("train_loss")[0] == [1, 5, 10, 15, 20]
+
+
+def test_what_is_no_finished_run_is_told(tmp_path):
+    with pytest.raises(Mistake, match=r"not a finished run.*metrics\.json"):
+        read_run(tmp_path)
