@@ -51,7 +51,8 @@ def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
         ImportError,
     ) as error:
         message = " ".join(str(error).split())
-        raise Mistake(f"trainer: {message} ({_found()})") from error
+        other = "" if settings["accelerator"] == "auto" else "; trainer=auto takes what there is"
+        raise Mistake(f"trainer: {message} ({_found()}){other}") from error
 
 
 def device_name(device: torch.device) -> str:
