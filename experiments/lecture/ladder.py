@@ -1,4 +1,4 @@
-"""The measured ladder out of finished runs: python experiments/lecture/ladder.py outputs/lecture/sweep_*/*/
+"""The measured ladder out of finished runs: python experiments/lecture/ladder.py outputs/lecture/*/
 
 Runs of one rung (another seed each) become one row. Writes ladder.csv, curves.csv and
 ladder.png, and puts the table and the samples into README.md.
@@ -53,7 +53,7 @@ def passage(rung: str, runs: list[FinishedRun]) -> str:
     """The rung's own words for what it adds, and three lines of what it writes."""
     why = re.findall(r"^# (?!@)(.*)$", (CONF / f"{rung}.yaml").read_text(), re.MULTILINE)
     lines = [line for line in runs[0].sample.splitlines() if line.strip()][:3]
-    return f"**{rung}** {' '.join(why)}\n\n```\n" + "\n".join(line[:100] for line in lines) + "\n```\n\n"
+    return f"**{rung}** {' '.join(why)}\n\n```\n" + "\n".join(line[:100].rstrip() for line in lines) + "\n```\n\n"
 
 
 def draw(ladder: Ladder) -> Figure:
