@@ -7,7 +7,7 @@ from chargpt.config.entry import entry_point
 
 @entry_point("train")
 def main(config: DictConfig) -> None:
-    from chargpt.training.run import train  # torch and Lightning take seconds: only once the config is right
+    from chargpt.training.ranks import train
 
     train(config)
 

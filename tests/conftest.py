@@ -62,7 +62,7 @@ class Outcome:
 
 
 @pytest.fixture
-def verb(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def verb(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """`verb("train", "model=bigram")`: a verb in this process, from an empty folder; its code and words."""
 
     def run(name: str, *words: str) -> Outcome:
@@ -81,7 +81,7 @@ def verb(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_pat
                 root.removeHandler(handler)
                 handler.close()
             root.setLevel(before[1])
-        captured = capsys.readouterr()
+        captured = capfd.readouterr()
         return Outcome(left.value.code or 0, captured.out, captured.err)
 
     monkeypatch.syspath_prepend(str(REPO))

@@ -1,5 +1,7 @@
 """What goes wrong, by whose hand: the exceptions that the command line turns into exit codes."""
 
+DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 3
+
 
 class Mistake(ValueError):
     """What was asked cannot be done: one line that says what was wrong, what was found and what to do.
@@ -10,6 +12,14 @@ class Mistake(ValueError):
 
 class Interrupted(Exception):
     """Training was asked to stop (Ctrl-C, SIGTERM) and has saved itself: exit code 3."""
+
+
+class Failed(Exception):
+    """The run cannot go on, through no mistake in what was asked: one line, exit code 1."""
+
+
+class Pruned(Exception):
+    """A search has stopped a trial that others outdid: exit code 0, for nothing went wrong."""
 
 
 class Diverged(Exception):

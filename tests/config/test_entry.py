@@ -10,9 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from chargpt.config.entry import entry_point, folder_name
+from chargpt.config.entry import entry_point
 from chargpt.config.overrides import RAW, quote
 from chargpt.errors import Diverged, Interrupted, Mistake
+from chargpt.sweeps.naming import folder_name
 from tests.conftest import REPO, process
 
 OVERRIDES = st.lists(

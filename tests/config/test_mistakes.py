@@ -142,7 +142,7 @@ MEASURES = {
     "an unknown split": ("run=RUN split=test", "val"),
     "mistyped choice of a text": ("run=RUN data=text_fil", "did you mean text_file?"),
     "a text without its path": ("run=RUN data=text_file", "data.path must be given"),
-    "a path without its text": ("run=RUN data.path=FILES/other.txt", "data.path is not a setting"),
+    "a path without its text": ("run=RUN data.path=FILES/other.txt", "add data=text_file"),
     "a text with unknown characters": ("run=RUN data=text_file data.path=FILES/other.txt", "'Z'"),
     "no run yet": ("", "train.py"),
 }

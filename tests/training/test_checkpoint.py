@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from chargpt.errors import Failed
 from chargpt.training.checkpoint import WholeCheckpointIO
 
 
@@ -34,7 +35,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(io, tmp_path: Pa
 
     where = {"save": (torch, "save"), "fsync": (os, "fsync"), "replace": (Path, "replace")}
     monkeypatch.setattr(*where[step], full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(Failed, match="No space left"):
         io.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

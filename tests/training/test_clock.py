@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from chargpt.errors import Mistake
 from chargpt.training import clock
-from chargpt.training.clock import TrainingClock, seconds_of
+from chargpt.training.clock import TrainingClock
+from chargpt.training.seconds import seconds_of
 from tests.training import reading
 from tests.training.staged import Clock
 
@@ -129,7 +130,7 @@ def test_a_run_that_time_ended_goes_on_with_more_time_and_not_without(verb, tiny
 
 def test_more_time_means_that_a_smaller_share_of_it_is_used():
     before = TrainingClock(10.0)
-    before._before = 10.0
+    before._spent["train"] = 10.0
     before._used = 1.0
     now = TrainingClock(40.0)
     now.load_state_dict(before.state_dict())

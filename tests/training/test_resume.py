@@ -19,7 +19,14 @@ from tests.training import reading
 QUIET = "callbacks.samples.max_new_tokens=0"  # no samples at validations: they only take time here
 LONG = ["trainer.max_steps=240", "trainer.val_check_interval=40", QUIET]
 COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
-TIMED = ("train_seconds", "wall_seconds", "tokens_per_second")
+TIMED = (
+    "train_seconds",
+    "validation_seconds",
+    "checkpoint_seconds",
+    "setup_seconds",
+    "wall_seconds",
+    "tokens_per_second",
+)
 
 
 def assert_same(run: Path, whole: Path) -> None:
@@ -284,30 +291,39 @@ def composed(**parts: dict) -> dict:
 
 def test_what_is_not_named_stays_as_it_was():
     now = composed(model={"n_layer": 12}, trainer={"max_steps": 5000}) | {"seed": 7}
-    assert changed(SAVED, now, ["resume=run", "logger=wandb"]) == SAVED
+    assert changed(SAVED, now, ["resume=run", "logger=wandb"], {}) == SAVED
 
 
 def test_what_is_named_and_may_change_changes():
     now = composed(trainer={"max_steps": 20, "devices": 2})
-    resumed = changed(SAVED, now, ["trainer.max_steps=20", "trainer.devices=2"])
+    resumed = changed(SAVED, now, ["trainer.max_steps=20", "trainer.devices=2"], {})
     assert resumed == SAVED | {"trainer": now["trainer"]}
 
 
 def test_a_choice_of_trainer_brings_the_hardware_and_not_the_recipe():
     now = composed(trainer={"max_steps": 5000, "devices": 8, "accelerator": "gpu"})
-    resumed = changed(SAVED, now, ["trainer=ddp"])
+    resumed = changed(SAVED, now, ["trainer=ddp"], {})
     assert resumed["trainer"] == SAVED["trainer"] | {"devices": 8, "accelerator": "gpu"}
 
 
 def test_what_is_named_with_the_value_it_had_is_no_change():
-    assert changed(SAVED, composed(), ["model.n_layer=2", "seed=1"]) == SAVED
+    assert changed(SAVED, composed(), ["model.n_layer=2", "seed=1"], {}) == SAVED
 
 
 @pytest.mark.parametrize("word", ["model.n_layer=3", "+model.width=9", "~model.n_layer", "seed=2"])
 def test_what_would_be_another_run_is_refused_by_its_name(word):
     now = composed(model={"n_layer": 3, "width": 9}) | {"seed": 2}
     with pytest.raises(Mistake, match=word.lstrip("+~").split("=")[0]):
-        changed(SAVED, now, [word])
+        changed(SAVED, now, [word], {})
+
+
+@pytest.mark.parametrize("word", ["recipe=nanogpt_laptop", "+lecture=residual"])
+def test_another_choice_of_what_has_no_place_in_the_config_is_another_run(word):
+    choices = {"recipe": "gpt_nano"}
+    with pytest.raises(Mistake, match=word.lstrip("+").split("=")[0]):
+        changed(SAVED, composed(), [word], choices)
+    key, _, value = word.lstrip("+").partition("=")
+    assert changed(SAVED, composed(), [word], choices | {key: value}) == SAVED
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from tests.training import reading
 
 METRICS = {
     *("val_loss", "final_val_loss", "initial_loss", "val_bpc", "val_perplexity", "best_step", "steps"),
-    *("train_seconds", "wall_seconds", "tokens_per_second", "parameters", "flops_per_token"),
+    *("train_seconds", "validation_seconds", "checkpoint_seconds", "setup_seconds", "wall_seconds"),
+    *("tokens_per_second", "parameters", "flops_per_token"),
     *("corpus", "corpus_sha256", "seed", "devices", "torch", "device"),
 }
 
@@ -30,7 +31,7 @@ def test_a_finished_run_holds_the_files_of_the_contract_and_no_others(finished):
     assert len(events) == 1
     assert files - events == {
         *(".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
-        *("provenance.json", "status.json", "history.csv", "metrics.json", "sample.txt", "train.log"),
+        *("provenance.json", "status.json", "history.csv", "metrics.json", "sample.txt", "train.log", ".lock"),
         *("checkpoints/last.ckpt", "checkpoints/previous.ckpt", "checkpoints/best.ckpt"),
     }
 
@@ -204,8 +205,10 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_says_so(verb, tin
 
     monkeypatch.setattr("chargpt.training.checkpoint.whole", full)
     words = ["trainer.val_check_interval=5", "callbacks.samples.max_new_tokens=0", "hydra.run.dir=run"]
-    with pytest.raises(OSError, match="No space left"):
-        verb("train", *tiny, *words)
+    outcome = verb("train", *tiny, *words)
+    assert outcome.code == 1
+    assert re.fullmatch(r"train.py: .*No space left on device.*resume=", outcome.err.splitlines()[-1])
+    assert "Traceback" not in outcome.err
     run = tmp_path / "run"
     assert reading.status(run)["state"] == "failed"
     assert "No space left on device" in reading.status(run)["reason"]

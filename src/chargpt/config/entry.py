@@ -8,12 +8,9 @@ run one could have typed, in a process of its own, so that no job leaves anythin
 import argparse
 import contextlib
 import functools
-import hashlib
-import json
 import logging
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +24,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from chargpt import rank
 from chargpt.config.overrides import check, one_line, quote
-from chargpt.errors import Diverged, Interrupted, Mistake
-
-DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 3
+from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Diverged, Failed, Interrupted, Mistake, Pruned
 
 Work = Callable[[DictConfig], None]
 
@@ -50,7 +46,6 @@ def entry_point(config_name: str) -> Callable[[Work], Callable[[], None]]:
 
 def _run(work: Work, config_name: str, script: Path) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[_Console()])
-    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     try:
         args = _arguments(script)
         conf = script.parent / "conf"
@@ -59,12 +54,13 @@ def _run(work: Work, config_name: str, script: Path) -> int:
             return _by_hydra(work, conf, args.config_name or config_name, script)
         with _loader(conf, config_name) as loader:
             check(args.overrides, loader, config_name, args.multirun)
-            if args.multirun:  # the sweep's own directory is named by ${hydra:...} too
-                sweep = loader.load_configuration(config_name, args.overrides, RunMode.MULTIRUN)
-                HydraConfig.instance().set_config(sweep)
-            elif not args.cfg:
+            if args.multirun and not args.cfg:
+                from chargpt.sweeps.sweep import sweep
+
+                return sweep(config_name, args.overrides, script)
+            if not args.cfg:
                 config = _compose(loader, config_name, args.overrides)
-        if args.multirun or args.cfg:
+        if args.cfg:
             return _by_hydra(work, conf, config_name, script)
         work(config)
     except OmegaConfBaseException as error:  # an interpolation on the command line that leads nowhere
@@ -75,8 +71,10 @@ def _run(work: Work, config_name: str, script: Path) -> int:
         return _tell(script, f"{interrupted}", INTERRUPTED)
     except KeyboardInterrupt:
         return _tell(script, "interrupted", INTERRUPTED)
-    except Diverged as diverged:
-        return _tell(script, f"{diverged}", FAILED)
+    except (Diverged, Failed) as failure:
+        return _tell(script, f"{failure}", FAILED)
+    except Pruned as pruned:
+        return _tell(script, f"{pruned}", DONE)
     except BrokenPipeError:  # `sample.py | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
@@ -89,9 +87,10 @@ class _Console(logging.StreamHandler):
 
 
 def _tell(script: Path, message: str, code: int) -> int:
-    if os.environ.get("HYDRA_FULL_ERROR") == "1" and code != INTERRUPTED:
+    if os.environ.get("HYDRA_FULL_ERROR") == "1" and code not in (DONE, INTERRUPTED):
         raise  # noqa: PLE0704 - only called where an exception is handled
-    sys.stderr.write(f"{script.name}: {message}\n")
+    if rank.number() == 0:  # the others have met the same
+        sys.stderr.write(f"{script.name}: {message}\n")
     return code
 
 
@@ -137,6 +136,17 @@ def _missing(config: object, path: str = "") -> set[str]:
     return {path} if config == "???" else set()
 
 
+def task_words() -> list[str]:
+    """The words of this run, as typed: an interpolation in them is not looked up."""
+    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+
+
+def chosen_place() -> bool:
+    """Whether the user has named the run's directory."""
+    words = OmegaConf.to_container(HydraConfig.get().overrides.hydra, resolve=False)
+    return any(word.startswith("hydra.run.dir=") for word in words)
+
+
 def place_run(directory: Path) -> None:
     """Tells Hydra, and through it Lightning's other ranks and `${hydra:...}`, where the run lives."""
     settings = HydraConfig.instance().cfg.hydra
@@ -150,51 +160,18 @@ def _by_hydra(work: Work, conf: Path, config_name: str, script: Path) -> int:
     ours: list[Exception] = []  # carried past Hydra, which would print a traceback for each
     flags = [word for word in sys.argv[1:] if word.startswith("--config-")]
 
-    def job(config: DictConfig) -> float | None:
+    def job(config: DictConfig) -> None:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             try:
                 work(config)
-            except (Mistake, Interrupted, Diverged) as error:
+            except (Mistake, Interrupted, Diverged, Failed, Pruned) as error:
                 ours.append(error)
-            return None
-        code, loss = _sweep_job(script, flags)
-        codes.append(code)
-        return loss
+            return
+        from chargpt.sweeps.job import Job
+
+        codes.append(Job(script, flags)(config)["code"])
 
     hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(job)()
     if ours:
         raise ours[0]
     return max(codes, default=DONE) and FAILED
-
-
-def _sweep_job(script: Path, flags: list[str]) -> tuple[int, float | None]:
-    """Runs one job of a sweep as the plain run it is; its exit code and validation loss."""
-    settings = HydraConfig.get()
-    folder = Path(settings.runtime.output_dir)
-    hydra_files = folder / ".hydra"
-    for file in hydra_files.glob("*.yaml"):  # the job itself writes them, once it is sure to run
-        file.unlink()
-    overrides = [*settings.overrides.task, f'hydra.run.dir="{folder}"']
-    process = subprocess.Popen([sys.executable, str(script), *flags, *overrides])
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:  # the job got the same signal: let it save itself
-        code = process.wait()
-    for empty in (hydra_files, folder):
-        with contextlib.suppress(OSError):
-            empty.rmdir()
-    if code == INTERRUPTED:
-        raise SystemExit(INTERRUPTED)
-    if code:
-        logging.getLogger(__name__).warning("job %s failed (exit code %d)", settings.job.num, code)
-        return code, None
-    metrics = json.loads((folder / "metrics.json").read_text())
-    return code, metrics["val_loss"]
-
-
-def folder_name(overrides: str) -> str:
-    """Any overrides as a safe, short folder name; different overrides get different names."""
-    safe = re.sub(r"[^\w.=,+-]", "_", overrides, flags=re.ASCII) or "default"
-    if safe != overrides or len(safe) > 100:
-        safe = f"{safe[:90]}_{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
-    return safe

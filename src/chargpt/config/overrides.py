@@ -36,13 +36,20 @@ ALSO: dict[str, Types] = {
     "trainer.gradient_clip_val": (int, float, type(None)),
     "trainer.deterministic": (bool, str),
     "resume": (str,),
-    "prompt": (str,),
-    "text": (str,),
-    "folder": (str,),
+    "name": (str, int, float, bool),
+    "prompt": (str, type(None)),
+    "text": (str, type(None)),
+    "folder": (str, type(None)),
     "top_k": (int, type(None)),
     "top_p": (int, float, type(None)),
     "data": (dict, type(None)),
 }
+# Settings that only some choice of a group has.
+ELSEWHERE = {"data.path": "data=text_file"}
+# Groups that no default names: a choice in them is added.
+ADDED = ("lecture",)
+# Groups in which nothing may be chosen.
+MAY_BE_NONE = (("evaluate", "data"),)
 # Texts and paths that people type without quotes: taken as they are, whatever signs they hold.
 RAW = ("prompt", "text", "run", "resume", "folder", "data.path", "data.cache_dir")
 
@@ -64,9 +71,11 @@ def check(overrides: list[str], loader: ConfigLoader, config_name: str, sweep: b
         sweep: whether several values for one setting are allowed (`--multirun`).
     """
     parsed = [_parse(override) for override in overrides]
+    for override in parsed:
+        _check_delete(override)
     groups = [o for o in parsed if _is_group(o, loader)]
     for override in groups:
-        _check_choice(override, loader, sweep)
+        _check_choice(override, loader, config_name, sweep)
     first_choices = [_first(o) for o in groups]
     base = _compose(loader, config_name, first_choices)
     keys = {*_leaves(base), *_groups(loader)}
@@ -131,9 +140,22 @@ def _no_sweep(override: Override, sweep: bool) -> None:
         )
 
 
-def _check_choice(override: Override, loader: ConfigLoader, sweep: bool) -> None:
+def _check_delete(override: Override) -> None:
+    key = override.key_or_group
+    if override.is_delete() and not key.startswith(("callbacks.", "logger.", "hydra")):
+        raise Mistake(
+            f"{override.input_line}: a run needs {key}. Only parts of callbacks and logger can be left out, for "
+            f"example ~callbacks.samples"
+        )
+
+
+def _check_choice(override: Override, loader: ConfigLoader, config_name: str, sweep: bool) -> None:
     _no_sweep(override, sweep)
     group = override.key_or_group
+    if group in ADDED and not (override.is_add() or override.is_delete()):
+        raise Mistake(f"{override.input_line}: a choice of {group} is added, with a plus: +{override.input_line}")
+    if override.value() is None and (config_name, group) in MAY_BE_NONE:
+        return
     options = loader.repository.get_group_options(group)
     for value in _values(override):
         choice = str(value.text if isinstance(value, QuotedString) else value)
@@ -148,7 +170,8 @@ def _first(override: Override) -> str:
     line = override.input_line
     if override.is_sweep_override():
         value = next(iter(_values(override)), None)
-        line = f"{override.key_or_group}={value}" if value is not None else ""
+        sign = "+" if override.is_add() else "++" if override.is_force_add() else ""
+        line = f"{sign}{override.key_or_group}={value}" if value is not None else ""
     return line
 
 
@@ -194,6 +217,8 @@ def _check_value(override: Override, base: DictConfig, keys: set[str], sweep: bo
     if key not in keys:
         if override.is_add() or override.is_force_add():
             return
+        if key in ELSEWHERE:
+            raise Mistake(f"{key} is a setting of {ELSEWHERE[key]}: add {ELSEWHERE[key]} before it")
         raise Mistake(
             f"{key} is not a setting here{_nearest(key, keys)} "
             f"All settings and their values: --cfg job{'' if '/' not in key else '; all groups: --help'}"

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from chargpt.config.build import build
 from chargpt.errors import Mistake
 from chargpt.looking.characters import kind, labels
+from chargpt.looking.fonts import REPLACEMENT, drawable
 from chargpt.looking.pictures import draw_attention, draw_surprise
 from chargpt.looking.predictions import attention_maps, log_probabilities
 from chargpt.sampling.trained import TrainedModel, latest, load
@@ -46,6 +47,9 @@ def look(run: str, text: str | None, folder: str | None, device: str) -> None:
         print(
             f" attention  of the first {size} characters: more do not fit on the axes, or into the model's block"
         )
+    if len(tokens_T) > (drawn := sum(drawable(label) == label for label in labels(tokens_T, trained.tokenizer))):
+        missing = len(tokens_T) - drawn
+        print(f"     fonts  {missing} characters are drawn as {REPLACEMENT}: no font on this machine has them")
     for path in _keep(place, pictures):
         print(f"   picture  {path}")
     if trained.directory:
@@ -79,10 +83,10 @@ def _square(trained: TrainedModel, tokens_T: Tensor) -> int:
 def _draw(trained: TrainedModel, tokens_T: Integer[Tensor, " T"]) -> tuple[list[Picture], float]:
     """The pictures, and the mean surprise in bits."""
     model, tokenizer = trained.model, trained.tokenizer
-    names = labels(tokens_T, tokenizer)
+    names = [drawable(label) for label in labels(tokens_T, tokenizer)]
     expected_TV = log_probabilities(model, tokens_T)
     surprise = -expected_TV[:-1].gather(1, tokens_T[1:, None]).mean().item() / log(2)
-    vocabulary = labels(torch.arange(tokenizer.vocab_size), tokenizer)
+    vocabulary = [drawable(label) for label in labels(torch.arange(tokenizer.vocab_size), tokenizer)]
     title = f"{trained.config['name']}, {trained.step:,} steps"
     heading = f"{title}: surprise {surprise:.2f} bits a character; red: the character that came"
     pictures = [Picture("surprise", draw_surprise(expected_TV, tokens_T, names, vocabulary, heading))]

@@ -1,6 +1,7 @@
 """The pictures: attention by layer and head, and what was expected along a text."""
 
 from math import ceil, log
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from chargpt.looking.fonts import families
+
 CELL = 0.15  # inches of a character: readable as it is
-FONT = {"family": "DejaVu Sans Mono", "size": 8}
 LINE = 64  # characters of one line of text
 CANDIDATES = 6  # expected characters shown at each place
 WORST_BITS = 8.0  # where the scale of surprise ends
@@ -37,8 +39,8 @@ def draw_attention(maps_HTT: Float[Tensor, "H T T"], labels: list[str], title: s
         past_TT = np.where(np.tri(T, dtype=bool), maps_HTT[head].numpy(), np.nan)  # the future stays white
         axes.imshow(past_TT, cmap="magma_r", norm=norm, interpolation="nearest")
         axes.set_title(f"head {head + 1}", fontsize=9)
-        axes.set_xticks(range(T), labels, **FONT)
-        axes.set_yticks(range(T), labels, **FONT)
+        axes.set_xticks(range(T), labels, **_font())
+        axes.set_yticks(range(T), labels, **_font())
         axes.tick_params(length=0, pad=2, top=True, labeltop=True)
         axes.set_xlabel("takes from", fontsize=8)
         axes.set_ylabel("this character", fontsize=8)
@@ -87,6 +89,10 @@ def draw_surprise(
     return figure
 
 
+def _font() -> dict[str, Any]:
+    return {"family": families(), "size": 8}
+
+
 def _surprise(axes: Axes, bits_T: np.ndarray, labels: list[str]) -> None:
     norm, colours = Normalize(0, WORST_BITS), matplotlib.colormaps["turbo"]
     points = np.stack([np.arange(len(bits_T)), bits_T], axis=1)
@@ -98,7 +104,7 @@ def _surprise(axes: Axes, bits_T: np.ndarray, labels: list[str]) -> None:
     axes.set_ylabel("bits", fontsize=8)
     axes.tick_params(axis="y", labelsize=7)
     axes.grid(axis="y", alpha=0.3)
-    axes.set_xticks(range(len(labels)), labels, **FONT | {"size": 9, "weight": "bold"})
+    axes.set_xticks(range(len(labels)), labels, **_font() | {"size": 9, "weight": "bold"})
     axes.tick_params(axis="x", length=0, pad=3)
 
 
@@ -118,7 +124,7 @@ def _expected(
         for rank in range(height):
             token = int(best.indices[place, rank])
             dark = shares_RT[rank, place] > 0.55
-            style = {"ha": "center", "va": "center", "color": "white" if dark else "black", **FONT}
+            style = {"ha": "center", "va": "center", "color": "white" if dark else "black", **_font()}
             axes.text(place + offset, rank, vocabulary[token], **style)
             if token == int(tokens_T[place]):
                 corner = (place + offset - 0.5, rank - 0.5)

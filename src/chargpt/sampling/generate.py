@@ -10,6 +10,8 @@ from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.randomness import derive
 
+SMALLEST = 1e-6  # a temperature that is as good as 0, and still a float32
+
 
 def check_settings(
     max_new_tokens: int, temperature: int | float, top_k: int | None, top_p: int | float | None
@@ -80,7 +82,9 @@ def _draw(
 ) -> Integer[Tensor, " B"]:
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
-    logits_BV = _keep(logits_BV / temperature, top_k, top_p)
+    # From the likeliest down, so that a small temperature makes the others' -inf and not its own inf.
+    logits_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / max(temperature, SMALLEST)
+    logits_BV = _keep(logits_BV, top_k, top_p)
     # Gumbel's trick: the argmax of logits plus Gumbel noise is a draw from their softmax.
     noise_BV = torch.stack([torch.empty(logits_BV.shape[1]).exponential_(generator=g).log_() for g in generators])
     return (logits_BV - noise_BV).argmax(dim=-1)

@@ -41,7 +41,7 @@ def write(
             out.flush()
         out.write("\n")
     else:
-        samples = zip(*pieces, strict=True)
+        samples = list(zip(*pieces, strict=True)) or [()] * num_samples  # no new token: the prompt alone
         for i, sample in enumerate(samples):
             rule = "\n" + "-" * 80 + "\n" if i else ""
             out.write(f"{rule}{prompt}{''.join(sample)}\n")

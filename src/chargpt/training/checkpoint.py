@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 import chargpt
+from chargpt.errors import Failed
 from chargpt.training.curves import Curves
 from chargpt.training.run_directory import RunDirectory
 from chargpt.whole import whole
@@ -23,9 +24,18 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as file:
-            torch.save(checkpoint, file)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch's writer hides the disk's own words
+            cause = error if isinstance(error, OSError) else error.__context__
+            reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
+            free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
+            raise Failed(
+                f"{path} cannot be saved: {reason} ({free:,.0f} MiB are free there). The checkpoint before it is "
+                f"whole; make room, and go on from it with resume="
+            ) from error
 
 
 class Checkpoints(Checkpoint):

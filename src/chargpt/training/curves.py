@@ -109,6 +109,11 @@ class Curves(L.Callback):
         self._waiting = state_dict["waiting"]
 
     @staticmethod
+    def best_step_in(checkpoint: dict[str, Any]) -> int:
+        """The best step by the time of a checkpoint."""
+        return checkpoint["callbacks"]["Curves"]["best_step"]
+
+    @staticmethod
     def _log(trainer: L.Trainer, point: dict[str, float], step: int) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(point, step=step)

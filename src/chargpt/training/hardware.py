@@ -1,15 +1,22 @@
 """What the run trains on: Lightning's Trainer from the `trainer` part of the config."""
 
 import logging
+import os
 import warnings
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException as FabricError
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from chargpt import rank
 from chargpt.errors import Mistake
+
+# Lightning's own short cuts, with which the figures of a run would not mean what they say.
+NOT_HERE = {"fast_dev_run", "overfit_batches", "max_epochs", "min_epochs", "min_steps", "num_sanity_val_steps"}
+NOT_HERE |= {f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")}
 
 
 def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
@@ -32,9 +39,10 @@ def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
     if settings["deterministic"] is False and settings["accelerator"] != "cpu" and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     _quieten()
+    fixed["plugins"] = [*fixed.get("plugins", []), *_environment()]
     try:
         return L.Trainer(
-            **settings,
+            **settings | _given_shape(),
             **fixed,
             max_epochs=-1,
             check_val_every_n_epoch=None,
@@ -55,12 +63,37 @@ def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
         raise Mistake(f"trainer: {message} ({_found()}){other}") from error
 
 
+def _environment() -> list[ClusterEnvironment]:
+    """Who has started the ranks: torchrun is Lightning's to find, srun and we are named to it."""
+    if rank.by_torchrun():
+        return []
+    return [SLURMEnvironment(auto_requeue=False) if rank.by_srun() else LightningEnvironment()]
+
+
+def _given_shape() -> dict[str, int]:
+    """Processes a node and nodes, where torchrun or srun has started them: it is they who know."""
+    here = os.environ
+    if rank.by_torchrun():
+        local, world = int(here["LOCAL_WORLD_SIZE"]), int(here["WORLD_SIZE"])
+    elif rank.by_srun():
+        world = int(here["SLURM_NTASKS"])
+        local = world // int(here.get("SLURM_NNODES") or here.get("SLURM_JOB_NUM_NODES") or 1)
+    else:
+        return {}
+    return {"devices": local, "num_nodes": world // local}
+
+
 def device_name(device: torch.device) -> str:
     """The device in words."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _check(settings: dict[str, Any]) -> None:
+    if unwanted := sorted(NOT_HERE & settings.keys()):
+        raise Mistake(
+            f"trainer.{unwanted[0]} is not for this bench: a run is measured over the whole validation split. For "
+            f"a short run take trainer.max_steps"
+        )
     for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
         if settings[name] < 1:
             raise Mistake(f"trainer.{name}={settings[name]}: it must be 1 or more")

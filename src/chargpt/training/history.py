@@ -68,7 +68,7 @@ class History(Logger):
         """Drops the rows after `step`, which a resumed run will write again."""
         if not self._path.exists():
             return
-        with self._path.open(newline="") as file:
+        with self._path.open(newline="", errors="replace") as file:
             rows = [row for row in csv.DictReader(file) if _whole(row) and int(row["step"]) <= step]
         kept = io.StringIO()
         writer = csv.DictWriter(kept, COLUMNS, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave."""
+"""Ctrl-C, SIGTERM, and the end of who started this process: finish the step, save, leave."""
 
 import shlex
 import signal
@@ -10,6 +10,7 @@ import lightning as L
 import torch
 
 from chargpt.errors import Interrupted
+from chargpt.rank import starter_is_gone
 from chargpt.training.checkpoint import Checkpoints
 from chargpt.training.run_directory import RunDirectory
 
@@ -35,7 +36,7 @@ class Interruption(L.Callback):
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        stop = self._signal
+        stop = self._signal or (signal.SIGTERM if starter_is_gone() else 0)
         if trainer.world_size > 1:
             anyone = torch.tensor(stop, device=pl_module.device)
             torch.distributed.all_reduce(anyone, torch.distributed.ReduceOp.MAX)

@@ -32,6 +32,8 @@ def adamw(
     """AdamW (Loshchilov and Hutter 2019). `fused` updates all parameters in one kernel, on CPU and GPU."""
     groups = decay_groups(model, weight_decay)
     _check("lr", lr)
+    if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+        raise Mistake(f"optimizer.betas={list(betas)}: two numbers from 0 to below 1, for example [0.9,0.95]")
     return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
 
 

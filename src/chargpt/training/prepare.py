@@ -12,34 +12,40 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.config.build import build
-from chargpt.config.entry import place_run
+from chargpt.config.entry import chosen_place, place_run, task_words
 from chargpt.data.datamodule import TextDataModule
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.randomness import derive
 from chargpt.sampling.trained import find_checkpoint, read_checkpoint
 from chargpt.training.checkpoint import Checkpoints, WholeCheckpointIO
-from chargpt.training.clock import TrainingClock, seconds_of
+from chargpt.training.clock import TrainingClock
 from chargpt.training.curves import Curves
 from chargpt.training.hardware import make_trainer
 from chargpt.training.interruption import Interruption
 from chargpt.training.module import LanguageModeling
-from chargpt.training.resume import changed
+from chargpt.training.rank_error import RankError
+from chargpt.training.resume import SAVED, changed
 from chargpt.training.run_directory import RunDirectory
+from chargpt.training.seconds import seconds_of
 
 log = logging.getLogger(__name__)
-
-# The parts of the config that identify a run, and travel in its checkpoints.
-SAVED = ("name", "seed", "model", "data", "optimizer", "schedule", "trainer")
 
 
 @dataclass
 class Run:
-    """All that a run needs, built and checked, before anything of it is on disk."""
+    """All that a run needs, built and checked, before anything of it is on disk.
+
+    Attributes:
+        resumed: whether it goes on in a directory of its own.
+        checkpoint, progress: what it goes on from, and the content of it; None where it starts from nothing.
+    """
 
     config: dict[str, Any]
     directory: RunDirectory
+    resumed: bool
     checkpoint: Path | None
+    progress: dict[str, Any] | None
     data: TextDataModule
     module: LanguageModeling
     trainer: L.Trainer
@@ -55,23 +61,21 @@ def prepare(composed: DictConfig) -> Run:
     """Builds every part, so that each mistake is told before a directory is made."""
     hydra_config = HydraConfig.get()
     config = OmegaConf.to_container(composed, resolve=True)
-    directory, checkpoint, progress = RunDirectory(hydra_config.run.dir), None, None
-    resumed_tokenizer = None
-    if config["resume"] != "never":
-        checkpoint = find_checkpoint(Path(config["resume"]).expanduser(), ("last.ckpt", "previous.ckpt"))
-        if checkpoint.parent.name != "checkpoints":
-            raise Mistake(f"resume={checkpoint} is not in a run directory: name the run, resume=outputs/...")
-        directory = RunDirectory(checkpoint.parent.parent)
-        progress = read_checkpoint(checkpoint)
-        overrides = list(hydra_config.overrides.task)
-        config |= changed(progress["chargpt"]["config"], config, overrides)
-        resumed_tokenizer = build(progress["chargpt"]["tokenizer"], "tokenizer")
+    directory, checkpoint, progress, tokenizer = RunDirectory(hydra_config.run.dir), None, None, None
+    resumed = config["resume"] != "never"
+    if resumed:
+        directory, checkpoint = _find(Path(config["resume"]).expanduser())
+        progress = checkpoint and read_checkpoint(checkpoint)
+        config |= _resumed_config(directory, progress, config)
         place_run(directory.path)
         config |= {k: OmegaConf.to_container(composed[k], resolve=True) for k in ("logger", "callbacks")}
+        tokenizer = progress and build(progress["chargpt"]["tokenizer"], "tokenizer")
+    if Path(str(config["name"])).name != str(config["name"]):
+        raise Mistake(f"name={config['name']}: it is the name of a folder in outputs/, and no path")
     saved = {key: config[key] for key in SAVED}
     torch.manual_seed(derive(config["seed"]))
     data = build(config["data"], "data")
-    data.read(resumed_tokenizer)
+    data.read(tokenizer)
     if progress and progress["chargpt"]["corpus_sha256"] != data.corpus_sha256:
         raise Mistake(
             f"{directory.path} was trained on another text: corpus sha256 "
@@ -98,7 +102,7 @@ def prepare(composed: DictConfig) -> Run:
         "corpus_sha256": data.corpus_sha256,
     }
     checkpoints = Checkpoints(directory, identity)
-    callbacks += [Interruption(directory, checkpoints), checkpoints]
+    callbacks += [Interruption(directory, checkpoints), checkpoints, RankError(directory)]
     trainer = make_trainer(
         config["trainer"],
         callbacks=callbacks,
@@ -112,7 +116,7 @@ def prepare(composed: DictConfig) -> Run:
             f"data.batch_size={data.batch_size} cannot be shared equally by {trainer.world_size} devices: "
             f"make it a multiple of {trainer.world_size}"
         )
-    run = Run(config, directory, checkpoint, data, module, trainer, clock, curves)
+    run = Run(config, directory, resumed, checkpoint, progress, data, module, trainer, clock, curves)
     if progress:
         _check_progress(run, progress)
         try:
@@ -121,6 +125,27 @@ def prepare(composed: DictConfig) -> Run:
             reason = " ".join(str(error).split())[:200]
             raise Mistake(f"{checkpoint}: its weights do not fit its own config: {reason}") from error
     return run
+
+
+def _find(resume: Path) -> tuple[RunDirectory, Path | None]:
+    """The run that `resume=` names, and the checkpoint to go on from; None if it was cut off before its first."""
+    directory = RunDirectory(resume)
+    if directory.status_file.exists() and directory.read_config() and not directory.checkpoints.exists():
+        return directory, None
+    checkpoint = find_checkpoint(resume, ("last.ckpt", "previous.ckpt"))
+    if checkpoint.parent.name != "checkpoints":
+        raise Mistake(f"resume={checkpoint} is not in a run directory: name the run, resume=outputs/...")
+    return RunDirectory(checkpoint.parent.parent), checkpoint
+
+
+def _resumed_config(
+    directory: RunDirectory, progress: dict[str, Any] | None, composed: dict[str, Any]
+) -> dict[str, Any]:
+    hydra_config = HydraConfig.get()
+    if chosen_place() and Path(hydra_config.run.dir).resolve() != directory.path.resolve():
+        raise Mistake(f"resume={directory.path} goes on in that directory: leave hydra.run.dir out")
+    saved = progress["chargpt"]["config"] if progress else directory.read_config()
+    return changed(saved, composed, task_words(), directory.read_choices())
 
 
 def _check_progress(run: Run, progress: dict[str, Any]) -> None:
@@ -137,7 +162,7 @@ def _check_progress(run: Run, progress: dict[str, Any]) -> None:
             f"It may be raised, or left out"
         )
     budget = seconds_of(run.config["trainer"]["max_time"])
-    used = progress["callbacks"]["TrainingClock"]["train_seconds"]
+    used = TrainingClock.train_seconds_in(progress)
     if budget is not None and used >= budget and run.directory.metrics.exists():
         raise Mistake(
             f"{run.directory.path} has used up its trainer.max_time={run.config['trainer']['max_time']}: to train "

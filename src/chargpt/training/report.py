@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from chargpt.training.clock import seconds_of
 from chargpt.training.hardware import device_name
+from chargpt.training.seconds import seconds_of
 
 log = logging.getLogger(__name__)
 

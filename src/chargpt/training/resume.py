@@ -4,12 +4,14 @@ import logging
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from chargpt.errors import Mistake
 
 log = logging.getLogger(__name__)
 
+# The parts of the config that say what a run is, and travel in its checkpoints.
+SAVED = ("name", "seed", "model", "data", "optimizer", "schedule", "trainer")
 # What makes the hardware: may be taken from another `trainer=` choice. The rest of `trainer` is the recipe's.
 HARDWARE = ("accelerator", "devices", "strategy", "num_nodes", "precision", "deterministic")
 # What a resumed run may have otherwise than before; all else identifies it.
@@ -26,18 +28,37 @@ MAY_CHANGE = (
 FREE_GROUPS = ("logger", "callbacks", "hydra", "resume")
 
 
-def changed(saved: dict[str, Any], composed: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def identity(config: DictConfig) -> dict[str, Any]:
+    """What makes a run this run and no other, by dotted names: model, recipe, data and seed."""
+    found: dict[str, Any] = {}
+
+    def collect(part: Any, path: str) -> None:
+        if isinstance(part, dict) and part:
+            for key, value in part.items():
+                collect(value, f"{path}.{key}" if path else key)
+        elif path not in MAY_CHANGE:
+            found[path] = part
+
+    collect(OmegaConf.to_container(OmegaConf.masked_copy(config, list(SAVED)), resolve=True), "")
+    return found
+
+
+def changed(
+    saved: dict[str, Any] | DictConfig, composed: dict[str, Any], overrides: list[str], choices: dict[str, str]
+) -> dict[str, Any]:
     """The saved config with the overrides of this command line.
 
     Args:
         saved: the run's own config, from its checkpoint.
         composed: what this command line composes to by itself; its values are taken where it names a key.
         overrides: this command line.
+        choices: the run's own choice in each group.
 
     Raises:
         Mistake: an override would make it another run; says which, and what the run has.
     """
     config = OmegaConf.create(saved)
+    differences = []
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
         if key.replace("/", ".").split(".")[0] in FREE_GROUPS:
@@ -48,6 +69,12 @@ def changed(saved: dict[str, Any], composed: dict[str, Any], overrides: list[str
             continue
         path = key.replace("/", ".")
         before, now = OmegaConf.select(config, path), OmegaConf.select(OmegaConf.create(composed), path)
+        if before is now is None and (own := choices.get(key)) != override.value():
+            has = f"it has {key}={own}" if own else f"it has no {key}"
+            raise Mistake(
+                f"{override.input_line} would make it another run: {has}. Leave it out, or start a new run "
+                f"without resume="
+            )
         if before == now or (key == "data" and before["_target_"] == now["_target_"]):
             continue  # the same again; what differs within it is said by overrides of its own
         if path not in MAY_CHANGE:
@@ -56,6 +83,8 @@ def changed(saved: dict[str, Any], composed: dict[str, Any], overrides: list[str
                 f"{override.input_line} would make it another run: resume goes on with its own {key}{shown}. "
                 f"Leave it out, or start a new run without resume="
             )
-        log.info("%s: %s before, %s now", key, before, now)
+        differences.append((key, before, now))
         OmegaConf.update(config, path, now, force_add=True)
+    for difference in differences:
+        log.info("%s: %s before, %s now", *difference)
     return OmegaConf.to_container(config, resolve=True)

@@ -3,8 +3,8 @@
 import contextlib
 import logging
 import logging.handlers
+import os
 import shlex
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from chargpt.config.entry import place_run
-from chargpt.errors import Diverged, Interrupted, Mistake
+from chargpt import rank
+from chargpt.config.entry import chosen_place, place_run
+from chargpt.errors import Diverged, Failed, Interrupted, Mistake, Pruned
 from chargpt.model.loss import bits_per_character, perplexity
-from chargpt.sampling.trained import load, read_checkpoint
-from chargpt.training import report
+from chargpt.sampling.trained import load
+from chargpt.training import lock, report
 from chargpt.training.checkpoint import Checkpoints
+from chargpt.training.curves import Curves
 from chargpt.training.hardware import device_name
 from chargpt.training.history import History
 from chargpt.training.prepare import Run, prepare
@@ -34,7 +36,6 @@ def train(composed: DictConfig) -> None:
         Interrupted: a signal; the run is saved and can go on.
         Diverged: the loss is no longer a number.
     """
-    started = time.perf_counter()
     said = logging.handlers.MemoryHandler(10_000)  # until train.log has a place
     logging.getLogger().addHandler(said)
     try:
@@ -42,17 +43,18 @@ def train(composed: DictConfig) -> None:
     finally:
         logging.getLogger().removeHandler(said)
     rank_zero = run.trainer.is_global_zero
-    if rank_zero:
-        try:
-            open_directory(run, composed, said)
-        except OSError as error:
-            raise Mistake(f"{run.directory.path} cannot be written: {error.strerror}") from error
-        report.opening(run)
     with _recorded(run):
+        if rank_zero:
+            try:
+                open_directory(run, composed, said)
+            except OSError as error:
+                raise Mistake(f"{run.directory.path} cannot be written: {error.strerror}") from error
+            report.opening(run)
+            rank.tell_ready()
         weights_only = True if run.checkpoint else None
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=weights_only)
         if rank_zero:
-            metrics, text = finish(run, time.perf_counter() - started)
+            metrics, text = finish(run)
     if rank_zero:
         report.closing(run, metrics, text)
 
@@ -77,7 +79,15 @@ def _recorded(run: Run) -> Iterator[None]:
         record("diverged", str(error))
         if run.trainer.is_global_zero:
             raise
-    except KeyboardInterrupt:  # after the last step, while the sample is drawn
+    except Failed as error:
+        record("failed", str(error))
+        raise
+    except Pruned as error:
+        record("pruned", str(error))
+        raise
+    except Mistake:
+        raise
+    except KeyboardInterrupt:  # before the first step, or after the last, while the sample is drawn
         record("interrupted", "SIGINT")
         raise Interrupted(f"interrupted. Go on with: {go_on}") from None
     except SystemExit as left:  # a second Ctrl-C: Lightning has torn itself down and leaves with 1
@@ -97,10 +107,12 @@ def open_directory(run: Run, composed: DictConfig, said: logging.handlers.Memory
     """Makes the run directory, or opens it again, and writes down what is about to run."""
     hydra_config = HydraConfig.get()
     directory = run.directory
-    if run.checkpoint is None:
-        chosen = any(o.startswith("hydra.run.dir=") for o in hydra_config.overrides.hydra)
-        directory.claim(chosen)
+    if not run.resumed:
+        directory.claim(chosen_place())
         place_run(directory.path)  # its name may have got a suffix
+    lock.hold(directory.path)
+    if rank.OURS not in os.environ:  # else whoever started the ranks has done it
+        directory.tidy()
     file = logging.FileHandler(directory.path / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     logging.getLogger().addHandler(file)
@@ -114,13 +126,12 @@ def open_directory(run: Run, composed: DictConfig, said: logging.handlers.Memory
     )
     write_json(directory.path / "provenance.json", record)
     step = 0
-    if run.checkpoint is not None:
-        saved = read_checkpoint(run.checkpoint)
-        step = saved["global_step"]
-        if saved["callbacks"]["Curves"]["best_step"] == step:  # cut off before the best was told from the last
+    if run.progress is not None:
+        step = run.progress["global_step"]
+        if Curves.best_step_in(run.progress) == step:  # cut off before the best was told from the last
             Checkpoints.copy(run.checkpoint, directory.best)
     for logger in run.trainer.loggers:
-        if run.checkpoint is not None and isinstance(logger, History | TensorBoard):
+        if run.resumed and isinstance(logger, History | TensorBoard):
             logger.rewind(step)
         if isinstance(logger, TensorBoard):
             logger.start_hparams(report.hyperparameters(run))
@@ -129,12 +140,12 @@ def open_directory(run: Run, composed: DictConfig, said: logging.handlers.Memory
     directory.write_status("running", step)
 
 
-def finish(run: Run, wall_seconds: float) -> tuple[dict[str, Any], str]:
+def finish(run: Run) -> tuple[dict[str, Any], str]:
     """Writes the metrics and the sample of a run that reached its end; gives both."""
     directory, curves, data = run.directory, run.curves, run.data
     text = load(directory.best).generate(max_new_tokens=500, seed=run.config["seed"])
     write_whole(directory.sample, text + "\n")
-    steps, train_seconds = run.trainer.global_step, run.clock.train_seconds
+    steps, seconds = run.trainer.global_step, run.clock.seconds()
     tokens = steps * run.trainer.accumulate_grad_batches * data.batch_size * data.block_size
     metrics = {
         "val_loss": curves.best_val_loss,
@@ -144,9 +155,9 @@ def finish(run: Run, wall_seconds: float) -> tuple[dict[str, Any], str]:
         "val_perplexity": perplexity(curves.best_val_loss),
         "best_step": curves.best_step,
         "steps": steps,
-        "train_seconds": train_seconds,
-        "wall_seconds": wall_seconds,
-        "tokens_per_second": tokens / train_seconds,
+        **{f"{activity}_seconds": spent for activity, spent in seconds.items()},
+        "wall_seconds": sum(seconds.values()),
+        "tokens_per_second": tokens / seconds["train"],
         "parameters": run.model.parameter_count(),
         "flops_per_token": run.model.flops_per_token(),
         "corpus": data.corpus.name,

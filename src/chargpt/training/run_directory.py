@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -11,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from chargpt.errors import Mistake
+from chargpt.training import lock
+from chargpt.training.resume import SAVED
 from chargpt.whole import write_whole
 
+# What may stand in a directory before its run begins: from whoever starts it, or from an attempt that failed.
+BEFOREHAND = {".hydra", lock.NAME, "train.log", "job.log"}
 STATES = ("waiting", "running", "interrupted", "failed", "diverged", "pruned", "finished")
 
 
@@ -35,6 +42,10 @@ class RunDirectory:
         self.status_file = self.path / "status.json"
         self.sample = self.path / "sample.txt"
         self.history = self.path / "history.csv"
+        self.tensorboard = self.path / "tensorboard"
+        self.hydra = self.path / ".hydra"
+        self.log = self.path / "train.log"
+        self._made: list[Path] = []  # folders above it that were not there before
 
     def claim(self, chosen: bool) -> None:
         """Makes the directory for this run alone, with a suffix if another run took the name.
@@ -44,27 +55,71 @@ class RunDirectory:
         """
         wanted, count = self.path, 1
         try:
-            wanted.parent.mkdir(parents=True, exist_ok=True)
+            self.make_parents()
             while True:
                 try:
                     self.path.mkdir()
                     return
                 except FileExistsError:
-                    if not self.path.is_dir() or any(p.name != ".hydra" for p in self.path.iterdir()):
+                    if not self.path.is_dir() or not self._is_empty():
                         if chosen:
-                            raise Mistake(
-                                f"{wanted} is already there. Go on with it: resume={wanted}, "
-                                f"or choose another hydra.run.dir"
-                            ) from None
+                            go_on = f"Go on with it: resume={wanted}, or choose another hydra.run.dir"
+                            raise Mistake(f"{wanted} is already there. {go_on}") from None
                     elif chosen:
                         return
                 count += 1
+                made = self._made
                 self.__init__(wanted.with_name(f"{wanted.name}_{count}"))
+                self._made = made
         except OSError as error:
             raise Mistake(
                 f"the run directory {wanted} cannot be made: {error.strerror}. Choose another place: "
                 f"hydra.run.dir=FOLDER"
             ) from error
+
+    def make_parents(self) -> None:
+        self._made = [folder for folder in self.path.parents if not folder.exists()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def _is_empty(self) -> bool:
+        return all(p.name in BEFOREHAND or p.name.startswith("rank_") for p in self.path.iterdir())
+
+    def clear(self) -> None:
+        """Removes what a run left behind, so that it can start again; its log stays, and gets longer."""
+        for folder in (self.checkpoints, self.tensorboard, self.hydra):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in ("provenance.json", "status.json", "history.csv", "metrics.json", "sample.txt"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Removes what was half written when a process was killed. For the holder of the lock."""
+        for folder in (self.path, self.checkpoints):
+            for file in folder.glob(".*-*"):
+                if file.is_file():
+                    file.unlink()
+        for file in (*self.path.glob("error_rank_*.txt"), *self.path.glob("rank_*.log")):  # of an earlier part
+            file.unlink()
+
+    def abandon(self) -> None:
+        """Removes the directory, and what was made above it, if no run ever began in it."""
+        with contextlib.suppress(OSError):
+            if self._is_empty() and not self.log.exists():
+                shutil.rmtree(self.path)
+                for folder in self._made:
+                    folder.rmdir()
+
+    def read_config(self) -> DictConfig | None:
+        """The parts of the config that were saved for it; None if there are none, or damaged ones."""
+        with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
+            config = OmegaConf.load(self.hydra / "config.yaml")
+            return OmegaConf.masked_copy(config, list(SAVED)) if all(key in config for key in SAVED) else None
+        return None
+
+    def read_choices(self) -> dict[str, str]:
+        """The choice that was made in each group of the config."""
+        with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
+            return dict(OmegaConf.load(self.hydra / "hydra.yaml").hydra.runtime.choices)
+        return {}
 
     def write_status(self, state: str, step: int, reason: str = "") -> None:
         assert state in STATES
@@ -72,9 +127,14 @@ class RunDirectory:
         write_json(self.status_file, status | {"pid": os.getpid(), "host": platform.node()})
 
     def read_status(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, json.JSONDecodeError):
-            return json.loads(self.status_file.read_text())
-        return {"state": "failed", "step": 0, "reason": "status.json is missing or damaged"}
+        """The state, also after a kill -9: what says that it is running and holds no lock was cut off."""
+        try:
+            status = json.loads(self.status_file.read_text())
+            if status["state"] == "running" and lock.is_held(self.path) is False:
+                status |= {"state": "interrupted", "reason": "it was killed"}
+            return status
+        except (OSError, ValueError, TypeError, KeyError):
+            return {"state": "failed", "step": 0, "reason": "status.json is missing or damaged"}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -82,9 +142,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_hydra(folder: Path, config: DictConfig, hydra: DictConfig) -> None:
-    """Hydra's own record: the composed config and the overrides."""
+    """Hydra's own record: the composed config, and the words and choices that the run began with."""
     folder.mkdir(exist_ok=True)
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
+    if (folder / "hydra.yaml").exists():  # resumed: what it began with says what it is
+        return
     write_whole(folder / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})))
     write_whole(folder / "overrides.yaml", OmegaConf.to_yaml(hydra.overrides.task))
 

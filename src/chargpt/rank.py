@@ -1,0 +1,40 @@
+"""Which of several processes this one is, and who started it."""
+
+import os
+
+STARTER = "CHARGPT_STARTER"  # the process that started this one and waits for it
+OURS = "CHARGPT_LOCK"  # set for ranks that we have started ourselves: the descriptor of the lock they share
+READY = "CHARGPT_READY"  # the pipe by which the first rank says that nothing is wrong, and the others may start
+
+
+def started_as_rank() -> bool:
+    """Whether this process is one of several that somebody has started: we, torchrun, or srun."""
+    return "LOCAL_RANK" in os.environ or by_srun()
+
+
+def by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ and OURS not in os.environ
+
+
+def by_srun() -> bool:
+    """Slurm's variables stand around in every process of a job; several tasks are what srun has started."""
+    several = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    return several and OURS not in os.environ and not by_torchrun()
+
+
+def number() -> int:
+    """The rank of this process among all of its run."""
+    names = ("SLURM_PROCID",) if by_srun() else ("RANK", "LOCAL_RANK") if started_as_rank() else ()
+    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
+
+
+def tell_ready() -> None:
+    """Lets the other ranks start, if somebody waits with them; done once."""
+    if (pipe := os.environ.pop(READY, None)) is not None:
+        os.write(int(pipe), b"1")
+        os.close(int(pipe))
+
+
+def starter_is_gone() -> bool:
+    """Whether the process that started this one, to wait for it, has ended: then nobody wants the rest."""
+    return STARTER in os.environ and os.getppid() != int(os.environ[STARTER])

@@ -1,0 +1,28 @@
+"""`trainer.max_time` as a number of seconds."""
+
+from datetime import timedelta
+
+from chargpt.errors import Mistake
+
+
+def seconds_of(max_time: str | int | float | dict[str, int | float] | None) -> float | None:
+    """`trainer.max_time` in seconds: a number, `DD:HH:MM:SS`, or timedelta's keywords; None for no limit."""
+    if max_time is None:
+        return None
+    try:
+        if isinstance(max_time, str):
+            fields = [float(field) for field in max_time.split(":")]
+            if len(fields) > 4:
+                raise ValueError
+            seconds = sum(f * unit for f, unit in zip(reversed(fields), (1, 60, 3600, 86400), strict=False))
+        elif isinstance(max_time, int | float):
+            seconds = float(max_time)
+        else:
+            seconds = timedelta(**max_time).total_seconds()
+    except (ValueError, TypeError) as error:
+        raise Mistake(
+            f"trainer.max_time={max_time!r} is not a time: give seconds, or DD:HH:MM:SS as in 00:00:05:00"
+        ) from error
+    if not 0 < seconds < float("inf"):
+        raise Mistake(f"trainer.max_time={max_time!r}: it must be more than 0 seconds")
+    return seconds

@@ -1,0 +1,163 @@
+"""hydra/launcher=gpus: the jobs of a sweep side by side, each with devices of its own. Ray does the scheduling.
+
+It stands on hydra-ray-launcher, which gives all jobs of a sweep the same resources and prints all they say; here
+each job asks for what its own config needs, and is a line when it begins and a line when it ends.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, configure_log, filter_overrides, setup_globals
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+log = logging.getLogger(__name__)
+
+POLL = 0.5  # seconds between two looks at which job has begun
+SAVING = 60.0  # seconds that interrupted jobs have to save themselves
+
+
+class DevicesLauncher(Launcher):
+    """Runs as many jobs at once as there are devices.
+
+    Args:
+        ray: `init` and `remote`, arguments of `ray.init` (its `address` is that of a cluster) and `ray.remote`.
+        gpus: GPUs of each process of a job, also a share such as 0.25; null: one where there are any and the job
+            would use them, else none.
+        cpus: CPU cores of each process of a job, which are its threads too; null: one, and with GPUs a fair share.
+    """
+
+    def __init__(self, ray: DictConfig, gpus: float | None = None, cpus: int | None = None):
+        self._ray, self._gpus, self._cpus = OmegaConf.to_container(ray, resolve=True), gpus, cpus
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._context, self._task, self._config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        try:
+            import ray
+            from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray, start_ray
+        except ImportError as error:
+            raise HydraException("hydra/launcher=gpus needs Ray: pip install 'chargpt[ray]'") from error
+        setup_globals()
+        configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        start_ray(OmegaConf.create(self._ray["init"]))
+        there = ray.cluster_resources()
+        jobs = [
+            self._prepare(number, list(overrides), there)
+            for number, overrides in enumerate(job_overrides, initial_job_idx)
+        ]
+        log.info("%d jobs on %s", len(jobs), _devices(there))
+        waiting = {}
+        for number, config, resources in jobs:
+            remote = OmegaConf.create(self._ray["remote"] | resources)
+            reference = launch_job_on_ray(self._context, remote, config, self._task, Singleton.get_state())
+            waiting[reference] = _Watched(number, config)
+        try:
+            return self._wait(waiting)
+        except KeyboardInterrupt:
+            log.info("interrupted: the jobs save themselves")
+            ray.shutdown()  # the jobs notice that who started them is gone
+            deadline = time.monotonic() + SAVING
+            while any(job.trains() for job in waiting.values()) and time.monotonic() < deadline:
+                time.sleep(POLL)
+            raise
+
+    def _prepare(self, number: int, overrides: list[str], there: dict[str, float]) -> tuple[int, DictConfig, dict]:
+        """A job's config, and the resources that it asks Ray for."""
+        config = self._context.config_loader.load_sweep_config(self._config, overrides)
+        processes = _processes(config.trainer.devices)
+        uses_gpus = there.get("GPU", 0) > 0 and config.trainer.accelerator != "cpu"
+        gpus = self._gpus if self._gpus is not None else float(uses_gpus)
+        cpus = self._cpus
+        if cpus is None:
+            cpus = max(1, int(there["CPU"] // (there["GPU"] / gpus))) if gpus else 1
+        resources = {"num_gpus": gpus * processes, "num_cpus": cpus * processes, "max_retries": 0}
+        for kind, key in (("GPU", "num_gpus"), ("CPU", "num_cpus")):
+            if resources[key] > there.get(kind, 0):
+                raise HydraException(
+                    f"job {number} asks for {resources[key]:g} {kind}s, and there are {there.get(kind, 0):g}: "
+                    f"lower trainer.devices, or hydra.launcher.{kind.lower()}s"
+                )
+        with read_write(config), open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = f"job_{number}", number
+            config.hydra.job.env_set.OMP_NUM_THREADS = str(cpus)
+        return number, config, resources
+
+    @staticmethod
+    def _wait(waiting: "dict[Any, _Watched]") -> list[JobReturn]:
+        import ray
+
+        returns, left = {}, list(waiting)
+        while left:
+            done, left = ray.wait(left, num_returns=1, timeout=POLL)
+            for reference in waiting:
+                if reference not in returns:
+                    waiting[reference].tell_if_begun()
+            for reference in done:
+                try:
+                    returns[reference] = ray.get(reference)
+                except ray.exceptions.RayError as error:  # the worker that waited for the job was killed
+                    returns[reference] = waiting[reference].lost(str(error).splitlines()[0])
+                waiting[reference].tell_end(returns[reference], f"{len(returns)} of {len(waiting)}")
+        return [returns[reference] for reference in waiting]
+
+
+class _Watched:
+    """A job as the one who waits for it sees it."""
+
+    def __init__(self, number: int, config: DictConfig):
+        from chargpt.training.run_directory import RunDirectory
+
+        self._name = " ".join(filter_overrides(OmegaConf.to_container(config.hydra.overrides.task, resolve=False)))
+        self._number, self._config = number, config
+        self._directory = RunDirectory(Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir)
+        self._begun, self._since = False, time.time()
+
+    def trains(self) -> bool:
+        from chargpt.training import lock
+
+        return bool(lock.is_held(self._directory.path))
+
+    def tell_if_begun(self) -> None:
+        if not self._begun and (self._directory.path / "job.log").exists() and self.trains():
+            self._begun = True
+            log.info("#%d running   %s   (%s/job.log)", self._number, self._name, self._directory.path)
+
+    def tell_end(self, returned: JobReturn, progress: str) -> None:
+        outcome = returned._return_value
+        code = outcome["code"] if isinstance(outcome, dict) else 1
+        if code == 0:
+            result = f"finished  {self._name}   validation loss {outcome['loss']:.4f}"
+        else:
+            status = self._directory.read_status()
+            reason = status.get("reason") or f"see {self._directory.path}/job.log"
+            result = f"{status['state']}  {self._name}   {reason}"
+        log.info("#%d %s   (%s done)", self._number, result, progress)
+
+    def lost(self, reason: str) -> JobReturn:
+        from hydra.core.utils import JobStatus
+
+        outcome = {"home": str(self._directory.path.absolute()), "code": 1, "loss": None}
+        log.error("#%d %s", self._number, reason)
+        return JobReturn(cfg=self._config, _return_value=outcome, status=JobStatus.COMPLETED)
+
+
+def _processes(devices: Any) -> int:
+    if OmegaConf.is_list(devices):
+        return len(devices)
+    return int(devices) if str(devices).isdigit() else 1
+
+
+def _devices(there: dict[str, float]) -> str:
+    gpus, cpus = there.get("GPU", 0), there.get("CPU", 0)
+    return f"{gpus:g} GPUs and {cpus:g} CPU cores" if gpus else f"{cpus:g} CPU cores"

@@ -1,0 +1,177 @@
+"""hydra/sweeper=random|tpe|halving: trials drawn by Optuna instead of a grid, run by whatever launcher there is.
+
+The study lives in SQLite beside the runs, and each trial's run in a home that is a function of its values: the
+same command goes on with both. A trial that was cut off is marked as failed, and made up for by one with the same
+values, which goes on where it stopped.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    import optuna
+
+log = logging.getLogger(__name__)
+
+CUT_OFF = "cut off"  # a trial's attribute: it does not count, another one makes up for it
+HOME = "home"
+
+
+class SearchSweeper(Sweeper):
+    """Optuna's ask and tell around a Hydra launcher; the validation loss is what is minimised.
+
+    Args:
+        n_trials: trials of the whole study, over all times that the command is run.
+        n_jobs: trials that are drawn together, for a launcher that runs them side by side.
+        sampler: an Optuna sampler, without its seed.
+        pruner: an Optuna pruner, asked at each validation; None if every trial is run to its end.
+        seed: trial k is drawn from it, k, and the trials before.
+    """
+
+    def __init__(self, n_trials: int, n_jobs: int, sampler: DictConfig, pruner: DictConfig | None, seed: int):
+        if n_trials < 1 or n_jobs < 1:
+            raise HydraException(f"hydra.sweeper: n_trials={n_trials} and n_jobs={n_jobs} must be 1 or more")
+        self._n_trials, self._n_jobs, self._seed = n_trials, n_jobs, seed
+        self._sampler, self._pruner = sampler, pruner
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._context, self._config = hydra_context, config
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[list[JobReturn]]:
+        try:
+            import optuna
+            from filelock import FileLock
+        except ImportError as error:
+            raise HydraException("a search needs Optuna: pip install 'chargpt[search]'") from error
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(arguments)
+        space = {o.get_key_element(): distribution(o) for o in overrides if o.is_sweep_override()}
+        if not space:
+            raise HydraException("a search needs something to search: for example model.dropout=interval(0.0,0.3)")
+        fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
+        folder = Path(self._config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".search.lock"):  # the same search from another shell waits, and finds it done
+            storage = f"sqlite:///{(folder / 'search.db').absolute()}"
+            study = optuna.create_study(study_name=str(folder), storage=storage, load_if_exists=True)
+            self._make_up_for_cut_off(study, space)
+            while (missing := self._n_trials - len(counted(study))) > 0:
+                self._batch(study, storage, space, fixed, min(missing, self._n_jobs))
+            self._report(study)
+            return [[_returned(trial) for trial in counted(study)]]
+
+    def _make_up_for_cut_off(self, study: "optuna.Study", space: dict) -> None:
+        from optuna.trial import TrialState
+
+        for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            study._storage.set_trial_user_attr(trial._trial_id, CUT_OFF, True)
+            study.tell(trial.number, state=TrialState.FAIL)
+            if trial.params.keys() == space.keys():
+                study.enqueue_trial(trial.params)
+            log.info("trial %d was cut off: another one with the same values goes on with it", trial.number)
+
+    def _batch(self, study: "optuna.Study", storage: str, space: dict, fixed: list[str], size: int) -> None:
+        """Draws `size` trials, runs them, and tells the study how they ended."""
+        from chargpt.randomness import derive
+
+        trials, jobs = [], []
+        for _ in range(size):
+            number = len(study.get_trials(deepcopy=False))
+            study.sampler = instantiate(self._sampler, seed=derive(self._seed, number) % 2**32)
+            trial = study.ask(space)
+            words = [*fixed, *(f"{key}={value}" for key, value in trial.params.items())]
+            trial.set_user_attr(HOME, self._home(words))
+            if self._pruner:
+                words += self._pruning(storage, study.study_name, trial._trial_id)
+            trials.append(trial)
+            jobs.append(words)
+        results: Sequence[JobReturn] = self._launcher.launch(jobs, initial_job_idx=trials[0].number)
+        for trial, result in zip(trials, results, strict=True):
+            _tell(study, trial, result.return_value)
+
+    def _home(self, words: list[str]) -> str:
+        config = self._context.config_loader.load_sweep_config(self._config, words)
+        return str((Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir).absolute())
+
+    def _pruning(self, storage: str, study: str, trial: int) -> list[str]:
+        """The callback that reports to the study, as words for the job."""
+        settings = OmegaConf.to_container(self._pruner, resolve=True)
+        pruner = ",".join(f"{key}:{value}" for key, value in settings.items())
+        return [
+            "+callbacks.pruning._target_=chargpt.sweeps.pruning.Pruning",
+            f"+callbacks.pruning.storage='{storage}'",
+            f"+callbacks.pruning.study='{study}'",
+            f"+callbacks.pruning.trial={trial}",
+            f"+callbacks.pruning.pruner={{{pruner}}}",
+        ]
+
+    def _report(self, study: "optuna.Study") -> None:
+        from optuna.trial import TrialState
+
+        finished = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        log.info("%d trials, %d of them run to their end", len(counted(study)), len(finished))
+        if finished:
+            values = " ".join(f"{key}={value}" for key, value in study.best_trial.params.items())
+            log.info("the best: %s   validation loss %.4f", values, study.best_value)
+
+
+def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
+    """What a sweep on the command line means to Optuna.
+
+    `interval(a,b)` is drawn evenly, in whole numbers if both ends are, and `tag(log,interval(a,b))` by its
+    logarithm; `range` keeps its step; `choice(...)`, commas and `glob` are choices.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value: Any = override.value()
+    if isinstance(value, IntervalSweep):
+        whole = isinstance(value.start, int) and isinstance(value.end, int)
+        kind = IntDistribution if whole else FloatDistribution
+        return kind(value.start, value.end, log="log" in value.tags)
+    if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.step, int):
+        last = max(value.range())
+        return IntDistribution(min(value.range()), last, step=abs(value.step))
+    return CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def counted(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+    """The trials that have ended, but for those that were cut off."""
+    return [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and CUT_OFF not in t.user_attrs]
+
+
+def _tell(study: "optuna.Study", trial: "optuna.Trial", outcome: dict[str, Any]) -> None:
+    from optuna.trial import TrialState
+
+    from chargpt.errors import INTERRUPTED
+    from chargpt.training.run_directory import RunDirectory
+
+    state = RunDirectory(outcome["home"]).read_status()["state"]
+    if outcome["loss"] is not None:
+        study.tell(trial, outcome["loss"])
+    elif outcome["code"] == INTERRUPTED:  # where other jobs run beside it; the next start makes up for it
+        raise SystemExit(INTERRUPTED)
+    else:
+        study.tell(trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
+
+
+def _returned(trial: "optuna.trial.FrozenTrial") -> JobReturn:
+    from optuna.trial import TrialState
+
+    code = int(trial.state == TrialState.FAIL)
+    outcome = {"home": trial.user_attrs[HOME], "code": code, "loss": trial.value}
+    return JobReturn(_return_value=outcome, status=JobStatus.COMPLETED)
