@@ -38,13 +38,14 @@ ALSO: dict[str, Types] = {
     "resume": (str,),
     "prompt": (str,),
     "text": (str,),
+    "runs": (str,),
     "folder": (str,),
     "top_k": (int, type(None)),
     "top_p": (int, float, type(None)),
     "data": (dict, type(None)),
 }
 # Texts and paths that people type without quotes: taken as they are, whatever signs they hold.
-RAW = ("prompt", "text", "run", "resume", "folder", "data.path", "data.cache_dir")
+RAW = ("prompt", "text", "run", "runs", "resume", "folder", "data.path", "data.cache_dir")
 
 
 def quote(override: str) -> str:

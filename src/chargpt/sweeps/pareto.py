@@ -1,0 +1,99 @@
+"""The Pareto front: the runs that no other beats in validation loss with as few training FLOPs."""
+
+from collections.abc import Sequence
+from math import log10
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogLocator, NullLocator
+
+from chargpt.sweeps.axis import LOSS, plain
+from chargpt.sweeps.ranking import Ranking, Row
+from chargpt.sweeps.terminal import key_text, short_path
+from chargpt.sweeps.varying import ABSENT, is_number, short_names
+
+LONGEST = 70  # characters of a label
+GAP = 7  # pixels between a point and its label
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which points have a lower loss than all that cost as little or less, the cheapest first.
+
+    Args:
+        points: cost and loss of each.
+    """
+    front: list[int] = []
+    for n in sorted(range(len(points)), key=lambda n: points[n]):
+        if not front or points[n][1] < points[front[-1]][1]:
+            front.append(n)
+    return front
+
+
+def draw_pareto(figure: Figure, axes: Axes, ranking: Ranking) -> None:
+    """Mean loss of each row against its training FLOPs, the front as a step line with its rows named."""
+    rows = [row for row in ranking.finished if row.mean(lambda run: run.training_flops)]
+    points = [(row.mean(lambda run: run.training_flops), row.loss) for row in rows]
+    left_out = [_label(row, ranking) for row in ranking.finished if row not in rows]
+    note = f"\n(not on the axis, having none: {', '.join(left_out)[:LONGEST]})" if left_out else ""
+    axes.set_xlabel(f"training FLOPs{note}")
+    axes.set_ylabel(LOSS)
+    axes.set_title("validation loss against training FLOPs, and the best for each budget", fontsize=10)
+    axes.grid(alpha=0.3)
+    if not rows:
+        axes.text(0.5, 0.5, "no run says its FLOPs", ha="center", va="center", transform=axes.transAxes)
+        return
+    front = pareto_front(points)
+    costs, losses = zip(*points, strict=True)
+    axes.set_xscale("log")
+    axes.scatter(costs, losses, s=22, color="C0", alpha=0.45, linewidth=0, zorder=3)
+    x, y = zip(*(points[n] for n in front), strict=True)
+    axes.step([*x, max(costs)], [*y, y[-1]], where="post", color="tab:red", linewidth=1.2)
+    axes.scatter(x, y, s=30, color="tab:red", zorder=4)
+    _name(figure, axes, [points[n] for n in front], [_label(rows[n], ranking) for n in front])
+
+
+def _label(row: Row, ranking: Ranking) -> str:
+    names = short_names(ranking.keys)
+    parts = [
+        f"{names[k]}={key_text(row.values[k])}" for k in ranking.keys if row.values.get(k, ABSENT) is not ABSENT
+    ]
+    if len(parts) == 1 and not is_number(row.values[ranking.keys[0]]):
+        parts = [key_text(row.values[ranking.keys[0]])]  # a name says by itself what it is
+    label = " ".join(parts) or short_path(row.runs[0].path, row.runs[0].path.parent)
+    return plain(label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…")
+
+
+def _name(figure: Figure, axes: Axes, points: list[tuple[float, float]], labels: list[str]) -> None:
+    """Writes each label to the left of its point and below it, where nothing lies, one under the other."""
+    texts: list[Text] = []
+    for label, point in zip(labels, points, strict=True):
+        arrow = {"arrowstyle": "-", "color": "tab:red", "linewidth": 0.6}
+        arrow |= {"shrinkA": 0, "shrinkB": 3, "relpos": (1, 0.5)}
+        style = {"ha": "right", "va": "top", "fontsize": 8, "textcoords": "offset pixels", "arrowprops": arrow}
+        texts.append(axes.annotate(label, point, (-GAP, -GAP), **style))
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in texts]
+    line = max(box.height for box in boxes) + 2
+    frame = axes.get_window_extent()
+    width = max(box.width for box in boxes) + 3 * GAP
+    _make_room(axes, left=min(width / frame.width, 0.7), below=min((len(texts) + 1) * line / frame.height, 0.7))
+    top = float("inf")
+    for text, point in zip(texts, points, strict=True):
+        y = axes.transData.transform(point)[1]
+        top = min(y - GAP, top - line)
+        text.set_position((-GAP, top - y))
+
+
+def _make_room(axes: Axes, left: float, below: float) -> None:
+    """Widens the axes so that this share of them, left of all points and below them, is free."""
+    points = [offset for collection in axes.collections for offset in collection.get_offsets()]
+    logs, losses = [log10(x) for x, _ in points], [y for _, y in points]
+    wide = max(logs) - min(logs)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide > 2 else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda flops, place: f"{flops:.0e}".replace("e+", "e").replace("e0", "e"))
+    span = max(wide, 0.3) / (1 - left - 0.05)
+    axes.set_xlim(10 ** (min(logs) - left * span), 10 ** (max(logs) + 0.05 * span))
+    height = max(max(losses) - min(losses), 0.02) / (1 - below - 0.05)
+    axes.set_ylim(min(losses) - below * height, max(losses) + 0.05 * height)
