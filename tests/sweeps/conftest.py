@@ -43,6 +43,7 @@ def write_run(
     state: str = "finished",
     reason: str = "",
     choices: dict[str, str] | None = None,
+    came: dict[str, Any] | None = None,
     history: list[tuple[int, float | None]] | None = None,
     **figures: Any,
 ) -> Path:
@@ -52,6 +53,7 @@ def write_run(
         words: `model.n_layer=4` changes the config; a word for a group is only written down as typed.
         loss: its validation loss; only a finished run has one.
         choices: of groups, beside the usual ones.
+        came: settings that came with a choice, and were not typed.
         history: steps and validation losses.
         figures: further metrics.
     """
@@ -60,6 +62,8 @@ def write_run(
         key, _, value = word.partition("=")
         if OmegaConf.select(config, key) is not None and not isinstance(OmegaConf.select(config, key), dict):
             OmegaConf.update(config, key, OmegaConf.create([json.loads(value)])[0])
+    for key, setting in (came or {}).items():
+        OmegaConf.update(config, key, setting)
     config.data.block_size, config.data.seed = config.model.get("block_size", 16), config.seed
     config.callbacks.samples.seed, config.logger.history.directory = config.seed, str(folder)
     chosen = CHOICES | (choices or {})

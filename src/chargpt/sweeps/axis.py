@@ -72,12 +72,19 @@ def set_ticks(axes: Axes, scale: Scale) -> None:
 def _numeric(values: list[Any]) -> Scale:
     positive = values[0] > 0
     if len(values) > MOST_TICKS:
-        return Scale([], "log" if positive and values[-1] / values[0] >= 100 else "linear", True)
+        return Scale([], "log" if positive and _spread_by_factors(values) else "linear", True)
     if len(values) == 1 or _apart(values, float):
         return Scale(values, "linear", True)
     if positive and _apart(values, log):
         return Scale(values, "log", True)
     return Scale(values, "even", True)
+
+
+def _spread_by_factors(values: list[Any]) -> bool:
+    """Whether the values fill a logarithmic axis more evenly than a linear one: a learning rate, not a dropout."""
+    low, middle, high = values[0], values[len(values) // 2], values[-1]
+    linear, by_factors = (middle - low) / (high - low), log(middle / low) / log(high / low)
+    return high / low >= 10 and abs(by_factors - 0.5) < abs(linear - 0.5)
 
 
 def _apart(values: list[Any], scale: Callable[[float], float]) -> bool:

@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from chargpt.sweeps.axis import LOSS, plain
 from chargpt.sweeps.ranking import Ranking, Row
-from chargpt.sweeps.terminal import key_text, short_path
+from chargpt.sweeps.terminal import flops_text, key_text, short_path
 from chargpt.sweeps.varying import ABSENT, is_number, short_names
 
 LONGEST = 70  # characters of a label
@@ -72,28 +72,33 @@ def _name(figure: Figure, axes: Axes, points: list[tuple[float, float]], labels:
         arrow |= {"shrinkA": 0, "shrinkB": 3, "relpos": (1, 0.5)}
         style = {"ha": "right", "va": "top", "fontsize": 8, "textcoords": "offset pixels", "arrowprops": arrow}
         texts.append(axes.annotate(label, point, (-GAP, -GAP), **style))
+        texts[-1].set_in_layout(False)
     figure.draw_without_rendering()
     boxes = [Text.get_window_extent(text) for text in texts]
     line = max(box.height for box in boxes) + 2
     frame = axes.get_window_extent()
-    width = max(box.width for box in boxes) + 3 * GAP
-    _make_room(axes, left=min(width / frame.width, 0.7), below=min((len(texts) + 1) * line / frame.height, 0.7))
-    top = float("inf")
-    for text, point in zip(texts, points, strict=True):
-        y = axes.transData.transform(point)[1]
-        top = min(y - GAP, top - line)
-        text.set_position((-GAP, top - y))
+    left = min((max(box.width for box in boxes) + 3 * GAP) / frame.width, 0.7)
+    for below in (0.08, 0.16, 0.24, 0.32, 0.4, 0.5, 0.6):  # as little as will do
+        _make_room(axes, left, below)
+        heights = [axes.transData.transform(point)[1] for point in points]
+        tops: list[float] = []
+        for height in heights:
+            tops.append(min([height - GAP, *(top - line for top in tops[-1:])]))
+        if tops[-1] - line > frame.y0:
+            break
+    for text, top, height in zip(texts, tops, heights, strict=True):
+        text.set_position((-GAP, top - height))
 
 
 def _make_room(axes: Axes, left: float, below: float) -> None:
-    """Widens the axes so that this share of them, left of all points and below them, is free."""
+    """Sets limits such that this share of the axes, left of all points and below them, is free."""
     points = [offset for collection in axes.collections for offset in collection.get_offsets()]
     logs, losses = [log10(x) for x, _ in points], [y for _, y in points]
-    wide = max(logs) - min(logs)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide > 2 else (1.0, 2.0, 5.0)))
+    wide, tall = max(max(logs) - min(logs), 0.3), max(max(losses) - min(losses), 0.02)
+    span, height = wide / (1 - left - 0.05), tall / (1 - below - 0.05)
+    axes.set_xlim(10 ** (min(logs) - left * span), 10 ** (min(logs) + wide + 0.05 * span))
+    axes.set_ylim(min(losses) - below * height, min(losses) + tall + 0.05 * height)
+    subs = (1.0,) if span > 2 else (1.0, 2.0, 5.0) if span > 1 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda flops, place: f"{flops:.0e}".replace("e+", "e").replace("e0", "e"))
-    span = max(wide, 0.3) / (1 - left - 0.05)
-    axes.set_xlim(10 ** (min(logs) - left * span), 10 ** (max(logs) + 0.05 * span))
-    height = max(max(losses) - min(losses), 0.02) / (1 - below - 0.05)
-    axes.set_ylim(min(losses) - below * height, max(losses) + 0.05 * height)
+    axes.xaxis.set_major_formatter(lambda flops, place: flops_text(flops).replace(".0e", "e"))

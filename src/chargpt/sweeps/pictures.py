@@ -34,24 +34,23 @@ def draw_sweep(ranking: Ranking, name: str) -> Figure:
         return _nothing(ranking, name)
     pair = pair_of(columns)
     last = ["pair", "pareto"] if pair else ["pareto"]
-    rows = _rows(list(columns) or ["curves"], last)
+    curves = not columns and any(run.last_val_loss is not None for run in ranking.runs)
+    rows = _rows(["curves"] if curves else list(columns), last)
     figure = Figure(figsize=(WIDTH, HEIGHT * len(rows) + 0.4), dpi=DPI, layout="constrained")
     figure.suptitle(_title(ranking, name), fontsize=11, x=0.01, ha="left")
-    grid = figure.add_gridspec(len(rows), 6)
+    lines = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     names, first = short_names(columns), None
     legend: dict[str, Any] = {}
-    for number, row in enumerate(rows):
-        share = 6 // len(row)
-        for place, panel in enumerate(row):
-            cell = grid[number, place * share : (place + 1) * share]
+    for line, row in zip(lines, rows, strict=True):
+        for place, panel in enumerate(row, 1):
+            axes = line.add_subplot(1, len(row), place, sharey=first if panel in columns else None)
             if panel == "pareto":
-                draw_pareto(figure, figure.add_subplot(cell), ranking)
+                draw_pareto(figure, axes, ranking)
             elif panel == "curves":
-                draw_curves(figure.add_subplot(cell), ranking.runs)
+                draw_curves(axes, ranking.runs)
             elif panel == "pair":
-                draw_pair(figure.add_subplot(cell), pair, columns)
+                draw_pair(axes, pair, columns)
             else:
-                axes = figure.add_subplot(cell, sharey=first)
                 first = first or axes
                 _draw_key(axes, names[panel], columns[panel])
                 legend |= {label: mark for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}

@@ -154,6 +154,8 @@ def _typed(settings: dict[str, Any]) -> frozenset[str]:
 
 
 def _number(value: Any) -> float | None:
-    # A bool is an int to Python, and JSON as Python writes it may hold NaN.
-    good = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    return float(value) if good else None
+    # A bool is an int to Python, JSON as Python writes it may hold NaN, and a whole number more than a float does.
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return float(value) if isfinite(value) else None
+    return None
