@@ -3,6 +3,7 @@
 from itertools import combinations, product
 
 import pytest
+from omegaconf import OmegaConf
 
 from chargpt.sweeps.axis import LOSS, scale_of
 from chargpt.sweeps.pareto import pareto_front
@@ -116,3 +117,16 @@ def test_values_stand_where_they_can_be_told_apart(values, kind):
 def test_the_front_is_what_nothing_cheaper_beats():
     assert pareto_front([(3, 1.0), (1, 3.0), (2, 3.5), (2, 2.0), (1, 4.0), (4, 1.0)]) == [1, 3, 0]
     assert pareto_front([]) == []
+
+
+def test_keys_that_no_run_has_both_of_make_no_heat_map(run):
+    paths = [run(f"n{n}", f"model.n_layer={n}", loss=2.0 / n) for n in (1, 2)]
+    paths += [run(f"s{n}", f"+model.std={n}", loss=3.0 / n, came={"model": {"std": n}}) for n in (1, 2)]
+    for path in paths[2:]:
+        file = path / ".hydra" / "config.yaml"
+        config = OmegaConf.load(file)
+        del config.model.n_layer
+        OmegaConf.save(config, file)
+    panels = axes_of(*paths)
+    assert list(panels) == ["n_layer", "std", "training FLOPs"]
+    assert not any(axes.images for axes in panels.values())

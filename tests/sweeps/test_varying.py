@@ -1,9 +1,7 @@
 """What varies, and that each thing is said once and in the words one would type."""
 
-import pytest
-
 from chargpt.sweeps.recorded import read_any
-from chargpt.sweeps.varying import ABSENT, short_names, varying
+from chargpt.sweeps.varying import ABSENT, varying
 
 RMS = {"model.norm._target_": "torch.nn.RMSNorm", "model.norm.bias": False}
 
@@ -68,16 +66,3 @@ def test_of_a_run_without_a_config_nothing_is_said(run):
     for name in ("config.yaml", "hydra.yaml"):
         (paths[2] / ".hydra" / name).write_text("{")
     assert columns(*paths) == {"model.n_layer": [2, 4, ABSENT]}
-
-
-@pytest.mark.parametrize(
-    ("names", "short"),
-    [
-        (["model.n_layer", "optimizer.lr"], ["n_layer", "lr"]),
-        (["model.attention.bias", "model.norm.bias"], ["attention.bias", "norm.bias"]),
-        (["model/feed_forward", "data/blocks@data", "lecture"], ["feed_forward", "blocks", "lecture"]),
-        (["model.bias", "model.norm.bias"], ["model.bias", "norm.bias"]),
-    ],
-)
-def test_names_are_as_short_as_they_can_be(names, short):
-    assert list(short_names(names).values()) == short

@@ -9,12 +9,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from chargpt.sweeps.terminal import key_text
 from chargpt.sweeps.varying import ABSENT, hashable, is_number
+from chargpt.sweeps.wording import key_text
 
 LOSS = "validation loss, nats a character"
 NEAREST = 0.08  # share of an axis that two ticks must lie apart
 MOST_TICKS = 12
+LONGEST_TICK = 30  # characters
 
 
 @dataclass
@@ -58,7 +59,7 @@ def set_ticks(axes: Axes, scale: Scale) -> None:
         axes.set_xscale("log")
     if not scale.values:
         return
-    labels = [plain(key_text(value)) for value in scale.values]
+    labels = [tick(value) for value in scale.values]
     axes.set_xticks([scale.place(value) for value in scale.values], labels)
     axes.xaxis.set_minor_locator(NullLocator())
     if sum(map(len, labels)) > 30:
@@ -91,6 +92,12 @@ def _apart(values: list[Any], scale: Callable[[float], float]) -> bool:
     places = [scale(value) for value in values]
     gaps = [high - low for low, high in pairwise(places)]
     return min(gaps) >= NEAREST * (places[-1] - places[0])
+
+
+def tick(value: Any) -> str:
+    """A value beside its tick; of a long path the end."""
+    text = key_text(value)
+    return plain(text if len(text) <= LONGEST_TICK else f"…{text[1 - LONGEST_TICK :]}")
 
 
 def plain(text: str) -> str:

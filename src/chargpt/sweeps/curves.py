@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from chargpt.sweeps.axis import LOSS, plain
 from chargpt.sweeps.finished import read_curve
 from chargpt.sweeps.recorded import RecordedRun
-from chargpt.sweeps.terminal import short_path
+from chargpt.sweeps.wording import short_path
 
 MOST_NAMES = 8  # curves that a legend can tell apart
 

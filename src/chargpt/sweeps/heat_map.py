@@ -1,14 +1,15 @@
 """The heat map: validation loss against two keys at once, the number in each cell, no cell where no run is."""
 
+from itertools import combinations
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from chargpt.sweeps.axis import LOSS, plain, scale_of
-from chargpt.sweeps.terminal import key_text
-from chargpt.sweeps.varying import ABSENT, hashable, short_names
+from chargpt.sweeps.axis import LOSS, scale_of, tick
+from chargpt.sweeps.varying import ABSENT, hashable
+from chargpt.sweeps.wording import short_names
 
 MOST_CELLS = 12  # values of a key that there is room for
 
@@ -16,14 +17,16 @@ Columns = dict[str, list[tuple[Any, float]]]  # key -> its value and the validat
 
 
 def pair_of(columns: Columns) -> tuple[str, str] | None:
-    """The two keys with the most values that still fit into a heat map, in the order of the keys."""
-    counts = {key: len({hashable(value) for value, _ in points}) for key, points in columns.items()}
-    fitting = [key for key in counts if counts[key] <= MOST_CELLS]
-    if len(fitting) < 2:
-        return None
-    most = sorted(fitting, key=lambda key: -counts[key])[:2]
-    one, other = (key for key in fitting if key in most)
-    return one, other
+    """The two keys with the most values that still fit, of those that some run has both of."""
+    counts = {key: len({hashable(v) for v, _ in points if v is not ABSENT}) for key, points in columns.items()}
+
+    def meet(one: str, other: str) -> bool:
+        points = zip(columns[one], columns[other], strict=True)
+        return any(ABSENT not in (here, there) for (here, _), (there, _) in points)
+
+    fitting = [key for key, count in counts.items() if 1 < count <= MOST_CELLS]
+    pairs = [pair for pair in combinations(fitting, 2) if meet(*pair)]
+    return max(pairs, key=lambda pair: counts[pair[0]] * counts[pair[1]], default=None)
 
 
 def draw_pair(axes: Axes, pair: tuple[str, str], columns: Columns) -> None:
@@ -45,9 +48,9 @@ def draw_pair(axes: Axes, pair: tuple[str, str], columns: Columns) -> None:
         text = f"{losses[row, column]:.3f}{spread}"
         size = 9 if losses.shape[1] <= 6 else 7
         axes.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
-    axes.set_xticks(range(len(across.values)), [plain(key_text(value)) for value in across.values])
-    axes.set_yticks(range(len(down.values)), [plain(key_text(value)) for value in down.values])
-    if max(len(key_text(value)) for value in across.values) * len(across.values) > 50:
+    axes.set_xticks(range(len(across.values)), [tick(value) for value in across.values])
+    axes.set_yticks(range(len(down.values)), [tick(value) for value in down.values])
+    if max(len(tick(value)) for value in across.values) * len(across.values) > 50:
         axes.tick_params(axis="x", rotation=30)
     axes.set_ylabel(names[pair[0]])
     axes.set_xlabel(names[pair[1]])

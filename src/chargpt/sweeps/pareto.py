@@ -10,8 +10,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from chargpt.sweeps.axis import LOSS, plain
 from chargpt.sweeps.ranking import Ranking, Row
-from chargpt.sweeps.terminal import flops_text, key_text, short_path
-from chargpt.sweeps.varying import ABSENT, is_number, short_names
+from chargpt.sweeps.varying import ABSENT, is_number
+from chargpt.sweeps.wording import flops_text, key_text, short_names, short_path
 
 LONGEST = 70  # characters of a label
 GAP = 7  # pixels between a point and its label

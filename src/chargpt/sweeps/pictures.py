@@ -15,7 +15,8 @@ from chargpt.sweeps.heat_map import draw_pair, pair_of
 from chargpt.sweeps.pareto import draw_pareto
 from chargpt.sweeps.ranking import Ranking, Row
 from chargpt.sweeps.recorded import RecordedRun
-from chargpt.sweeps.varying import ABSENT, hashable, short_names
+from chargpt.sweeps.varying import ABSENT, hashable
+from chargpt.sweeps.wording import short_names
 
 DPI = 100
 WIDTH, HEIGHT = 12.0, 4.2  # inches of the sheet, and of a row of panels

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from chargpt.sweeps.ranking import Ranking
-from chargpt.sweeps.terminal import short_path
-from chargpt.sweeps.varying import ABSENT, shown_value
+from chargpt.sweeps.varying import ABSENT
+from chargpt.sweeps.wording import short_path, shown_value
 from chargpt.whole import write_whole
 
 

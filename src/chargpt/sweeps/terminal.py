@@ -1,11 +1,9 @@
 """The comparison on the terminal: a line a setting, best first, and below it what went wrong."""
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -16,10 +14,17 @@ from rich.text import Text
 from chargpt.sweeps.markdown import mean_and_spread
 from chargpt.sweeps.ranking import Ranking, Row
 from chargpt.sweeps.recorded import RecordedRun
-from chargpt.sweeps.varying import ABSENT, is_number, short_names, shown_value
+from chargpt.sweeps.varying import ABSENT, is_number
+from chargpt.sweeps.wording import flops_text, key_text, short_names, short_path
 
 # Left out, the last first, where a terminal is too narrow for them; sweep.csv has them all.
-_FIGURES = ("bits/char", "parameters", "FLOPs", "seconds", "tokens/s")
+_FIGURES: dict[str, tuple[Callable[[RecordedRun], float | None], Callable[[float], str]]] = {
+    "bits/char": (lambda run: run.figure("val_bpc"), "{:.3f}".format),
+    "parameters": (lambda run: run.figure("parameters"), "{:,.0f}".format),
+    "FLOPs": (lambda run: run.training_flops, flops_text),
+    "seconds": (lambda run: run.figure("train_seconds"), lambda s: f"{s:,.{0 if s >= 10 else 1}f}"),
+    "tokens/s": (lambda run: run.figure("tokens_per_second"), "{:,.0f}".format),
+}
 _REASONS = 8  # lines below the table
 
 
@@ -32,9 +37,9 @@ def print_ranking(ranking: Ranking, folder: Path) -> None:
     console = _Console(highlight=False)
     left_out: list[str] = []
     for count in range(len(_FIGURES), -1, -1):
-        table = _table(ranking, _FIGURES[:count])
+        table = _table(ranking, list(_FIGURES)[:count])
         width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-        left_out = list(_FIGURES[count:])
+        left_out = list(_FIGURES)[count:]
         if not console.is_terminal or width <= console.width:
             break
     console.width = max(console.width, width)
@@ -52,20 +57,7 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def short_path(path: Path, folder: Path) -> str:
-    """`path` as seen from `folder`, with signs that can be printed."""
-    return os.fsencode(os.path.relpath(path, folder)).decode("utf-8", "replace")
-
-
-def key_text(value: Any) -> str:
-    """A value of a key, short: four digits of a float, and the class of a target."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = shown_value(value)
-    return text.rsplit(".", 1)[-1] if text.startswith(("chargpt.", "torch.")) else text
-
-
-def _table(ranking: Ranking, figures: tuple[str, ...]) -> Table:
+def _table(ranking: Ranking, figures: list[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     names = short_names(ranking.keys)
     for key in ranking.keys:
@@ -107,24 +99,9 @@ def _loss(row: Row) -> Text:
 
 
 def _figure(name: str, row: Row) -> str:
-    forms: dict[str, tuple[Callable[[RecordedRun], float | None], Callable[[float], str]]] = {
-        "bits/char": (lambda run: run.figure("val_bpc"), "{:.3f}".format),
-        "parameters": (lambda run: run.figure("parameters"), "{:,.0f}".format),
-        "FLOPs": (lambda run: run.training_flops, flops_text),
-        "seconds": (lambda run: run.figure("train_seconds"), lambda s: f"{s:,.{0 if s >= 10 else 1}f}"),
-        "tokens/s": (lambda run: run.figure("tokens_per_second"), "{:,.0f}".format),
-    }
-    of, form = forms[name]
+    of, form = _FIGURES[name]
     value = row.mean(of)
     return "" if value is None else form(value)
-
-
-def flops_text(flops: float) -> str:
-    """`1.2e15`."""
-    if not flops:
-        return "0"  # a table is looked up, without a product
-    digits, _, power = f"{flops:.1e}".partition("e")
-    return f"{digits}e{int(power)}"
 
 
 def _reasons(ranking: Ranking, folder: Path) -> list[Text]:

@@ -4,8 +4,6 @@ A choice of a group stands for all the settings that came with it: `model/norm` 
 of each norm. What was typed on a command line is always shown when it varies.
 """
 
-import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -61,30 +59,6 @@ def varying(runs: Sequence[RecordedRun]) -> Columns:
             shown[key] = leaves[key]
     in_order = [*sorted(groups, key=_rank), *leaves]
     return {name: shown[name] for name in in_order if name in shown}
-
-
-def short_names(names: Iterable[str]) -> dict[str, str]:
-    """`model.n_layer` -> `n_layer`, with as much before it as tells it from the others."""
-    names = list(names)
-    parts = {name: re.split(r"[./]", name.partition("@")[0]) for name in names}
-    short = {}
-    for name in names:
-        for length in range(1, len(parts[name]) + 1):
-            tails = Counter(tuple(p[-length:]) for p in parts.values())
-            if tails[tuple(parts[name][-length:])] == 1:
-                break
-        separator = "/" if "/" in name else "."
-        short[name] = separator.join(parts[name][-length:])
-    return short
-
-
-def shown_value(value: Any) -> str:
-    """A value as one would type it; floats in full."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(shown_value, value))}]"
-    return repr(value) if isinstance(value, float) else str(value) if value is not ABSENT else ""
 
 
 def is_number(value: Any) -> bool:
