@@ -73,10 +73,11 @@ def test_runs_of_which_none_finished_are_compared_too(run, tmp_path, capsys):
 
 
 def test_a_table_that_cannot_be_kept_is_printed_all_the_same(run, tmp_path, capsys):
-    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "here" / "sweep.csv" / "in the way").mkdir(parents=True)
     with pytest.raises(Mistake, match="folder=FOLDER"):
-        compare([run("a", loss=2.0)], tmp_path / "taken")
+        compare([run("a", loss=2.0)], tmp_path / "here")
     assert "2.0000" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"sweep.csv"}
 
 
 def test_it_does_not_wait_for_torch(run, tmp_path):

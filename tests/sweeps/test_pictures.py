@@ -65,6 +65,18 @@ def test_names_stay_apart_on_a_crowded_front(run):
     assert_apart(panel)
 
 
+def test_long_names_are_broken_and_stay_in_the_panel(run):
+    choices = {"model/feed_forward": "squared_relu", "model/position": "rotary", "optimizer": "adamw_nanogpt"}
+    long = [{group: f"{choice}_{n}" for group, choice in choices.items()} for n in range(6)]
+    paths = [
+        run(f"{n}", f"optimizer.lr={n + 1}", loss=2 - n / 50, choices=long[n], flops_per_token=9**n + 1)
+        for n in range(6)
+    ]
+    panel = axes_of(*paths)["training FLOPs"]
+    assert len(panel.texts) == 6
+    assert_apart(panel)
+
+
 def assert_apart(panel):
     boxes = [
         type(text).__mro__[1].get_window_extent(text) for text in panel.texts

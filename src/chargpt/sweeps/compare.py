@@ -1,7 +1,8 @@
 """compare.py: many runs as one table and one picture, which a sweep ends in too."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -26,9 +27,12 @@ def compare(runs: Sequence[Path], folder: Path) -> None:
     """
     if not runs:
         raise Mistake("there is no run to compare")
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     ranking = rank([read_any(Path(run)) for run in runs])
     try:
-        _write(ranking, folder)
+        with _writing(folder):
+            _write(ranking, folder)
     finally:  # a table that cannot be kept can be read all the same
         print_ranking(ranking, folder)
     for name, file in (("table", "sweep.csv"), ("picture", "sweep.png")):
@@ -36,13 +40,17 @@ def compare(runs: Sequence[Path], folder: Path) -> None:
 
 
 def _write(ranking: Ranking, folder: Path) -> None:
+    write_csv(ranking, folder / "sweep.csv")
+    content = BytesIO()
+    draw_sweep(ranking, folder.resolve().name).savefig(content, format="png")
+    with whole(folder / "sweep.png") as file:
+        file.write(content.getvalue())
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_csv(ranking, folder / "sweep.csv")
-        content = BytesIO()
-        draw_sweep(ranking, folder.resolve().name).savefig(content, format="png")
-        with whole(folder / "sweep.png") as file:
-            file.write(content.getvalue())
+        yield
     except OSError as error:
         raise Mistake(f"{folder} cannot be written: {error.strerror}. Choose another: folder=FOLDER") from error
 
