@@ -73,7 +73,7 @@ def test_a_bug_is_not_mistaken_for_a_mistake(monkeypatch):
         entry_point("sample")(work)()
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "look", "compare"])
 def test_help_is_0_and_leaves_nothing(verb, tmp_path, name):
     outcome = verb(name, "--help")
     assert outcome.code == 0
@@ -81,9 +81,11 @@ def test_help_is_0_and_leaves_nothing(verb, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
-def test_cfg_job_is_0_and_shows_the_config_after_the_choices(verb, tmp_path, name):
-    word = "seed=4711" if name != "evaluate" else "split=train"
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("train", "seed=4711"), ("sample", "seed=4711"), ("evaluate", "split=train"), ("compare", "runs=a,b=[c]")],
+)
+def test_cfg_job_is_0_and_shows_the_config_after_the_choices(verb, tmp_path, name, word):
     outcome = verb(name, word, "--cfg", "job")
     key, _, value = word.partition("=")
     assert outcome.code == 0

@@ -147,6 +147,21 @@ MEASURES = {
     "no run yet": ("", "train.py"),
 }
 
+COMPARISONS = {
+    "mistyped key": ("run=RUN", "did you mean runs?"),
+    "no outputs yet": ("", "outputs is not there"),
+    "no such folder": ("runs=nowhere", "nowhere is not there"),
+    "a folder without runs": ("runs=FILES/pictures", "there is no run in"),
+    "a file that is no run's": ("runs=FILES/empty.txt", "there is no run in"),
+    "a glob that matches nothing": ("runs=FILES/*.run", "matches nothing"),
+    "nothing": ("runs=", "runs is empty"),
+    "a list of nothing": ("runs=[]", "empty list"),
+    "a list in which one is not there": ("runs=[RUN,nowhere]", "nowhere is not there"),
+    "null": ("runs=null", "runs is a text"),
+    "a file in the folder's place": ("runs=RUN folder=FILES/empty.txt/here", "folder=FOLDER"),
+    "a sweep": ("-m runs=RUN", "-m is for training"),
+}
+
 
 class Touch:
     """Unpickled without care, it makes a file."""
@@ -262,6 +277,11 @@ def test_sample_refuses(refused, words, hint):
 @cases(MEASURES)
 def test_evaluate_refuses(refused, words, hint):
     refused("evaluate", words, hint)
+
+
+@cases(COMPARISONS)
+def test_compare_refuses(refused, words, hint):
+    refused("compare", words, hint)
 
 
 @pytest.mark.parametrize("choice", ["gpu", "mps", "fsdp"])

@@ -39,6 +39,7 @@ ALSO: dict[str, Types] = {
     "name": (str, int, float, bool),
     "prompt": (str, type(None)),
     "text": (str, type(None)),
+    "runs": (str,),
     "folder": (str, type(None)),
     "top_k": (int, type(None)),
     "top_p": (int, float, type(None)),
@@ -51,7 +52,7 @@ ADDED = ("lecture",)
 # Groups in which nothing may be chosen.
 MAY_BE_NONE = (("evaluate", "data"),)
 # Texts and paths that people type without quotes: taken as they are, whatever signs they hold.
-RAW = ("prompt", "text", "run", "resume", "folder", "data.path", "data.cache_dir")
+RAW = ("prompt", "text", "run", "runs", "resume", "folder", "data.path", "data.cache_dir")
 
 
 def quote(override: str) -> str:

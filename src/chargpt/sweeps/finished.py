@@ -1,5 +1,6 @@
 """A finished run, read back from the files of its directory."""
 
+import contextlib
 import csv
 import json
 from dataclasses import dataclass
@@ -28,9 +29,7 @@ class FinishedRun:
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of a column of history.csv, where it has values."""
-        with (self.path / "history.csv").open(newline="") as file:
-            points = [(int(row["step"]), float(row[name])) for row in csv.DictReader(file) if row[name]]
-        return [step for step, _ in points], [value for _, value in points]
+        return read_curve(self.path, name)
 
     @property
     def sample(self) -> str:
@@ -48,3 +47,20 @@ def read_run(path: str | Path) -> FinishedRun:
             f"{path} is not a finished run: {error.filename} cannot be read ({error.strerror})"
         ) from error
     return FinishedRun(path, metrics, list(settings.overrides.task), dict(settings.runtime.choices))
+
+
+def read_curve(run: Path, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a column of a run's history.csv; the line in which it was cut off is left out.
+
+    Raises:
+        OSError, csv.Error: there is no such file, or it is none.
+    """
+    steps, values = [], []
+    with (run / "history.csv").open(newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            with contextlib.suppress(ValueError):
+                if row.get(name) and None not in row.values():
+                    step, value = int(row["step"]), float(row[name])
+                    steps.append(step)
+                    values.append(value)
+    return steps, values

@@ -1,0 +1,96 @@
+"""Run directories made by hand: the files of the contract, without the training."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+CONFIG = {
+    "name": "gpt_nano",
+    "seed": 1337,
+    "model": {
+        "_target_": "chargpt.model.transformer.Transformer",
+        "block_size": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "dropout": 0.0,
+        "norm": {"_target_": "torch.nn.LayerNorm", "_partial_": True, "bias": True},
+    },
+    "data": {"block_size": 16, "batch_size": 4, "seed": 1337, "cache_dir": None},
+    "optimizer": {"_target_": "chargpt.training.optimizer.adamw", "lr": 1e-3, "betas": [0.9, 0.95]},
+    "schedule": {"_target_": "chargpt.training.schedule.Constant", "warmup_steps": 0},
+    "trainer": {"accelerator": "cpu", "devices": 1, "max_steps": 20, "accumulate_grad_batches": 1},
+    "logger": {"history": {"directory": "somewhere"}},
+    "callbacks": {"samples": {"seed": 1337}},
+}
+CHOICES = {
+    "model": "gpt_nano",
+    "model/norm": "layer_norm",
+    "recipe": "gpt_nano",
+    "trainer": "cpu",
+    "data": "tinyshakespeare",
+}
+
+
+def write_run(
+    folder: Path,
+    *words: str,
+    loss: float | None = None,
+    state: str = "finished",
+    reason: str = "",
+    choices: dict[str, str] | None = None,
+    came: dict[str, Any] | None = None,
+    history: list[tuple[int, float | None]] | None = None,
+    **figures: Any,
+) -> Path:
+    """A run directory as a run started with `words` would leave it.
+
+    Args:
+        words: `model.n_layer=4` changes the config; a word for a group is only written down as typed.
+        loss: its validation loss; only a finished run has one.
+        choices: of groups, beside the usual ones.
+        came: settings that came with a choice, and were not typed.
+        history: steps and validation losses.
+        figures: further metrics.
+    """
+    config = OmegaConf.create(CONFIG)
+    for word in words:
+        key, _, value = word.partition("=")
+        if OmegaConf.select(config, key) is not None and not isinstance(OmegaConf.select(config, key), dict):
+            OmegaConf.update(config, key, OmegaConf.create([json.loads(value)])[0])
+    for key, setting in (came or {}).items():
+        OmegaConf.update(config, key, setting)
+    config.data.block_size, config.data.seed = config.model.get("block_size", 16), config.seed
+    config.callbacks.samples.seed, config.logger.history.directory = config.seed, str(folder)
+    chosen = CHOICES | (choices or {})
+    settings = {"hydra": {"overrides": {"task": list(words)}, "runtime": {"choices": chosen}}}
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+    OmegaConf.save(OmegaConf.create(settings), folder / ".hydra" / "hydra.yaml")
+    status = {"state": state, "step": 20 if state == "finished" else 10, "time": 0.0, "reason": reason}
+    (folder / "status.json").write_text(json.dumps(status))
+    with (folder / "history.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("step", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second"))
+        for step, value in history or []:
+            writer.writerow((step, 3.0, "" if value is None else value, 0.001, 1.0, 1000.0))
+    if state == "finished":
+        metrics = {"val_loss": loss, "val_bpc": loss and loss / 0.6931, "steps": 20, "train_seconds": 12.0}
+        metrics |= {"tokens_per_second": 1000.0, "parameters": 5000, "flops_per_token": 30_000}
+        metrics |= {"seed": config.seed, "device": "cpu"}
+        (folder / "metrics.json").write_text(json.dumps(metrics | figures))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Path]:
+    """`run("a", "model.n_layer=4", loss=2.0)`: a run directory called so, below outputs/."""
+
+    def made(name: str, *words: str, **settings: Any) -> Path:
+        return write_run(tmp_path / "outputs" / name, *words, **settings)
+
+    return made

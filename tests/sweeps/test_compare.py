@@ -1,0 +1,89 @@
+"""compare.py as it is used: a table, a file for machines, a picture, from any set of runs."""
+
+import csv
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from chargpt.errors import Mistake
+from chargpt.sweeps.compare import compare
+from tests.config.test_mistakes import tree
+from tests.conftest import REPO
+
+
+def assert_picture(path):
+    with Image.open(path) as picture:
+        picture.load()
+        assert min(picture.size) > 200
+        assert len(set(picture.convert("RGB").resize((50, 50)).getdata())) > 5, "not an empty sheet"
+
+
+def test_it_prints_the_table_and_leaves_two_files_beside_the_runs(verb, run, tmp_path):
+    for n in (1, 2):
+        run(f"+lecture=x,n_layer={n}", f"model.n_layer={n}", loss=2.0 / n)
+    before = tree(tmp_path)
+    outcome = verb("compare")
+    assert outcome.code == 0, outcome.err
+    assert [line.split()[0] for line in outcome.out.splitlines()[2:4]] == ["2", "1"]
+    outputs = tmp_path / "outputs"
+    assert tree(tmp_path).keys() - before.keys() == {outputs / "sweep.csv", outputs / "sweep.png"}
+    assert "outputs/sweep.csv" in outcome.out
+    with (outputs / "sweep.csv").open(newline="") as file:
+        assert [row["run"] for row in csv.DictReader(file)] == ["+lecture=x,n_layer=2", "+lecture=x,n_layer=1"]
+    assert_picture(outputs / "sweep.png")
+    assert verb("compare").out == outcome.out, "its own files are no runs"
+
+
+def test_a_path_with_commas_and_equals_signs_needs_no_quotes(verb, run, tmp_path):
+    paths = [run(f"+lecture=x,seed={n}", f"seed={n}", loss=2.0) for n in (1, 2, 3)]
+    outcome = verb("compare", f"runs=[{paths[0]},{paths[2]}]", "folder=a,b=c")
+    assert outcome.code == 0, outcome.err
+    assert {path.name for path in (tmp_path / "a,b=c").iterdir()} == {"sweep.csv", "sweep.png"}
+    assert outcome.out.splitlines()[2].split()[-1] == "finished"
+    assert "±" in outcome.out
+
+
+def test_a_real_run_beside_strange_ones(verb, finished, tmp_path, run):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(finished, outputs / "real")
+    for n, state in enumerate(("waiting", "running", "interrupted", "failed", "diverged", "pruned")):
+        run(state, f"model.n_layer={n + 3}", state=state, reason=f"because {state}")
+    for n, (name, content) in enumerate(
+        [("metrics.json", '{"val_'), (".hydra/config.yaml", "model: ["), (".hydra/hydra.yaml", "hydra: 3"),
+         ("history.csv", "\0"), ("status.json", "7"), (".hydra/config.yaml", "model: word\nseed: [1]\ndata: 3\n"),
+         ("metrics.json", '{"val_loss": 1' + 400 * "0" + "}"), ("metrics.json", '{"val_loss": "low"}')]
+    ):  # fmt: skip
+        (run(f"strange{n}", f"seed={n}", loss=2.0) / name).write_text(content)
+    outcome = verb("compare")
+    assert outcome.code == 0, outcome.err
+    for word in ("waiting", "running", "because diverged", "metrics.json is damaged", "config.yaml is damaged"):
+        assert word in outcome.out
+    with (outputs / "sweep.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 15
+    assert_picture(outputs / "sweep.png")
+
+
+def test_runs_of_which_none_finished_are_compared_too(run, tmp_path, capsys):
+    compare([run(n, state="failed", reason="boom", history=[(5, 3.0)]) for n in "ab"], tmp_path / "new" / "folder")
+    assert "boom" in capsys.readouterr().out
+    assert_picture(tmp_path / "new" / "folder" / "sweep.png")
+
+
+def test_a_table_that_cannot_be_kept_is_printed_all_the_same(run, tmp_path, capsys):
+    (tmp_path / "here" / "sweep.csv" / "in the way").mkdir(parents=True)
+    with pytest.raises(Mistake, match="folder=FOLDER"):
+        compare([run("a", loss=2.0)], tmp_path / "here")
+    assert "2.0000" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"sweep.csv"}
+
+
+def test_it_does_not_wait_for_torch(run, tmp_path):
+    path = run("a", loss=2.0)
+    code = "import sys; from pathlib import Path; from chargpt.sweeps.compare import compare\n"
+    code += f"compare([Path({str(path)!r})], Path({str(tmp_path)!r}))\n"
+    code += "sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=REPO, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,86 @@
+"""Any run read back: its state, its figures, and a word for all that is damaged."""
+
+import json
+
+import pytest
+
+from chargpt.sweeps.recorded import is_run, read_any
+
+
+def test_a_real_run_says_all(finished):
+    run = read_any(finished)
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert (run.state, run.reason, run.finished) == ("finished", "", True)
+    assert run.metrics == metrics
+    assert run.choices["model"] == "gpt_nano"
+    assert {"model.n_layer", "trainer.max_steps", "data"} <= run.typed
+    assert (run.last_step, run.seed) == (20, 1337)
+    tokens = 20 * 4 * 16
+    assert run.training_flops == tokens * metrics["flops_per_token"]
+    assert metrics["tokens_per_second"] * metrics["train_seconds"] == pytest.approx(tokens)
+
+
+def test_training_flops_count_accumulated_passes(run):
+    once = read_any(run("once", loss=2.0)).training_flops
+    assert once == 30_000 * 20 * 4 * 16
+    assert read_any(run("thrice", "trainer.accumulate_grad_batches=3", loss=2.0)).training_flops == 3 * once
+
+
+def test_an_unfinished_run_says_how_far_it_came(run):
+    history = [(1, None), (5, 3.0), (10, 2.5), (11, None)]
+    read = read_any(run("a", state="diverged", reason="the loss\nis nan", history=history))
+    assert (read.state, read.reason, read.finished) == ("diverged", "the loss is nan", False)
+    assert (read.last_step, read.last_val_loss) == (10, 2.5)
+    assert read_any(run("b", state="waiting")).last_val_loss is None
+
+
+def test_a_loss_that_is_no_number_is_none(run):
+    read = read_any(run("a", state="failed", history=[(5, 3.0), (10, float("nan"))]))
+    assert (read.last_step, read.last_val_loss) == (5, 3.0)
+    nan = read_any(run("b", loss=float("nan")))
+    assert not nan.finished
+    assert nan.reason == "metrics.json has no val_loss"
+
+
+BYTES = {"half": b'{"val_loss": 2.', "another": b"[1, 2]\n", "binary": b"\xff\xfe\0\x80", "nothing": b""}
+
+
+@pytest.mark.parametrize("content", BYTES.values(), ids=BYTES.keys())
+@pytest.mark.parametrize("name", ["metrics.json", "status.json", ".hydra/config.yaml", ".hydra/hydra.yaml"])
+def test_a_damaged_file_is_named(run, name, content):
+    path = run("a", loss=2.0, history=[(5, 3.0)])
+    (path / name).write_bytes(content)
+    read = read_any(path)
+    assert name in read.reason or name == "status.json"  # metrics.json says that it is finished
+    assert read.finished == (name != "metrics.json")
+    assert read.last_val_loss == 3.0
+
+
+def test_half_a_line_of_the_history_is_not_read(run):
+    path = run("a", state="failed", history=[(5, 3.0)])
+    with (path / "history.csv").open("a") as file:
+        file.write("10,2.9,2.")
+    assert (read_any(path).last_step, read_any(path).last_val_loss) == (5, 3.0)
+    (path / "history.csv").write_bytes(b"step,val_loss\n\0,\xff\n5,4.0\n")
+    assert read_any(path).last_val_loss in (4.0, None)
+
+
+def test_what_is_missing_is_named(run):
+    path = run("a", loss=2.0)
+    (path / ".hydra" / "config.yaml").unlink()
+    (path / "status.json").unlink()
+    read = read_any(path)
+    assert is_run(path)
+    assert (read.state, read.reason) == (
+        "finished",
+        "status.json is missing or damaged; .hydra/config.yaml is missing",
+    )
+    (path / "metrics.json").unlink()
+    assert not is_run(path)
+
+
+def test_a_finished_run_without_metrics_is_told(run):
+    path = run("a", loss=2.0)
+    (path / "metrics.json").unlink()
+    read = read_any(path)
+    assert (read.finished, read.reason) == (False, "metrics.json is missing")
