@@ -50,6 +50,7 @@ class DevicesLauncher(Launcher):
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        logging.getLogger("hydra_plugins.hydra_ray_launcher").setLevel(logging.WARNING)
         start_ray(OmegaConf.create(self._ray["init"]))
         there = ray.cluster_resources()
         jobs = [
@@ -58,10 +59,11 @@ class DevicesLauncher(Launcher):
         ]
         log.info("%d jobs on %s", len(jobs), _devices(there))
         waiting = {}
+        common = set.intersection(*(set(overrides) for overrides in job_overrides)) if len(jobs) > 1 else set()
         for number, config, resources in jobs:
             remote = OmegaConf.create(self._ray["remote"] | resources)
             reference = launch_job_on_ray(self._context, remote, config, self._task, Singleton.get_state())
-            waiting[reference] = _Watched(number, config)
+            waiting[reference] = _Watched(number, config, common)
         try:
             return self._wait(waiting)
         except KeyboardInterrupt:
@@ -115,10 +117,11 @@ class DevicesLauncher(Launcher):
 class _Watched:
     """A job as the one who waits for it sees it."""
 
-    def __init__(self, number: int, config: DictConfig):
+    def __init__(self, number: int, config: DictConfig, common: set[str]):
         from chargpt.training.run_directory import RunDirectory
 
-        self._name = " ".join(filter_overrides(OmegaConf.to_container(config.hydra.overrides.task, resolve=False)))
+        words = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        self._name = " ".join(word for word in filter_overrides(words) if word not in common)
         self._number, self._config = number, config
         self._directory = RunDirectory(Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir)
         self._begun, self._since = False, time.time()

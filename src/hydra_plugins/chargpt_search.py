@@ -133,7 +133,7 @@ class SearchSweeper(Sweeper):
 def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
     """What a sweep on the command line means to Optuna.
 
-    `interval(a,b)` is drawn evenly, in whole numbers if both ends are, and `tag(log,interval(a,b))` by its
+    `interval(a,b)` is drawn evenly, `int(interval(a,b))` in whole numbers, and `tag(log,interval(a,b))` by its
     logarithm; `range` keeps its step; `choice(...)`, commas and `glob` are choices.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution

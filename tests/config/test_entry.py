@@ -13,12 +13,7 @@ from omegaconf import OmegaConf
 from chargpt.config.entry import entry_point
 from chargpt.config.overrides import RAW, quote
 from chargpt.errors import Diverged, Interrupted, Mistake
-from chargpt.sweeps.naming import folder_name
-from tests.conftest import REPO, process
-
-OVERRIDES = st.lists(
-    st.tuples(st.sampled_from(["seed", "model.n_layer", "+trainer.x", "data/blocks@data"]), st.text()), min_size=1
-).map(lambda pairs: ",".join(f"{key}={value}" for key, value in pairs))
+from tests.conftest import REPO
 
 
 @pytest.fixture
@@ -130,30 +125,6 @@ def test_what_hydra_understands_is_left_alone(word):
     assert quote(word) == word
 
 
-@given(OVERRIDES)
-@example("")
-@example("data.path=" + "x/" * 300)
-@example("data.path=" + "字" * 90)
-def test_a_folder_name_is_safe_and_short(overrides):
-    name = folder_name(overrides)
-    assert 0 < len(name.encode()) <= 100
-    assert not set(name) & set("/\\:*?\"'<>|$ \t\n\0")
-    assert name not in (".", "..")
-    assert folder_name(overrides) == name
-
-
-@given(OVERRIDES, OVERRIDES)
-@example("", "default")
-@example("data.path=a/b", "data.path=a_b")
-@example("name=" + "x" * 200, "name=" + "x" * 201)
-def test_other_overrides_have_another_folder_name(one, other):
-    assert (folder_name(one) == folder_name(other)) == (one == other)
-
-
-def test_the_folder_name_of_plain_overrides_can_be_read():
-    assert folder_name("model.n_layer=2,model.dropout=0.1") == "model.n_layer=2,model.dropout=0.1"
-
-
 def test_a_run_whose_text_has_moved_goes_on_from_the_new_place(verb, finished, text, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
@@ -162,27 +133,3 @@ def test_a_run_whose_text_has_moved_goes_on_from_the_new_place(verb, finished, t
     outcome = verb("train", f"resume={run}", f"data.path={moved}", "trainer.max_steps=21")
     assert outcome.code == 0, outcome.err
     assert json.loads((run / "metrics.json").read_text())["steps"] == 21
-
-
-@pytest.mark.slow
-def test_a_sweep_runs_every_combination_to_its_end(tiny, tmp_path):
-    words = [word for word in tiny if not word.startswith(("model.n_layer", "model.dropout"))]
-    outcome = process(tmp_path, "train", "-m", "model.n_layer=1,2", "model.dropout=0,0.1", *words)
-    assert outcome.code == 0, outcome.err
-    runs = [path.parent for path in (tmp_path / "outputs").rglob("metrics.json")]
-    configs = [OmegaConf.load(run / ".hydra" / "config.yaml").model for run in runs]
-    assert sorted((c.n_layer, c.dropout) for c in configs) == [(1, 0), (1, 0.1), (2, 0), (2, 0.1)]
-    for run in runs:
-        assert json.loads((run / "status.json").read_text())["state"] == "finished"
-
-
-@pytest.mark.slow
-def test_a_job_that_fails_does_not_take_the_sweep_with_it(tiny, tmp_path):
-    words = [word for word in tiny if not word.startswith("model.n_head")]
-    outcome = process(tmp_path, "train", "-m", *words, "model.n_head=3,2")
-    assert outcome.code == 1
-    assert "model.n_head=3 does not divide" in outcome.err
-    assert "Traceback" not in outcome.err
-    (metrics,) = (tmp_path / "outputs").rglob("metrics.json")
-    assert OmegaConf.load(metrics.parent / ".hydra" / "config.yaml").model.n_head == 2
-    assert {path.name for path in metrics.parent.parent.iterdir()} == {metrics.parent.name, "multirun.yaml"}

@@ -1,6 +1,10 @@
 """Callbacks that stage what a run has to live through: a signal at a chosen moment, a clock that we move."""
 
+import json
+import os
 import signal
+import time
+from pathlib import Path
 
 import lightning as L
 
@@ -68,3 +72,31 @@ class Break(L.Callback):
     def on_train_batch_end(self, trainer, *_) -> None:
         if trainer.global_step == self.step:
             raise RuntimeError("a part is broken")
+
+
+class DieInRank(L.Callback):
+    """Ends one rank in the middle of step `step`, where a setting has a value: by an error, or by a signal."""
+
+    def __init__(self, rank: int, step: int, how: str, value: object = 1, where: object = 1):
+        self.rank, self.step, self.how, self.here = rank, step, how, value == where
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if self.here and trainer.global_rank == self.rank and batch_idx == self.step:
+            if self.how == "raise":
+                raise RuntimeError("a rank is broken")
+            os.kill(os.getpid(), signal.Signals[self.how])
+
+
+class Witness(L.Callback):
+    """Writes down, in a file of its own, which device a job was given and from when to when it trained on it."""
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        self.start = time.time()
+
+    def on_fit_end(self, trainer, pl_module) -> None:
+        seen = {"devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "threads": os.environ["OMP_NUM_THREADS"]}
+        seen |= {"start": self.start, "end": time.time()}
+        (self.folder / f"{os.getpid()}.json").write_text(json.dumps(seen))

@@ -74,7 +74,7 @@ class Job:
         try:
             verdict = home.look(config, directory)
         except Mistake as mistake:
-            log.error("train.py: %s", mistake)
+            sys.stderr.write(f"train.py: {mistake}\n")
             return MISTAKE
         if verdict not in (home.DONE, home.ENDED):
             return None

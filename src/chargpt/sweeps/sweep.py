@@ -1,5 +1,6 @@
 """A sweep, from its command line to its table."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from chargpt.config.overrides import one_line
-from chargpt.errors import DONE, FAILED, INTERRUPTED, Interrupted, Mistake
+from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, Mistake
 from chargpt.sweeps.job import Job
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def sweep(config_name: str, overrides: list[str], script: Path) -> int:
             hydra.config_loader.load_configuration(config_name, overrides, RunMode.MULTIRUN)
         )
         folder = Path(HydraConfig.get().sweep.dir)
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         batches = hydra.multirun(config_name, Job(script, []), overrides)
     except HydraException as error:
         raise Mistake(one_line(error)) from error
@@ -45,10 +47,23 @@ def sweep(config_name: str, overrides: list[str], script: Path) -> int:
             raise
         raise Interrupted("the sweep is interrupted. The same command goes on where it stopped") from None
     results = [job.return_value for batch in batches for job in batch]
+    codes = [result["code"] for result in results]
+    if set(codes) == {MISTAKE}:
+        _leave_nothing(made)
+        return MISTAKE
     from chargpt.sweeps.compare import compare
 
-    compare([Path(result["home"]) for result in results], folder)
-    return FAILED if any(result["code"] != DONE for result in results) else DONE
+    # The home of a job that was refused holds nothing, or another run.
+    compare([Path(result["home"]) for result in results if result["code"] != MISTAKE], folder)
+    return FAILED if any(codes) else DONE
+
+
+def _leave_nothing(made: list[Path]) -> None:
+    """Removes what the sweep has made, if that is no more than Hydra's record of it."""
+    with contextlib.suppress(OSError):
+        for folder in made:
+            (folder / "multirun.yaml").unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def _defaults(overrides: list[str]) -> list[str]:

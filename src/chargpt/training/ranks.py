@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt.config.entry import chosen_place, place_run, task_words
 from chargpt.config.overrides import quote
 from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Mistake
-from chargpt.rank import OURS, READY, STARTER, started_as_rank, starter_is_gone
+from chargpt.rank import OURS, READY, STARTER, number, started_as_rank, starter_is_gone
 from chargpt.training import home, lock
 from chargpt.training.run_directory import RunDirectory
 
@@ -40,13 +40,14 @@ def train(config: DictConfig) -> None:
         Mistake, Interrupted, Diverged: as `chargpt.training.run.train`.
         SystemExit: ranks that were started here ended otherwise than well.
     """
-    if started_as_rank():
+    if OURS in os.environ:  # a rank that was started here
         _train(config)
         return
+    first = number() == 0  # the others, of torchrun or srun, see the same and touch nothing
     try:
         directory = RunDirectory(HydraConfig.get().run.dir)
         if config.resume == "auto":
-            verdict = home.settle(config, directory)
+            verdict = (home.settle if first else home.look)(config, directory)
             if verdict in (home.DONE, home.ENDED):
                 log.info("%s", home.told(directory, verdict))
                 if code := home.exit_code(directory, verdict):
@@ -54,13 +55,14 @@ def train(config: DictConfig) -> None:
                 return
             config.resume = str(directory.path) if verdict == home.GO_ON else "never"
         elif config.resume != "never" and (found := home.directory_of(config.resume)).is_dir():
-            lock.hold(found)
             directory = RunDirectory(found)
-        if (count := _count(config, directory)) > 1:
-            if code := _train_in_ranks(count, config.resume, directory):
-                raise SystemExit(code)
-        else:
+            if first:
+                lock.hold(found)
+        count = 1 if started_as_rank() else _count(config, directory)
+        if count == 1:
             _train(config)
+        elif code := _train_in_ranks(count, config.resume, directory):
+            raise SystemExit(code)
     except Mistake:
         lock.undo_all()
         raise
@@ -69,9 +71,8 @@ def train(config: DictConfig) -> None:
 
 
 def _train(config: DictConfig) -> None:
-    before = signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # until a run is under way, and saves itself
+    # As Ctrl-C, until the run is under way and saves itself.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from chargpt.training.run import train as train_here  # torch and Lightning take seconds
 

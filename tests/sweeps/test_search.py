@@ -1,0 +1,92 @@
+"""Search by Optuna: what a sweep on the command line means to it, and a study that goes on after kill -9."""
+
+import optuna
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from hydra_plugins.chargpt_search import distribution
+from tests.conftest import process
+from tests.sweeps.processes import Sweep, finished, steps_done, touched
+from tests.training import reading
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("x=interval(0.0,0.3)", FloatDistribution(0.0, 0.3)),
+        ("x=int(interval(1,5))", IntDistribution(1, 5)),
+        ("x=tag(log,interval(1e-4,1e-1))", FloatDistribution(1e-4, 1e-1, log=True)),
+        ("x=range(2,9,step=2)", IntDistribution(2, 8, step=2)),
+        ("x=2,4,8", CategoricalDistribution(["2", "4", "8"])),
+        ("x=choice(a,b)", CategoricalDistribution(["a", "b"])),
+    ],
+)
+def test_what_is_searched(word, meant):
+    assert distribution(OverridesParser.create().parse_override(word)) == meant
+
+
+@pytest.fixture
+def search(tiny) -> list[str]:
+    some = [word for word in tiny if not word.startswith(("model.dropout", "trainer.max_steps"))]
+    some += ["callbacks.samples.max_new_tokens=0", "trainer.max_steps=60", "trainer.log_every_n_steps=1"]
+    return [*some, "model.dropout=interval(0.0,0.5)", "optimizer.lr=tag(log,interval(1e-4,1e-1))"]
+
+
+def study(folder) -> optuna.Study:
+    (database,) = folder.rglob("search.db")
+    return optuna.load_study(study_name=None, storage=f"sqlite:///{database}")
+
+
+@pytest.mark.slow
+def test_a_search_of_12_that_is_killed_in_the_sixth_goes_on_to_12(search, tmp_path):
+    words = [*search, "hydra/sweeper=random", "hydra.sweeper.n_trials=12"]
+    sweep = Sweep(tmp_path, *words)
+    while len(finished(tmp_path)) < 5 or steps_done(tmp_path) < 5 * 60 + 10:
+        assert sweep.process.poll() is None, sweep.words
+    sweep.kill()
+    before = {name: touched(run) for name, run in finished(tmp_path).items()}
+    assert len(before) == 5
+    again = Sweep(tmp_path, *words)
+    assert again.wait() == 0, again.words
+    trials = study(tmp_path).trials
+    cut = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert [trial.number for trial in cut] == [5]
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 12
+    assert trials[6].params == cut[0].params, "made up for with the same values"
+    runs = finished(tmp_path)
+    assert len(runs) == 12
+    assert {name: touched(runs[name]) for name in before} == before
+    assert len({tuple(trial.params.values()) for trial in trials}) == 12, "no draw comes twice"
+    for trial in trials:
+        if trial.state == TrialState.COMPLETE:
+            (run,) = [run for run in runs.values() if str(run) == trial.user_attrs["home"]]
+            assert reading.metrics(run)["val_loss"] == trial.value
+    assert "12 trials" in again.words and "the best: " in again.words
+
+
+@pytest.mark.slow
+def test_halving_stops_the_worse_trials_early_and_counts_them(search, tmp_path):
+    words = [*search, "hydra/sweeper=halving", "hydra.sweeper.n_trials=6", "trainer.val_check_interval=10"]
+    outcome = process(tmp_path, "train", "-m", *words)
+    assert outcome.code == 0, outcome.err
+    states = [trial.state for trial in study(tmp_path).trials]
+    assert set(states) == {TrialState.COMPLETE, TrialState.PRUNED}
+    pruned = [
+        file.parent for file in tmp_path.rglob("status.json") if reading.status(file.parent)["state"] == "pruned"
+    ]
+    assert len(pruned) == states.count(TrialState.PRUNED)
+    for run in pruned:
+        assert reading.status(run)["step"] < 60
+        assert not (run / "metrics.json").exists()
+    again = process(tmp_path, "train", "-m", *words)
+    assert again.code == 0, again.err
+    assert len(study(tmp_path).trials) == 6, "nothing is left to do"
+
+
+@pytest.mark.slow
+def test_a_search_for_nothing_is_a_mistake(tiny, tmp_path):
+    outcome = process(tmp_path, "train", "-m", *tiny, "hydra/sweeper=tpe")
+    assert outcome.code == 2
+    assert "something to search" in outcome.err
