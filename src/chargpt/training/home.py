@@ -104,6 +104,8 @@ def _ended(directory: RunDirectory) -> str:
 def _same(directory: RunDirectory, saved: DictConfig, wanted: DictConfig) -> None:
     before, now = identity(saved), identity(wanted)
     other = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if {"seed", "model.block_size"} & set(other):  # data has them by interpolation
+        other = [key for key in other if key not in ("data.seed", "data.block_size")]
     if other:
         shown = ", ".join(f"{key}={before.get(key)} there and {now.get(key)} here" for key in other[:3])
         more = f", and {len(other) - 3} more" if len(other) > 3 else ""

@@ -44,8 +44,8 @@ def train(config: DictConfig) -> None:
         _train(config)
         return
     first = number() == 0  # the others, of torchrun or srun, see the same and touch nothing
+    directory = RunDirectory(HydraConfig.get().run.dir)
     try:
-        directory = RunDirectory(HydraConfig.get().run.dir)
         if config.resume == "auto":
             verdict = (home.settle if first else home.look)(config, directory)
             if verdict in (home.DONE, home.ENDED):
@@ -65,6 +65,7 @@ def train(config: DictConfig) -> None:
             raise SystemExit(code)
     except Mistake:
         lock.undo_all()
+        directory.abandon()
         raise
     finally:
         lock.release_all()
@@ -110,11 +111,12 @@ def _train_in_ranks(count: int, resume: str, directory: RunDirectory) -> int:
         lock.hold(directory.path)
     ranks = _Ranks(count, resume, directory)
     code = ranks.wait()
-    if code == MISTAKE:
+    if code in (MISTAKE, INTERRUPTED):  # where nothing has begun, nothing stays
         directory.abandon()
-    if code == INTERRUPTED and not ranks.saved():
-        step = directory.read_status()["step"] if directory.status_file.exists() else 0
-        directory.write_status("interrupted", step, "before it was under way")
+    if (
+        code == INTERRUPTED and directory.read_status()["state"] == "running"
+    ):  # it was cut off in its first moments
+        directory.write_status("interrupted", directory.read_status()["step"], "before its first step")
         word = shlex.quote(f"resume={directory.path}")
         sys.stderr.write(f"train.py: interrupted. Go on with: python train.py {word}\n")
     if code == FAILED and (reason := ranks.cause()):
@@ -205,10 +207,6 @@ class _Ranks:
         if self._interrupted or set(codes) <= {DONE, INTERRUPTED}:
             return INTERRUPTED
         return MISTAKE if set(codes) <= {DONE, MISTAKE} else FAILED
-
-    def saved(self) -> bool:
-        """Whether the run, when it was interrupted, was far enough to save itself and say so."""
-        return self._processes[0].returncode == INTERRUPTED
 
     def cause(self) -> str:
         """The rank that died first, and of what; empty if the run has said so itself."""

@@ -1,0 +1,138 @@
+"""resume=auto: what stands in the directory decides whether a run begins, goes on, begins again or is skipped."""
+
+import json
+import logging
+import shutil
+
+import pytest
+
+from tests.training import reading
+
+
+@pytest.fixture(autouse=True)
+def told(caplog):
+    """What is told on the way."""
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+AUTO = ["resume=auto", "hydra.run.dir=run"]
+
+
+def set_state(run, state: str, reason: str = "") -> None:
+    status = reading.status(run)
+    (run / "status.json").write_text(json.dumps(status | {"state": state, "reason": reason}))
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_where_nothing_is_it_begins(verb, tiny, tmp_path):
+    outcome = verb("train", *tiny, *AUTO)
+    assert outcome.code == 0, outcome.err
+    assert reading.status(tmp_path / "run")["state"] == "finished"
+
+
+def test_a_finished_run_is_skipped_and_not_touched(verb, tiny, run, told):
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    outcome = verb("train", *tiny, *AUTO)
+    assert outcome.code == 0
+    loss = reading.metrics(run)["val_loss"]
+    assert f"run is finished already: validation loss {loss:.4f}" in told.text
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("state", ["interrupted", "running"])
+def test_one_that_was_cut_off_goes_on(verb, tiny, run, state, told):
+    (run / "metrics.json").unlink()
+    shutil.copy(run / "checkpoints" / "previous.ckpt", run / "checkpoints" / "last.ckpt")
+    (run / "checkpoints" / "previous.ckpt").unlink()
+    set_state(run, state)  # "running", but nobody holds the lock: kill -9
+    outcome = verb("train", *tiny, *AUTO)
+    assert outcome.code == 0, outcome.err
+    assert "goes on where it stopped" in told.text
+    assert reading.metrics(run)["steps"] == 20
+    assert [row["step"] for row in reading.history(run)] == ["1", "5", "10", "15", "20"]
+
+
+def test_one_that_failed_begins_again_and_its_log_is_kept(verb, tiny, run, told):
+    (run / "metrics.json").unlink()
+    set_state(run, "failed", "RuntimeError: the disk is full")
+    (run / "train.log").write_text("what happened\n")
+    outcome = verb("train", *tiny, *AUTO)
+    assert outcome.code == 0, outcome.err
+    assert "failed at step 20 (RuntimeError: the disk is full): it starts again" in told.text
+    assert reading.status(run)["state"] == "finished"
+    assert (run / "train.log").read_text().startswith("what happened\n")
+    assert [row["step"] for row in reading.history(run)] == ["1", "5", "10", "15", "20"], "once"
+
+
+@pytest.mark.parametrize(("state", "code"), [("diverged", 1), ("pruned", 0)])
+def test_one_that_came_to_its_own_end_is_not_run_again(verb, tiny, run, state, code, told):
+    (run / "metrics.json").unlink()
+    set_state(run, state, "for a reason")
+    outcome = verb("train", *tiny, *AUTO)
+    assert outcome.code == code
+    assert f"{state} at step 20 (for a reason); remove it to run it again" in told.text
+    assert reading.status(run)["state"] == state
+
+
+def test_a_later_end_goes_on_and_an_earlier_one_is_refused(verb, tiny, run):
+    outcome = verb("train", *tiny, *AUTO, "trainer.max_steps=10")
+    assert outcome.code == 2
+    assert "planned for trainer.max_steps=20" in outcome.err
+    outcome = verb("train", *tiny, *AUTO, "trainer.max_steps=30")
+    assert outcome.code == 0, outcome.err
+    assert reading.metrics(run)["steps"] == 30
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=2", "model.n_layer=1", "optimizer.lr=0.5", "trainer.gradient_clip_val=null"]
+)
+def test_another_run_in_its_place_is_refused_with_the_difference(verb, tiny, run, word):
+    before = reading.status(run)
+    outcome = verb("train", *tiny, *AUTO, word)
+    assert outcome.code == 2
+    key, _, value = word.partition("=")
+    assert f"holds another run: {key}=" in outcome.err
+    assert ("None" if value == "null" else value) in outcome.err
+    assert reading.status(run) == before
+
+
+@pytest.mark.parametrize(
+    "word", ["trainer.devices=1", "trainer.log_every_n_steps=2", "name=other", "~callbacks.samples"]
+)
+def test_what_does_not_make_it_another_run_does_not_matter(verb, tiny, run, word, told):
+    tiny = [each for each in tiny if not each.startswith(("callbacks", "trainer.log"))]
+    outcome = verb("train", *tiny, *AUTO, word)
+    assert outcome.code == 0, outcome.err
+    assert "is finished already" in told.text
+
+
+def test_a_text_that_has_changed_since_is_another_run(verb, tiny, text, tmp_path):
+    (tmp_path / "mine.txt").write_text(text)
+    words = [*tiny, "data.path=mine.txt", "trainer.max_steps=2", *AUTO]
+    assert verb("train", *words).code == 0
+    (tmp_path / "mine.txt").write_text(text + "!")
+    outcome = verb("train", *words)
+    assert outcome.code == 2
+    assert "was trained on another text" in outcome.err
+
+
+def test_a_mistake_leaves_no_directory(verb, tiny, tmp_path):
+    outcome = verb("train", *tiny, "resume=auto", "hydra.run.dir=new/run", "model.n_head=3")
+    assert outcome.code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_that_was_cut_off_before_its_first_checkpoint_can_be_resumed_by_name(verb, tiny, run):
+    """And goes on from nothing, with its own config."""
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.json").unlink()
+    set_state(run, "interrupted")
+    outcome = verb("train", "resume=run")
+    assert outcome.code == 0, outcome.err
+    assert reading.metrics(run)["steps"] == 20
+    assert [row["step"] for row in reading.history(run)] == ["1", "5", "10", "15", "20"]

@@ -1,0 +1,145 @@
+"""Several processes of one run, whoever starts them; and what becomes of them when one dies or a signal comes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO, process
+from tests.sweeps.processes import steps_done
+from tests.training import reading
+
+pytestmark = pytest.mark.slow
+
+QUIET = "callbacks.samples.max_new_tokens=0"
+DIE = "+callbacks.die._target_=tests.training.staged.DieInRank"
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (file.parent for file in folder.rglob("status.json"))
+    return run
+
+
+@pytest.fixture
+def alone(verb, tiny, tmp_path) -> dict:
+    """What one process makes of it."""
+    assert verb("train", *tiny, QUIET, "model.dropout=0.0", "hydra.run.dir=alone").code == 0
+    return reading.metrics(tmp_path / "alone")
+
+
+def test_torchrun_starts_them_and_rank_0_names_one_directory(tiny, alone, tmp_path):
+    (tmp_path / "two").mkdir()
+    words = ["-m", "torch.distributed.run", "--nproc-per-node=2", str(REPO / "train.py")]
+    done = subprocess.run(
+        [sys.executable, *words, *tiny, QUIET, "model.dropout=0.0"],
+        cwd=tmp_path / "two",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path / "two")
+    assert reading.metrics(run)["devices"] == 2
+    assert reading.metrics(run)["final_val_loss"] == pytest.approx(alone["final_val_loss"], abs=1e-5)
+    assert done.stderr.count("parameters") == 1
+
+
+def test_srun_starts_them_and_rank_0_names_one_directory(tiny, alone, tmp_path):
+    (tmp_path / "two").mkdir()
+    slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
+    slurm |= {
+        "SLURM_JOB_ID": str(15000 + os.getpid() % 5000),
+        "SLURM_JOB_NAME": "train",
+        "SLURM_NODELIST": "localhost",
+    }
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, str(REPO / "train.py"), *tiny, QUIET, "model.dropout=0.0"],
+            cwd=tmp_path / "two",
+            env=os.environ | slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    said = [task.communicate(timeout=120)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    run = only_run(tmp_path / "two")
+    assert reading.metrics(run)["devices"] == 2
+    assert reading.metrics(run)["final_val_loss"] == pytest.approx(alone["final_val_loss"], abs=1e-5)
+
+
+def test_slurms_variables_around_a_plain_run_change_nothing(tiny, tmp_path):
+    """As in a batch script, or under submitit, where one task has two GPUs."""
+    slurm = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train"}
+    outcome = process(tmp_path, "train", *tiny, QUIET, "trainer.devices=2", **slurm)
+    assert outcome.code == 0, outcome.err
+    assert reading.metrics(only_run(tmp_path))["devices"] == 2
+
+
+@pytest.mark.parametrize(("rank", "how"), [(1, "raise"), (0, "raise"), (1, "SIGKILL"), (0, "SIGKILL")])
+def test_a_rank_that_dies_ends_the_run_at_once_with_its_own_error(tiny, tmp_path, rank, how):
+    die = [DIE, f"+callbacks.die.rank={rank}", "+callbacks.die.step=7", f"+callbacks.die.how={how}"]
+    start = time.monotonic()
+    outcome = process(tmp_path, "train", *tiny, QUIET, "trainer.devices=2", *die)
+    assert time.monotonic() - start < 60, "the start included"
+    assert outcome.code == 1
+    run = only_run(tmp_path)
+    status = reading.status(run)
+    reason = "failed: RuntimeError: a rank is broken" if how == "raise" else "was killed by SIGKILL"
+    assert (status["state"], status["reason"]) == ("failed", f"rank {rank} {reason}")
+    assert (
+        outcome.err.splitlines()[-1]
+        == f"train.py: rank {rank} {reason}. The logs are in {run.relative_to(tmp_path)}"
+    )
+    if how == "raise":
+        assert "staged.py" in (run / f"error_rank_{rank}.txt").read_text()
+    left = subprocess.run(["ps", "-ef"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in left
+
+
+@pytest.mark.parametrize("after", ["start", "steps"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_starter_saves_the_run_whenever_it_comes(tiny, tmp_path, number, after):
+    words = [*tiny, QUIET, "trainer.devices=2", "trainer.max_steps=4000", "trainer.log_every_n_steps=1"]
+    run = subprocess.Popen(
+        [sys.executable, str(REPO / "train.py"), *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    if after == "steps":
+        while steps_done(tmp_path) < 10:
+            time.sleep(0.01)
+    else:
+        while not list(tmp_path.glob("outputs/*/*")):
+            time.sleep(0.01)
+        time.sleep(1.5)  # in the middle of its imports
+    run.send_signal(number)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 3, said
+    assert "interrupted" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    if after == "start" and not list(tmp_path.iterdir()):
+        return  # nothing had begun, nothing stays
+    assert "Go on with: python train.py resume=" in said.splitlines()[-1]
+    assert reading.status(only_run(tmp_path))["state"] == "interrupted"
+
+
+def test_ranks_whose_starter_was_killed_save_themselves_and_leave(tiny, tmp_path):
+    words = [*tiny, QUIET, "trainer.devices=2", "trainer.max_steps=100000", "trainer.log_every_n_steps=1"]
+    starter = subprocess.Popen(
+        [sys.executable, str(REPO / "train.py"), *words], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    while steps_done(tmp_path) < 10:
+        time.sleep(0.01)
+    starter.kill()
+    starter.wait()
+    run, deadline = only_run(tmp_path), time.monotonic() + 30
+    while reading.status(run)["state"] != "interrupted" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert reading.status(run)["state"] == "interrupted"
+    assert reading.checkpoint(run)["global_step"] >= 10
