@@ -7,7 +7,7 @@ from chargpt.config.entry import entry_point
 
 @entry_point("train")
 def main(config: DictConfig) -> None:
-    from chargpt.training.ranks import train
+    from chargpt.training.start import train
 
     train(config)
 

@@ -69,6 +69,11 @@ def descriptor_of(directory: Path) -> int:
     return _held[directory.resolve()]
 
 
+def holds(directory: Path) -> bool:
+    """Whether it is this process that holds the lock."""
+    return directory.resolve() in _held
+
+
 def is_held(directory: Path) -> bool | None:
     """Whether a living process trains in the directory; None where no lock was ever taken, or none can be had."""
     with contextlib.suppress(OSError):

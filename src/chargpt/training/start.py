@@ -1,0 +1,114 @@
+"""How train.py begins: whether there is anything to do, under which lock, and in how many processes.
+
+None of it needs torch, so that a run that is finished already is told in a moment.
+"""
+
+import logging
+import os
+import shlex
+import signal
+import sys
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from chargpt.config.entry import chosen_place, place_run, task_words
+from chargpt.errors import FAILED, INTERRUPTED, MISTAKE, Mistake
+from chargpt.rank import OURS, number, started_as_rank
+from chargpt.training import home, lock
+from chargpt.training.ranks import Ranks
+from chargpt.training.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig) -> None:
+    """Trains what the config says: here, or in a process for each device.
+
+    Raises:
+        Mistake, Interrupted, Diverged: as `chargpt.training.run.train`.
+        SystemExit: ranks that were started here ended otherwise than well.
+    """
+    if OURS in os.environ:  # a rank that was started here
+        _train(config)
+        return
+    first = number() == 0  # the others, of torchrun or srun, see the same and touch nothing
+    directory = RunDirectory(HydraConfig.get().run.dir)
+    try:
+        if config.resume == "auto":
+            verdict = (home.settle if first else home.look)(config, directory)
+            if verdict in (home.DONE, home.ENDED):
+                log.info("%s", home.told(directory, verdict))
+                if code := home.exit_code(directory, verdict):
+                    raise SystemExit(code)
+                return
+            config.resume = str(directory.path) if verdict == home.GO_ON else "never"
+        elif config.resume != "never" and (found := home.directory_of(config.resume)).is_dir():
+            directory = RunDirectory(found)
+            if first:
+                lock.hold(found)
+        count = 1 if started_as_rank() else _count(config, directory)
+        if count == 1:
+            _train(config)
+        elif code := _train_in_ranks(count, config.resume, directory):
+            raise SystemExit(code)
+    except Mistake:
+        lock.undo_all()
+        directory.abandon()
+        raise
+    finally:
+        lock.release_all()
+
+
+def _train(config: DictConfig) -> None:
+    # As Ctrl-C, until the run is under way and saves itself.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        from chargpt.training.run import train as train_here  # torch and Lightning take seconds
+
+        train_here(config)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _count(config: DictConfig, directory: RunDirectory) -> int:
+    """How many processes the run wants on this machine."""
+    settings: Any = config.trainer
+    words = [word.lstrip("+").partition("=")[0] for word in task_words()]
+    resumed = config.resume != "never" and directory.read_config()
+    if resumed and not {"trainer", "trainer.devices"} & set(words):
+        settings = resumed.trainer
+    devices = OmegaConf.to_container(OmegaConf.create({"it": settings.devices}))["it"]
+    if isinstance(devices, str) and "," in devices:
+        devices = [device for device in devices.split(",") if device]
+    if isinstance(devices, list):
+        return len(devices)
+    if str(devices) not in ("auto", "-1"):
+        return int(devices) if str(devices).isdigit() else 1  # what it cannot be, Lightning says
+    if settings.accelerator not in ("auto", "gpu", "cuda"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _train_in_ranks(count: int, resume: str, directory: RunDirectory) -> int:
+    """Starts the ranks, waits for them; the exit code of the run."""
+    if resume == "never" and not lock.holds(directory.path):
+        directory.claim(chosen_place())
+        place_run(directory.path)
+        lock.hold(directory.path)
+    ranks = Ranks(count, resume, directory)
+    code = ranks.wait()
+    if code in (MISTAKE, INTERRUPTED):  # where nothing has begun, nothing stays
+        directory.abandon()
+    status = directory.read_status()
+    if code == INTERRUPTED and status["state"] == "running":  # it was cut off in its first moments
+        directory.write_status("interrupted", status["step"], "before its first step")
+        word = shlex.quote(f"resume={directory.path}")
+        sys.stderr.write(f"train.py: interrupted. Go on with: python train.py {word}\n")
+    if code == FAILED and (reason := ranks.cause()):
+        directory.write_status("failed", status["step"], reason)
+        sys.stderr.write(f"train.py: {reason}. The logs are in {directory.path}\n")
+    return code
