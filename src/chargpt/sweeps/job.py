@@ -86,7 +86,10 @@ class Job:
         output = contextlib.nullcontext() if alone else (directory.path / "job.log").open("ab")
         with output as file:
             environment = os.environ | {STARTER: str(os.getpid())}
-            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+            # Under a launcher it has a process group of its own: signals meant for the launcher's process (Slurm's
+            # before a preemption) go to the whole group of that, and the job has to be told by a signal it knows.
+            group = None if alone else 0
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, process_group=group)
         before = None
         with contextlib.suppress(ValueError):  # not in the main thread: then the launcher has signals of its own
             before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())

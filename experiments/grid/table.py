@@ -1,0 +1,54 @@
+"""The grid's table out of finished runs: python experiments/grid/table.py outputs/grid/*/
+
+Writes sweep.csv and sweep.png, and puts the best and worst settings, and the mean over each value, into README.md.
+"""
+
+import sys
+from pathlib import Path
+from statistics import mean
+
+from chargpt.sweeps.compare import compare
+from chargpt.sweeps.markdown import put, table
+from chargpt.sweeps.ranking import Row, rank
+from chargpt.sweeps.recorded import is_run, read_any
+from chargpt.sweeps.wording import flops_text, short_names
+
+HERE = Path(__file__).parent
+SHOWN = 5
+
+
+def line(place: str, row: Row, names: dict[str, str]) -> dict[str, str]:
+    flops, seconds = (row.mean(of) for of in (lambda r: r.training_flops, lambda r: r.figure("train_seconds")))
+    parameters = row.mean(lambda run: run.figure("parameters"))
+    return {
+        "": place,
+        **{names[key]: f"{value:g}" for key, value in row.values.items()},
+        "validation loss": f"{row.loss:.3f}",
+        "parameters": f"{parameters:,.0f}",
+        "FLOPs": flops_text(flops),
+        "seconds": f"{seconds:.0f}",
+    }
+
+
+def main() -> None:
+    runs = [path for path in map(Path, sys.argv[1:]) if is_run(path)]
+    compare(runs, HERE)
+    ranking = rank([read_any(run) for run in runs])
+    rows, names = ranking.finished, short_names(ranking.keys)
+    places = [n for n in range(len(rows)) if n < SHOWN or n >= len(rows) - SHOWN]
+    put(HERE / "README.md", "grid", table([line(str(n + 1), rows[n], names) for n in places]))
+    means = []
+    for key in ranking.keys:
+        values = sorted({row.values[key] for row in rows})
+        losses = {v: mean(row.loss for row in rows if row.values[key] == v) for v in values}
+        means.append(
+            {
+                "key": f"`{key}`",
+                "mean validation loss at each value": ", ".join(f"{v:g}: {losses[v]:.3f}" for v in values),
+            }
+        )
+    put(HERE / "README.md", "means", table(means))
+
+
+if __name__ == "__main__":
+    main()
