@@ -16,7 +16,8 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m slow -n 2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -50,6 +50,7 @@ class DevicesLauncher(Launcher):
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # a job is as fast as the plain run that it is
         logging.getLogger("hydra_plugins.hydra_ray_launcher").setLevel(logging.WARNING)
         start_ray(OmegaConf.create(self._ray["init"]))
         there = ray.cluster_resources()

@@ -70,6 +70,17 @@ def test_holding_twice_is_holding_once_and_giving_up_leaves_it_to_others(tmp_pat
     lock.release(tmp_path)
 
 
+def test_where_there_are_no_locks_one_can_train_all_the_same_and_is_told(tmp_path, monkeypatch, caplog):
+    def refused(*_, **__):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(lock, "lock_descriptor", refused)
+    lock.hold(tmp_path)
+    assert lock.holds(tmp_path)
+    assert lock.is_held(tmp_path) is None
+    assert "cannot be locked" in caplog.text
+
+
 def test_nothing_is_left_where_nothing_came_of_it(tmp_path):
     assert lock.is_held(tmp_path) is None
     lock.hold(tmp_path)

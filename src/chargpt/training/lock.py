@@ -1,6 +1,7 @@
 """One run at a time in a run directory: a lock that a dead process does not hold."""
 
 import contextlib
+import logging
 import os
 import time
 from pathlib import Path
@@ -9,6 +10,8 @@ from filelock import lock_descriptor
 
 from chargpt.errors import Mistake
 from chargpt.rank import OURS
+
+log = logging.getLogger(__name__)
 
 NAME = ".lock"
 _held: dict[Path, int] = {}  # directory -> descriptor: the locks of this process
@@ -33,13 +36,18 @@ def hold(directory: Path, patience: float = 1.0) -> None:
         _made.add(path)
     descriptor = os.open(path / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     deadline = time.monotonic() + patience
-    while not lock_descriptor(descriptor, blocking=False):
-        if time.monotonic() > deadline:
-            os.close(descriptor)
-            raise Mistake(
-                f"{directory} is being trained by another process. Wait for it, or start a new run without resume="
-            )
-        time.sleep(0.2)
+    try:
+        while not lock_descriptor(descriptor, blocking=False):
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise Mistake(
+                    f"{directory} is being trained by another process. Wait for it, or start a new run without resume="
+                )
+            time.sleep(0.2)
+    except OSError as error:  # some network file systems have no locks
+        log.warning(
+            "%s cannot be locked (%s): take care that one process at a time trains there", directory, error
+        )
     _held[path] = descriptor
 
 
