@@ -1,9 +1,12 @@
 """Which of several processes this one is, and who started it."""
 
+import contextlib
 import os
 
 STARTER = "CHARGPT_STARTER"  # the process that started this one and waits for it
 OURS = "CHARGPT_LOCK"  # set for ranks that we have started ourselves: the descriptor of the lock they share
+SWEEP = "CHARGPT_SWEEP"  # set for the jobs of a sweep
+MISTAKES = "CHARGPT_MISTAKES"  # the pipe to whoever wants to know why a job was refused
 READY = "CHARGPT_READY"  # the pipe by which the first rank says that nothing is wrong, and the others may start
 
 
@@ -31,8 +34,16 @@ def number() -> int:
 def tell_ready() -> None:
     """Lets the other ranks start, if somebody waits with them; done once."""
     if (pipe := os.environ.pop(READY, None)) is not None:
-        os.write(int(pipe), b"1")
+        with contextlib.suppress(BrokenPipeError):  # he is gone: the run will see it, save itself and leave
+            os.write(int(pipe), b"1")
         os.close(int(pipe))
+
+
+def tell_starter(mistake: str) -> None:
+    """Hands a mistake to whoever started this process and wants to know it."""
+    if (pipe := os.environ.get(MISTAKES)) is not None:
+        with contextlib.suppress(OSError):
+            os.write(int(pipe), mistake.encode(errors="replace")[:4000])
 
 
 def starter_is_gone() -> bool:

@@ -20,6 +20,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 log = logging.getLogger(__name__)
 
+# How Ray is started here: it reports to nobody; a job is as fast as the plain run that it is, and is not killed
+# together with the worker that waits for it, but saves itself.
+RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+RAY |= {"RAY_worker_niceness": "0", "RAY_kill_child_processes_on_worker_exit": "0"}
 POLL = 0.5  # seconds between two looks at which job has begun
 SAVING = 60.0  # seconds that interrupted jobs have to save themselves
 
@@ -40,25 +44,40 @@ class DevicesLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._context, self._task, self._config = hydra_context, task_function, config
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def at_once(self, overrides: list[str]) -> int:
+        """How many jobs with these words would run side by side."""
+        there = self._start()
+        _, _, asked = self._prepare(0, overrides, there)
+        shares = [
+            there[kind] / asked[key] for kind, key in (("GPU", "num_gpus"), ("CPU", "num_cpus")) if asked[key]
+        ]
+        return max(1, int(min(shares)))
+
+    def _start(self) -> dict[str, float]:
+        """Starts Ray, or joins it; the resources that there are."""
         try:
             import ray
-            from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray, start_ray
+            from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray
         except ImportError as error:
             raise HydraException("hydra/launcher=gpus needs Ray: pip install 'chargpt[ray]'") from error
         setup_globals()
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_worker_niceness", "0")  # a job is as fast as the plain run that it is
+        for name, value in RAY.items():
+            os.environ.setdefault(name, value)
         logging.getLogger("hydra_plugins.hydra_ray_launcher").setLevel(logging.WARNING)
         start_ray(OmegaConf.create(self._ray["init"]))
-        there = ray.cluster_resources()
+        return ray.cluster_resources()
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        there = self._start()
+        import ray
+        from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray
+
         jobs = [
             self._prepare(number, list(overrides), there)
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
-        log.info("%d jobs on %s", len(jobs), _devices(there))
+        log.info("%d job%s on %s", len(jobs), "s" if len(jobs) > 1 else "", _devices(there))
         waiting = {}
         common = set.intersection(*(set(overrides) for overrides in job_overrides)) if len(jobs) > 1 else set()
         for number, config, resources in jobs:
@@ -122,7 +141,9 @@ class _Watched:
         from chargpt.training.run_directory import RunDirectory
 
         words = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-        self._name = " ".join(word for word in filter_overrides(words) if word not in common)
+        plumbing = ("resume=", "+callbacks.pruning")
+        words = [word for word in filter_overrides(words) if not word.startswith(plumbing)]
+        self._name = " ".join(word for word in words if word not in common)
         self._number, self._config = number, config
         self._directory = RunDirectory(Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir)
         self._begun, self._since = False, time.time()
@@ -144,6 +165,8 @@ class _Watched:
             result = f"finished  {self._name}   validation loss {outcome['loss']:.4f}"
         else:
             status = self._directory.read_status()
+            if isinstance(outcome, dict) and outcome.get("reason"):
+                status = {"state": "refused", "reason": outcome["reason"]}
             reason = status.get("reason") or f"see {self._directory.path}/job.log"
             result = f"{status['state']}  {self._name}   {reason}"
         log.info("#%d %s   (%s done)", self._number, result, progress)
@@ -151,8 +174,11 @@ class _Watched:
     def lost(self, reason: str) -> JobReturn:
         from hydra.core.utils import JobStatus
 
-        outcome = {"home": str(self._directory.path.absolute()), "code": 1, "loss": None}
-        log.error("#%d %s", self._number, reason)
+        outcome = {"home": str(self._directory.path.absolute()), "code": 1, "loss": None, "reason": ""}
+        log.error("#%d lost its worker %s", self._number, reason)
+        deadline = time.monotonic() + SAVING
+        while self.trains() and time.monotonic() < deadline:
+            time.sleep(POLL)
         return JobReturn(cfg=self._config, _return_value=outcome, status=JobStatus.COMPLETED)
 
 

@@ -20,6 +20,8 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from chargpt.sweeps.naming import folder_name, job_name
+
 if TYPE_CHECKING:
     import optuna
 
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 CUT_OFF = "cut off"  # a trial's attribute: it does not count, another one makes up for it
 HOME = "home"
+DRAWS = 200  # before values that were not tried are taken not to exist
 
 
 class SearchSweeper(Sweeper):
@@ -34,14 +37,16 @@ class SearchSweeper(Sweeper):
 
     Args:
         n_trials: trials of the whole study, over all times that the command is run.
-        n_jobs: trials that are drawn together, for a launcher that runs them side by side.
+        n_jobs: trials that are drawn together; None for as many as the launcher runs side by side.
         sampler: an Optuna sampler, without its seed.
         pruner: an Optuna pruner, asked at each validation; None if every trial is run to its end.
         seed: trial k is drawn from it, k, and the trials before.
     """
 
-    def __init__(self, n_trials: int, n_jobs: int, sampler: DictConfig, pruner: DictConfig | None, seed: int):
-        if n_trials < 1 or n_jobs < 1:
+    def __init__(
+        self, n_trials: int, n_jobs: int | None, sampler: DictConfig, pruner: DictConfig | None, seed: int
+    ):
+        if n_trials < 1 or (n_jobs is not None and n_jobs < 1):
             raise HydraException(f"hydra.sweeper: n_trials={n_trials} and n_jobs={n_jobs} must be 1 or more")
         self._n_trials, self._n_jobs, self._seed = n_trials, n_jobs, seed
         self._sampler, self._pruner = sampler, pruner
@@ -60,7 +65,10 @@ class SearchSweeper(Sweeper):
             raise HydraException("a search needs Optuna: pip install 'chargpt[search]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(arguments)
-        space = {o.get_key_element(): distribution(o) for o in overrides if o.is_sweep_override()}
+        try:
+            space = {o.get_key_element(): distribution(o) for o in overrides if o.is_sweep_override()}
+        except ValueError as error:
+            raise HydraException(f"the search space cannot be: {error}") from error
         if not space:
             raise HydraException("a search needs something to search: for example model.dropout=interval(0.0,0.3)")
         fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
@@ -68,12 +76,22 @@ class SearchSweeper(Sweeper):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".search.lock"):  # the same search from another shell waits, and finds it done
             storage = f"sqlite:///{(folder / 'search.db').absolute()}"
-            study = optuna.create_study(study_name=str(folder), storage=storage, load_if_exists=True)
+            study = optuna.create_study(study_name=self._name(fixed, space), storage=storage, load_if_exists=True)
             self._make_up_for_cut_off(study, space)
+            at_once = self._n_jobs or getattr(self._launcher, "at_once", lambda words: 1)(fixed)
             while (missing := self._n_trials - len(counted(study))) > 0:
-                self._batch(study, storage, space, fixed, min(missing, self._n_jobs))
+                if not self._batch(study, storage, space, fixed, min(missing, at_once)):
+                    log.info("there are no values left that were not tried")
+                    break
             self._report(study)
             return [[_returned(trial) for trial in counted(study)]]
+
+    def _name(self, fixed: list[str], space: dict) -> str:
+        """Of the study: another search, or the same of another model, is another study in the same file."""
+        how = [OmegaConf.to_yaml(part) if part else "" for part in (self._sampler, self._pruner)]
+        return job_name([*fixed, f"trainer.max_steps={self._config.trainer.max_steps}"], ["trainer.max_steps"]) + (
+            folder_name(str(sorted(map(str, space.items()))) + "".join(how))
+        )
 
     def _make_up_for_cut_off(self, study: "optuna.Study", space: dict) -> None:
         from optuna.trial import TrialState
@@ -85,24 +103,42 @@ class SearchSweeper(Sweeper):
                 study.enqueue_trial(trial.params)
             log.info("trial %d was cut off: another one with the same values goes on with it", trial.number)
 
-    def _batch(self, study: "optuna.Study", storage: str, space: dict, fixed: list[str], size: int) -> None:
-        """Draws `size` trials, runs them, and tells the study how they ended."""
-        from chargpt.randomness import derive
-
+    def _batch(self, study: "optuna.Study", storage: str, space: dict, fixed: list[str], size: int) -> bool:
+        """Draws up to `size` trials, runs them, tells the study how they ended; False if there are none left."""
+        tried = {_key(trial.params) for trial in counted(study)}
         trials, jobs = [], []
         for _ in range(size):
-            number = len(study.get_trials(deepcopy=False))
-            study.sampler = instantiate(self._sampler, seed=derive(self._seed, number) % 2**32)
-            trial = study.ask(space)
-            words = [*fixed, *(f"{key}={value}" for key, value in trial.params.items())]
+            if (trial := self._draw(study, space, tried)) is None:
+                break
+            tried.add(_key(trial.params))
+            words = [*fixed, *(f"{key}={_shown(value)}" for key, value in trial.params.items())]
             trial.set_user_attr(HOME, self._home(words))
             if self._pruner:
                 words += self._pruning(storage, study.study_name, trial._trial_id)
             trials.append(trial)
             jobs.append(words)
+        if not trials:
+            return False
         results: Sequence[JobReturn] = self._launcher.launch(jobs, initial_job_idx=trials[0].number)
         for trial, result in zip(trials, results, strict=True):
             _tell(study, trial, result.return_value)
+        return True
+
+    def _draw(self, study: "optuna.Study", space: dict, tried: set) -> "optuna.Trial | None":
+        """A trial with values that were not tried; None if none turns up."""
+        from optuna.trial import TrialState
+
+        from chargpt.randomness import derive
+
+        for _ in range(DRAWS):
+            number = len(study.get_trials(deepcopy=False))
+            study.sampler = instantiate(self._sampler, seed=derive(self._seed, number) % 2**32)
+            trial = study.ask(space)
+            if _key(trial.params) not in tried:
+                return trial
+            trial.set_user_attr(CUT_OFF, True)  # drawn once more: it does not count
+            study.tell(trial, state=TrialState.FAIL)
+        return None
 
     def _home(self, words: list[str]) -> str:
         config = self._context.config_loader.load_sweep_config(self._config, words)
@@ -154,10 +190,19 @@ def counted(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
     return [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and CUT_OFF not in t.user_attrs]
 
 
+def _key(params: dict[str, Any]) -> tuple:
+    return tuple(sorted((key, _shown(value)) for key, value in params.items()))
+
+
+def _shown(value: Any) -> str:
+    """A value as one would type it: four digits are enough to tell learning rates apart."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _tell(study: "optuna.Study", trial: "optuna.Trial", outcome: dict[str, Any]) -> None:
     from optuna.trial import TrialState
 
-    from chargpt.errors import INTERRUPTED
+    from chargpt.errors import INTERRUPTED, MISTAKE, Mistake
     from chargpt.training.run_directory import RunDirectory
 
     state = RunDirectory(outcome["home"]).read_status()["state"]
@@ -165,6 +210,10 @@ def _tell(study: "optuna.Study", trial: "optuna.Trial", outcome: dict[str, Any])
         study.tell(trial, outcome["loss"])
     elif outcome["code"] == INTERRUPTED:  # where other jobs run beside it; the next start makes up for it
         raise SystemExit(INTERRUPTED)
+    elif outcome["code"] == MISTAKE and not study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]):
+        trial.set_user_attr(CUT_OFF, True)  # what was asked cannot be done: once mended, it is to be tried
+        study.tell(trial, state=TrialState.FAIL)
+        raise Mistake(outcome["reason"])
     else:
         study.tell(trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
@@ -173,5 +222,5 @@ def _returned(trial: "optuna.trial.FrozenTrial") -> JobReturn:
     from optuna.trial import TrialState
 
     code = int(trial.state == TrialState.FAIL)
-    outcome = {"home": trial.user_attrs[HOME], "code": code, "loss": trial.value}
+    outcome = {"home": trial.user_attrs[HOME], "code": code, "loss": trial.value, "reason": ""}
     return JobReturn(_return_value=outcome, status=JobStatus.COMPLETED)

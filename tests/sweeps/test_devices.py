@@ -1,13 +1,17 @@
 """hydra/launcher=gpus: each job on devices of its own, as many at once as there are."""
 
 import json
+import os
+import signal
+import time
 from itertools import combinations
 
 import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import process
-from tests.sweeps.processes import finished
+from tests.sweeps.processes import Sweep, finished
+from tests.training import reading
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -68,6 +72,25 @@ def test_without_a_gpu_the_jobs_share_the_cores_and_take_as_many_threads(sweep):
     )
     assert {job["threads"] for job in jobs} == {"2"}
     assert most_at_once(jobs) == 2
+
+
+def test_ctrl_c_saves_the_jobs_that_run(tiny, tmp_path):
+    some = [
+        *tiny,
+        "hydra/launcher=gpus",
+        "hydra.launcher.ray.init.num_cpus=2",
+        "seed=1,2",
+        "trainer.max_steps=100000",
+    ]
+    sweep = Sweep(tmp_path, *some, "trainer.log_every_n_steps=1", "trainer.val_check_interval=100000")
+    while len(list(tmp_path.rglob("history.csv"))) < 2:
+        assert sweep.process.poll() is None, sweep.words
+        time.sleep(0.05)
+    os.killpg(sweep.process.pid, signal.SIGINT)
+    assert sweep.wait(60) == 3, sweep.words
+    for file in tmp_path.rglob("status.json"):
+        assert reading.status(file.parent)["state"] == "interrupted"
+        assert reading.checkpoint(file.parent)["global_step"] == reading.status(file.parent)["step"] > 0
 
 
 def test_a_job_asks_for_what_its_own_devices_need_and_too_many_are_a_mistake(tiny, tmp_path):

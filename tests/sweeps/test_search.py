@@ -86,6 +86,33 @@ def test_halving_stops_the_worse_trials_early_and_counts_them(search, tmp_path):
 
 
 @pytest.mark.slow
+def test_each_value_is_tried_once_and_another_search_is_another_study(search, tmp_path):
+    some = [word for word in search if "interval" not in word and not word.startswith("model.n_layer")]
+    words = [*some, "hydra/sweeper=random", "hydra.sweeper.n_trials=5", "trainer.max_steps=10"]
+    outcome = process(tmp_path, "train", "-m", *words, "model.n_layer=1,2")
+    assert outcome.code == 0, outcome.err
+    assert len(finished(tmp_path)) == 2
+    assert "2 trials" in outcome.err and "no values left" in outcome.err
+    outcome = process(tmp_path, "train", "-m", *words, "model.n_layer=1", "seed=5,6,7", "hydra.sweeper.n_trials=1")
+    assert outcome.code == 0, outcome.err
+    assert len(finished(tmp_path)) == 3
+    assert "seed=" in outcome.err[outcome.err.index("the best: ") :]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_trained_at_all_is_a_mistake_and_uses_up_no_trial(search, tmp_path, text_file):
+    words = [word for word in search if not word.startswith("data.path=")]
+    words += ["hydra/sweeper=random", "hydra.sweeper.n_trials=1"]
+    outcome = process(tmp_path, "train", "-m", *words, "data.path=nowhere.txt")
+    assert outcome.code == 2
+    assert "nowhere.txt does not exist" in outcome.err
+    (tmp_path / "nowhere.txt").write_text(text_file.read_text())
+    outcome = process(tmp_path, "train", "-m", *words, "data.path=nowhere.txt")
+    assert outcome.code == 0, outcome.err
+    assert "1 trials, 1 of them run to their end" in outcome.err
+
+
+@pytest.mark.slow
 def test_a_search_for_nothing_is_a_mistake(tiny, tmp_path):
     outcome = process(tmp_path, "train", "-m", *tiny, "hydra/sweeper=tpe")
     assert outcome.code == 2

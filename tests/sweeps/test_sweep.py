@@ -1,6 +1,8 @@
 """Sweeps as real processes: on two devices a job, killed, begun twice, begun again."""
 
+import os
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -155,10 +157,35 @@ def test_a_sweep_in_which_every_job_is_a_mistake_is_one_and_leaves_nothing(tiny,
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_ends_the_sweep_with_code_3_and_the_same_command_goes_on(words, tmp_path):
-    import os
-    import signal
+def test_a_refused_job_is_told_with_its_reason_after_the_table(words, tmp_path):
+    some = [word for word in words if not word.startswith("model.n_head")]
+    outcome = process(tmp_path, "train", "-m", "model.n_layer=1", *some, "model.n_head=3,2")
+    assert outcome.code == 1
+    *_, refused, count = outcome.err.splitlines()
+    assert refused.startswith("refused: ") and "model.n_head=3 does not divide model.n_embd=16" in refused
+    assert count == "train.py: 1 of 2 jobs did not end well"
 
+
+def test_the_table_of_a_sweep_over_rungs_stands_beside_their_runs(tiny, tmp_path):
+    some = [word for word in tiny if not word.startswith("model.")]
+    outcome = process(tmp_path, "train", "-m", "+lecture=bigram,head", *some)
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "outputs" / "lecture" / "sweep.csv").exists()
+    assert {run.parent.name for run in finished(tmp_path).values()} == {"lecture"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_sweep_alone_ends_it_however_early(words, tmp_path, number):
+    sweep = Sweep(tmp_path, "model.n_layer=1,2", *words, "trainer.max_steps=100000")
+    while len(sweep.alive()) < 2:
+        time.sleep(0.002)
+    time.sleep(0.05)  # the job has hardly begun
+    sweep.process.send_signal(number)
+    assert sweep.wait(30) == 3, sweep.words
+    assert not sweep.alive()
+
+
+def test_ctrl_c_ends_the_sweep_with_code_3_and_the_same_command_goes_on(words, tmp_path):
     more = ["model.n_layer=1,2", "trainer.max_steps=4000", "trainer.log_every_n_steps=1"]
     sweep = Sweep(tmp_path, *words, *more)
     while steps_done(tmp_path) < 20:

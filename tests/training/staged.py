@@ -88,13 +88,12 @@ class DieInRank(L.Callback):
 
 
 class Witness(L.Callback):
-    """Writes down, in a file of its own, which device a job was given and from when to when it trained on it."""
+    """Writes down, in a file of its own, which device a job was given and from when to when it had it."""
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
 
-    def on_fit_start(self, trainer, pl_module) -> None:
-        self.start = time.time()
+        self.start = Path(f"/proc/{os.getpid()}").stat().st_ctime  # of the whole process
 
     def on_fit_end(self, trainer, pl_module) -> None:
         seen = {"devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "threads": os.environ["OMP_NUM_THREADS"]}

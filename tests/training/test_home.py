@@ -127,6 +127,39 @@ def test_a_mistake_leaves_no_directory(verb, tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_one_that_failed_and_was_another_run_is_not_cleared(verb, tiny, run):
+    (run / "metrics.json").unlink()
+    set_state(run, "failed")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != ".lock"}
+    outcome = verb("train", *tiny, *AUTO, "seed=2")
+    assert outcome.code == 2
+    assert "holds another run: seed=1337 there and 2 here" in outcome.err
+    assert {f: f.read_bytes() for f in run.rglob("*") if f.is_file() and f.name != ".lock"} == before
+
+
+def test_a_finished_run_that_fails_as_it_goes_on_has_its_first_part_to_go_on_from(verb, tiny, run):
+    broken = ["+callbacks.broken._target_=tests.training.staged.Break", "+callbacks.broken.step=25"]
+    with pytest.raises(RuntimeError):
+        verb("train", *tiny, *AUTO, "trainer.max_steps=30", *broken)
+    assert reading.status(run)["state"] == "failed"
+    outcome = verb("train", *tiny, *AUTO, "trainer.max_steps=30")
+    assert outcome.code == 0, outcome.err
+    assert [row["step"] for row in reading.history(run)] == ["1", "5", "10", "15", "20", "25", "30"]
+    assert {file.name for file in run.glob("metrics*")} == {"metrics.json"}
+
+
+def test_one_whose_first_checkpoint_was_half_written_can_be_resumed_by_name(verb, tiny, run):
+    for file in (run / "checkpoints").iterdir():
+        file.unlink()
+    (run / "checkpoints" / ".last.ckpt-abc").write_text("half")
+    (run / "metrics.json").unlink()
+    set_state(run, "running")
+    outcome = verb("train", "resume=run")
+    assert outcome.code == 0, outcome.err
+    assert reading.metrics(run)["steps"] == 20
+    assert not list((run / "checkpoints").glob(".*"))
+
+
 def test_one_that_was_cut_off_before_its_first_checkpoint_can_be_resumed_by_name(verb, tiny, run):
     """And goes on from nothing, with its own config."""
     shutil.rmtree(run / "checkpoints")

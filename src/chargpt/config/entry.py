@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -89,15 +90,23 @@ class _Console(logging.StreamHandler):
 def _tell(script: Path, message: str, code: int) -> int:
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and code not in (DONE, INTERRUPTED):
         raise  # noqa: PLE0704 - only called where an exception is handled
+    if code == MISTAKE:
+        rank.tell_starter(message)
     if rank.number() == 0:  # the others have met the same
         sys.stderr.write(f"{script.name}: {message}\n")
     return code
 
 
+def _not_understood(reason: str) -> NoReturn:
+    raise Mistake(f"{reason}. Settings are given as KEY=VALUE, for example model.n_layer=3; --help shows them")
+
+
 def _arguments(script: Path) -> argparse.Namespace:
     """The command line, its texts and paths quoted. Lightning starts its other ranks with the same words."""
     words = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
-    args = get_args_parser().parse_args(words)
+    parser = get_args_parser()
+    parser.error = _not_understood
+    args = parser.parse_args(words)
     if args.multirun and script.name != "train.py":
         raise Mistake(f"-m is for training: {script.name} takes one value for each setting")
     if not args.multirun:
@@ -158,7 +167,14 @@ def place_run(directory: Path) -> None:
 def _by_hydra(work: Work, conf: Path, config_name: str, script: Path) -> int:
     codes: list[int] = []
     ours: list[Exception] = []  # carried past Hydra, which would print a traceback for each
-    flags = [word for word in sys.argv[1:] if word.startswith("--config-")]
+    given = get_args_parser().parse_args(sys.argv[1:])
+    flags = [
+        f"--config-{n}={v}" for n in ("dir", "name", "path") if (v := getattr(given, f"config_{n}")) is not None
+    ]
+    if given.multirun:
+        from chargpt.sweeps.sweep import defaults
+
+        sys.argv += defaults(given.overrides)
 
     def job(config: DictConfig) -> None:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -174,4 +190,4 @@ def _by_hydra(work: Work, conf: Path, config_name: str, script: Path) -> int:
     hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(job)()
     if ours:
         raise ours[0]
-    return max(codes, default=DONE) and FAILED
+    return FAILED if any(codes) else DONE

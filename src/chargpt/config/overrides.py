@@ -160,7 +160,8 @@ def _check_choice(override: Override, loader: ConfigLoader, config_name: str, sw
     options = loader.repository.get_group_options(group)
     for value in _values(override):
         choice = str(value.text if isinstance(value, QuotedString) else value)
-        if choice not in options and not group.startswith("hydra") and not override.is_delete():
+        ours = not group.startswith("hydra") or group in ("hydra/launcher", "hydra/sweeper")
+        if choice not in options and ours and not override.is_delete():
             raise Mistake(
                 f"{group}={choice}: there is no such choice{_nearest(choice, options)} "
                 f"{group} is one of {', '.join(options)}"

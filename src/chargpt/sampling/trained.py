@@ -141,7 +141,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _others(run: Path) -> str:
     try:
-        names = sorted(p.name for p in run.parent.iterdir() if p.is_dir())[-3:]
+        folders = [p for p in run.parent.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        names = [p.name for p in sorted(folders, key=lambda p: p.stat().st_mtime)[-3:]]
     except OSError:
         return ""
-    return f". In {run.parent} there are {', '.join(names)}" if names else ""
+    return f". The newest in {run.parent} are {', '.join(names)}" if names else ""

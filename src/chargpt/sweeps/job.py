@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -19,13 +20,14 @@ from omegaconf import DictConfig
 
 from chargpt.config.entry import task_words
 from chargpt.errors import DONE, INTERRUPTED, MISTAKE, Mistake
-from chargpt.rank import STARTER
+from chargpt.rank import MISTAKES, STARTER, SWEEP
 from chargpt.sweeps import naming  # noqa: F401 - its resolver is needed where a launcher runs the job
 from chargpt.training import home
 from chargpt.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 IN_PROCESS = "BasicLauncher"  # Hydra's own, which runs one job after the other: each may speak to the terminal
 
 
@@ -44,7 +46,8 @@ class Job:
         """Runs the job, unless it is done already.
 
         Returns:
-            `home` (its directory), `code` (its exit code) and `loss` (its validation loss, None without one).
+            `home` (its directory), `code` (its exit code), `loss` (its validation loss, None without one) and
+            `reason` (why it was refused, if it was).
         """
         settings = HydraConfig.get()
         alone = settings.launcher._target_.endswith(IN_PROCESS)
@@ -54,53 +57,66 @@ class Job:
         ):  # shorter to read; elsewhere the job may have another folder
             folder = folder.relative_to(Path.cwd())
         directory = RunDirectory(folder)
-        code = self._already(config, directory)
+        code, reason = self._already(config, directory)
         if code is None:
-            code = self._run(task_words(), directory, alone)
+            code, reason = self._run(task_words(), directory, alone)
         if code == INTERRUPTED and alone:
             raise SystemExit(INTERRUPTED)  # which ends the sweep, where an exception would only end the job
         directory.abandon()
+        result = {"home": str(directory.path), "code": code, "loss": None, "reason": reason}
         with contextlib.suppress(OSError, ValueError, KeyError):
             if code == DONE:
-                loss = json.loads(directory.metrics.read_text())["val_loss"]
-                return {"home": str(directory.path), "code": code, "loss": loss}
-        return {"home": str(directory.path), "code": code, "loss": None}
+                result["loss"] = json.loads(directory.metrics.read_text())["val_loss"]
+        return result
 
     @staticmethod
-    def _already(config: DictConfig, directory: RunDirectory) -> int | None:
-        """The exit code of a job that need not be run; None if it must be."""
+    def _already(config: DictConfig, directory: RunDirectory) -> tuple[int | None, str]:
+        """The exit code of a job that need not be run, None if it must be; and why it is refused, if it is."""
         if config.resume != "auto":
-            return None
+            return None, ""
         try:
             verdict = home.look(config, directory)
         except Mistake as mistake:
             sys.stderr.write(f"train.py: {mistake}\n")
-            return MISTAKE
+            return MISTAKE, str(mistake)
         if verdict not in (home.DONE, home.ENDED):
-            return None
+            return None, ""
         log.info("%s", home.told(directory, verdict))
-        return home.exit_code(directory, verdict)
+        return home.exit_code(directory, verdict), ""
 
-    def _run(self, overrides: list[str], directory: RunDirectory, alone: bool) -> int:
+    def _run(self, overrides: list[str], directory: RunDirectory, alone: bool) -> tuple[int, str]:
         command = [*self._command, *overrides, f'hydra.run.dir="{directory.path}"']
+        mistakes, told = os.pipe()
+        environment = os.environ | {STARTER: str(os.getpid()), SWEEP: "1", MISTAKES: str(told)}
         output = contextlib.nullcontext() if alone else (directory.path / "job.log").open("ab")
         with output as file:
-            environment = os.environ | {STARTER: str(os.getpid())}
-            # Under a launcher it has a process group of its own: signals meant for the launcher's process (Slurm's
-            # before a preemption) go to the whole group of that, and the job has to be told by a signal it knows.
-            group = None if alone else 0
-            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, process_group=group)
-        before = None
+            # A process group of its own: every signal reaches it once, from here. (Slurm's, before a preemption,
+            # go to the whole group of the launcher's process.)
+            process = subprocess.Popen(
+                command, env=environment, stdout=file, stderr=file, process_group=0, pass_fds=[told]
+            )
+        os.close(told)
+        asked: list[int] = []
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            asked.append(number)
+            process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+        before = {}
         with contextlib.suppress(ValueError):  # not in the main thread: then the launcher has signals of its own
-            before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+            before = {number: signal.signal(number, pass_on) for number in SIGNALS}
         try:
-            return process.wait()
-        except KeyboardInterrupt:  # the job got the same signal: let it save itself
-            return process.wait()
+            code = process.wait()
         except BaseException:  # preempted: the launcher has thrown its own
             process.terminate()
             process.wait()
             raise
         finally:
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            with os.fdopen(mistakes, "rb") as pipe:
+                os.set_blocking(mistakes, False)
+                reason = (pipe.read() or b"").decode()
+        if asked and code != DONE:  # also where it had no handlers yet
+            code = INTERRUPTED
+        return code, reason if code == MISTAKE else ""

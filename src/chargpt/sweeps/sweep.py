@@ -2,7 +2,11 @@
 
 import contextlib
 import logging
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -32,11 +36,10 @@ def sweep(config_name: str, overrides: list[str], script: Path) -> int:
         Interrupted: a signal; the same command goes on.
     """
     hydra = GlobalHydra.instance().hydra
-    overrides = [*overrides, *_defaults(overrides)]
     try:
-        HydraConfig.instance().set_config(  # the sweep's own directory is named by ${hydra:...} too
-            hydra.config_loader.load_configuration(config_name, overrides, RunMode.MULTIRUN)
-        )
+        config = hydra.config_loader.load_configuration(config_name, overrides, RunMode.MULTIRUN)
+        HydraConfig.instance().set_config(config)  # the sweep's own directory is named by ${hydra:...} too
+        overrides = [*overrides, *defaults(overrides, HydraConfig.get().sweeper.get("params") or {})]
         folder = Path(HydraConfig.get().sweep.dir)
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         batches = hydra.multirun(config_name, Job(script, []), overrides)
@@ -52,9 +55,16 @@ def sweep(config_name: str, overrides: list[str], script: Path) -> int:
         _leave_nothing(made)
         return MISTAKE
     from chargpt.sweeps.compare import compare
+    from chargpt.sweeps.find import common_folder
 
     # The home of a job that was refused holds nothing, or another run.
-    compare([Path(result["home"]) for result in results if result["code"] != MISTAKE], folder)
+    homes = [Path(result["home"]) for result in results if result["code"] != MISTAKE]
+    compare(homes, common_folder(homes))
+    refused = [result for result in results if result["code"] == MISTAKE]
+    for result in refused:
+        sys.stderr.write(f"refused: {Path(result['home']).name}: {result['reason']}\n")
+    if any(codes):
+        sys.stderr.write(f"train.py: {sum(map(bool, codes))} of {len(codes)} jobs did not end well\n")
     return FAILED if any(codes) else DONE
 
 
@@ -66,11 +76,16 @@ def _leave_nothing(made: list[Path]) -> None:
             folder.rmdir()
 
 
-def _defaults(overrides: list[str]) -> list[str]:
-    """What a sweep has otherwise than a run, unless it is told: jobs go on, and are named by what varies."""
+def defaults(overrides: list[str], params: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
+    """What a sweep has otherwise than a run, unless it is told: jobs go on, and are named by what varies.
+
+    Args:
+        params: `hydra.sweeper.params`, what the config itself sweeps over.
+    """
     parsed = OverridesParser.create().parse_overrides(overrides)
     given = {override.key_or_group for override in parsed}
-    swept = [o.key_or_group.replace("/", ".") for o in parsed if o.is_sweep_override()]
+    swept = [*(o.key_or_group for o in parsed if o.is_sweep_override()), *params]
+    swept = [key.lstrip("+").replace("/", ".") for key in swept]
     words = [] if "resume" in given else ["resume=auto"]
     if "hydra.sweep.subdir" not in given:
         words.append(f"hydra.sweep.subdir='${{job_name:${{hydra.overrides.task}},[{','.join(swept)}]}}'")

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from chargpt.errors import DONE as DONE_WELL
 from chargpt.errors import FAILED, Mistake
+from chargpt.rank import started_as_rank
 from chargpt.training import lock
 from chargpt.training.resume import identity
 from chargpt.training.run_directory import RunDirectory
@@ -41,7 +42,8 @@ def settle(config: DictConfig, directory: RunDirectory) -> str:
         raise Mistake(f"the run directory {directory.path} cannot be made: {error.strerror}") from error
     if lock.is_held(directory.path):
         log.info("%s is being trained by another process: waiting for it", directory.path)
-    lock.hold(directory.path, patience=float("inf"))
+    # Where torchrun or srun has started others, they have looked already: to wait now would leave them waiting.
+    lock.hold(directory.path, patience=1.0 if started_as_rank() else float("inf"))
     try:
         verdict = look(config, directory)
     except Mistake:
@@ -69,10 +71,12 @@ def look(config: DictConfig, directory: RunDirectory) -> str:
     if saved is None:
         return NEW if not directory.status_file.exists() else AGAIN
     state = directory.read_status()["state"]
-    if state == "failed" and not directory.metrics.exists():
-        return AGAIN
     wanted = OmegaConf.create(OmegaConf.to_container(OmegaConf.masked_copy(config, list(saved)), resolve=True))
     _same(directory, saved, wanted)
+    if state == "failed" and not directory.metrics.exists():
+        return (
+            GO_ON if directory.metrics_before.exists() else AGAIN
+        )  # it was finished once, and has that to go on from
     if directory.metrics.exists():
         _same_text(directory, wanted)
         return GO_ON if _further(directory, saved.trainer, wanted.trainer) else DONE

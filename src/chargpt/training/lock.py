@@ -41,7 +41,7 @@ def hold(directory: Path, patience: float = 1.0) -> None:
             if time.monotonic() > deadline:
                 os.close(descriptor)
                 raise Mistake(
-                    f"{directory} is being trained by another process. Wait for it, or start a new run without resume="
+                    f"{directory} is being trained by another process. Wait for it, or start a new run elsewhere"
                 )
             time.sleep(0.2)
     except OSError as error:  # some network file systems have no locks

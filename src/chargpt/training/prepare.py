@@ -25,7 +25,7 @@ from chargpt.training.hardware import make_trainer
 from chargpt.training.interruption import Interruption
 from chargpt.training.module import LanguageModeling
 from chargpt.training.rank_error import RankError
-from chargpt.training.resume import SAVED, changed
+from chargpt.training.resume import SAVED, changed, tell_changes
 from chargpt.training.run_directory import RunDirectory
 from chargpt.training.seconds import seconds_of
 
@@ -119,6 +119,7 @@ def prepare(composed: DictConfig) -> Run:
     run = Run(config, directory, resumed, checkpoint, progress, data, module, trainer, clock, curves)
     if progress:
         _check_progress(run, progress)
+        tell_changes(progress["chargpt"]["config"], saved)
         try:
             module.load_state_dict(progress["state_dict"])
         except RuntimeError as error:
@@ -130,7 +131,8 @@ def prepare(composed: DictConfig) -> Run:
 def _find(resume: Path) -> tuple[RunDirectory, Path | None]:
     """The run that `resume=` names, and the checkpoint to go on from; None if it was cut off before its first."""
     directory = RunDirectory(resume)
-    if directory.status_file.exists() and directory.read_config() and not directory.checkpoints.exists():
+    begun = directory.status_file.exists() and directory.read_config()
+    if begun and not (directory.last.exists() or directory.previous.exists()):
         return directory, None
     checkpoint = find_checkpoint(resume, ("last.ckpt", "previous.ckpt"))
     if checkpoint.parent.name != "checkpoints":

@@ -15,7 +15,7 @@ from types import FrameType
 
 from chargpt.config.overrides import quote
 from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE
-from chargpt.rank import OURS, READY, STARTER, starter_is_gone
+from chargpt.rank import MISTAKES, OURS, READY, STARTER, starter_is_gone
 from chargpt.training import lock
 from chargpt.training.run_directory import RunDirectory
 
@@ -51,6 +51,7 @@ class Ranks:
         self._environment, self._descriptor = environment, descriptor
         self._processes: list[subprocess.Popen] = []
         self._killed: set[int] = set()
+        self._mistakes = [int(os.environ[MISTAKES])] if MISTAKES in os.environ else []
         self._interrupted = False
         self._ready, ready = os.pipe()
         self._start(0, {READY: str(ready)}, [ready])
@@ -66,7 +67,7 @@ class Ranks:
                     env=self._environment | more | {"LOCAL_RANK": str(rank)},
                     stdout=output,
                     stderr=output,
-                    pass_fds=[self._descriptor, *descriptors],
+                    pass_fds=[self._descriptor, *descriptors, *self._mistakes],
                     process_group=0,
                 )
             )
@@ -120,11 +121,8 @@ class Ranks:
         for rank, process in enumerate(self._processes):
             if process.returncode < 0 and rank not in self._killed:
                 return f"rank {rank} was killed by {signal.Signals(-process.returncode).name}"
-        errors = {rank: self._directory.path / f"error_rank_{rank}.txt" for rank in range(len(self._processes))}
-        errors = {rank: file for rank, file in errors.items() if file.exists()}
-        if errors:
-            first = min(errors, key=lambda rank: errors[rank].stat().st_mtime_ns)
-            return f"rank {first} failed: {errors[first].read_text().strip().splitlines()[-1]}"
+        if reason := self._directory.first_error():
+            return reason
         if self._directory.read_status()["state"] in ("diverged", "failed"):
             return ""
         codes = [process.returncode for process in self._processes]

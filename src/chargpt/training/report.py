@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from chargpt import rank
 from chargpt.training.hardware import device_name
 from chargpt.training.seconds import seconds_of
 
@@ -23,7 +24,8 @@ def opening(run: "Run") -> None:
     model, data, trainer = run.model, run.data, run.trainer
     names = {"n_layer": "layers", "n_head": "heads", "n_embd": "channels"}
     settings = run.config["model"]
-    parts = [f"{settings[key]} {name}" for key, name in names.items() if key in settings]
+    numbers = {name: settings[key] for key, name in names.items() if key in settings}
+    parts = [f"{number} {name if number != 1 else name.removesuffix('s')}" for name, number in numbers.items()]
     shape = ", ".join([*parts, f"block {model.block_size}"])
     accumulated = trainer.accumulate_grad_batches
     passes = f"{accumulated} x " if accumulated > 1 else ""
@@ -39,11 +41,13 @@ def opening(run: "Run") -> None:
 
 
 def closing(run: "Run", metrics: dict[str, Any], text: str) -> None:
-    """A sample, the figures, and the three next commands."""
+    """A sample, the figures, and the three next commands; in a sweep the figures alone."""
     console = _Console(highlight=False)
-    console.rule("a sample of the best checkpoint", style="dim")
-    console.print(text, markup=False, soft_wrap=True)
-    console.rule(style="dim")
+    in_sweep = rank.SWEEP in os.environ  # its table says the rest
+    if not in_sweep:
+        console.rule("a sample of the best checkpoint", style="dim")
+        console.print(text, markup=False, soft_wrap=True)
+        console.rule(style="dim")
     path = run.directory.path
     run_word, resume_word = shlex.quote(f"run={path}"), shlex.quote(f"resume={path}")
     # What can be pasted into this very shell: python itself where its folder is on the PATH, else by its place.
@@ -67,7 +71,8 @@ def closing(run: "Run", metrics: dict[str, Any], text: str) -> None:
         "go on": f"{python} train.py {resume_word} {further}",
     }
     for name, line in rows.items():
-        console.print(f"[dim]{name:>7}[/]  {line}", soft_wrap=True)
+        if name in ("loss", "time") or not in_sweep:
+            console.print(f"[dim]{name:>7}[/]  {line}", soft_wrap=True)
     sys.stdout.flush()
 
 

@@ -43,6 +43,15 @@ def identity(config: DictConfig) -> dict[str, Any]:
     return found
 
 
+def tell_changes(before: dict[str, Any] | DictConfig, now: dict[str, Any]) -> None:
+    """Says which of the settings that may change have changed."""
+    before, now = (OmegaConf.create(config) for config in (before, now))
+    for path in MAY_CHANGE:
+        old, new = OmegaConf.select(before, path), OmegaConf.select(now, path)
+        if old != new:
+            log.info("%s: %s before, %s now", path, old, new)
+
+
 def changed(
     saved: dict[str, Any] | DictConfig, composed: dict[str, Any], overrides: list[str], choices: dict[str, str]
 ) -> dict[str, Any]:
@@ -58,7 +67,6 @@ def changed(
         Mistake: an override would make it another run; says which, and what the run has.
     """
     config = OmegaConf.create(saved)
-    differences = []
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
         if key.replace("/", ".").split(".")[0] in FREE_GROUPS:
@@ -83,8 +91,5 @@ def changed(
                 f"{override.input_line} would make it another run: resume goes on with its own {key}{shown}. "
                 f"Leave it out, or start a new run without resume="
             )
-        differences.append((key, before, now))
         OmegaConf.update(config, path, now, force_add=True)
-    for difference in differences:
-        log.info("%s: %s before, %s now", *difference)
     return OmegaConf.to_container(config, resolve=True)

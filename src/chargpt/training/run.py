@@ -99,7 +99,7 @@ def _recorded(run: Run) -> Iterator[None]:
             f"quit; {saved if run.directory.last.exists() else 'it had no checkpoint yet'}"
         ) from None
     except BaseException as error:
-        record("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+        record("failed", run.directory.first_error() or f"{type(error).__name__}: {error}".splitlines()[0])
         raise
 
 
@@ -136,7 +136,8 @@ def open_directory(run: Run, composed: DictConfig, said: logging.handlers.Memory
         if isinstance(logger, TensorBoard):
             logger.start_hparams(report.hyperparameters(run))
             logger.log_text("config", OmegaConf.to_yaml(config), step)
-    directory.metrics.unlink(missing_ok=True)
+    if directory.metrics.exists():
+        directory.metrics.replace(directory.metrics_before)
     directory.write_status("running", step)
 
 
@@ -168,5 +169,6 @@ def finish(run: Run) -> tuple[dict[str, Any], str]:
         "device": device_name(run.trainer.strategy.root_device),
     }
     write_json(directory.metrics, metrics)
+    directory.metrics_before.unlink(missing_ok=True)
     directory.write_status("finished", steps)
     return metrics, text

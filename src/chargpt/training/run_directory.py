@@ -39,6 +39,7 @@ class RunDirectory:
         self.previous = self.checkpoints / "previous.ckpt"
         self.best = self.checkpoints / "best.ckpt"
         self.metrics = self.path / "metrics.json"
+        self.metrics_before = self.path / "metrics_before.json"  # of a finished run, while it goes on
         self.status_file = self.path / "status.json"
         self.sample = self.path / "sample.txt"
         self.history = self.path / "history.csv"
@@ -88,7 +89,16 @@ class RunDirectory:
         """Removes what a run left behind, so that it can start again; its log stays, and gets longer."""
         for folder in (self.checkpoints, self.tensorboard, self.hydra):
             shutil.rmtree(folder, ignore_errors=True)
-        for name in ("provenance.json", "status.json", "history.csv", "metrics.json", "sample.txt"):
+        # The status last: as long as it is there, the directory is that of a run.
+        names = (
+            "provenance.json",
+            "history.csv",
+            "metrics.json",
+            "metrics_before.json",
+            "sample.txt",
+            "status.json",
+        )
+        for name in names:
             (self.path / name).unlink(missing_ok=True)
 
     def tidy(self) -> None:
@@ -114,6 +124,14 @@ class RunDirectory:
             config = OmegaConf.load(self.hydra / "config.yaml")
             return OmegaConf.masked_copy(config, list(SAVED)) if all(key in config for key in SAVED) else None
         return None
+
+    def first_error(self) -> str:
+        """What the first of several ranks died of, in a line; empty if none has written it down."""
+        files = sorted(self.path.glob("error_rank_*.txt"), key=lambda file: file.stat().st_mtime_ns)
+        if not files:
+            return ""
+        rank = files[0].stem.rpartition("_")[2]
+        return f"rank {rank} failed: {files[0].read_text().strip().splitlines()[-1]}"
 
     def read_choices(self) -> dict[str, str]:
         """The choice that was made in each group of the config."""
