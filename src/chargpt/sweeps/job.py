@@ -51,11 +51,9 @@ class Job:
         """
         settings = HydraConfig.get()
         alone = settings.launcher._target_.endswith(IN_PROCESS)
-        folder = Path(settings.runtime.output_dir)
-        if alone and folder.is_relative_to(
-            Path.cwd()
-        ):  # shorter to read; elsewhere the job may have another folder
-            folder = folder.relative_to(Path.cwd())
+        folder, here = Path(settings.runtime.output_dir), Path.cwd()
+        if alone and folder.is_relative_to(here):  # shorter to read; elsewhere it may start from another folder
+            folder = folder.relative_to(here)
         directory = RunDirectory(folder)
         code, reason = self._already(config, directory)
         if code is None:
