@@ -157,6 +157,17 @@ def test_a_sweep_in_which_every_job_is_a_mistake_is_one_and_leaves_nothing(tiny,
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_of_ones_own_configs_is_swept_like_ours(tiny, tmp_path):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "tall.yaml").write_text("defaults: [gpt_nano, _self_]\nn_layer: 3\n")
+    some = [word for word in tiny if not word.startswith("model.n_layer")]
+    words = ["--config-dir", str(tmp_path / "mine"), "model=tall,gpt_nano", "recipe=gpt_nano"]
+    outcome = process(tmp_path, "train", "-m", *words, *some)
+    assert outcome.code == 0, outcome.err
+    depths = {OmegaConf.load(run / ".hydra" / "config.yaml").model.n_layer for run in finished(tmp_path).values()}
+    assert depths == {3, 4}
+
+
 def test_a_refused_job_is_told_with_its_reason_after_the_table(words, tmp_path):
     some = [word for word in words if not word.startswith("model.n_head")]
     outcome = process(tmp_path, "train", "-m", "model.n_layer=1", *some, "model.n_head=3,2")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -51,14 +52,19 @@ def _run(work: Work, config_name: str, script: Path) -> int:
         args = _arguments(script)
         conf = script.parent / "conf"
         asks_hydra = args.help or args.hydra_help or args.info or args.shell_completion
-        if args.config_dir or args.config_path or args.config_name or asks_hydra:
+        other = args.config_path or args.config_name
+        if other and args.multirun:
+            raise Mistake(
+                "-m takes no --config-name or --config-path; configs of your own come by --config-dir=FOLDER"
+            )
+        if other or asks_hydra:
             return _by_hydra(work, conf, args.config_name or config_name, script)
-        with _loader(conf, config_name) as loader:
+        with _loader(conf, config_name, args.config_dir) as loader:
             check(args.overrides, loader, config_name, args.multirun)
             if args.multirun and not args.cfg:
                 from chargpt.sweeps.sweep import sweep
 
-                return sweep(config_name, args.overrides, script)
+                return sweep(config_name, args.overrides, script, args.config_dir)
             if not args.cfg:
                 config = _compose(loader, config_name, args.overrides)
         if args.cfg:
@@ -119,9 +125,17 @@ def _arguments(script: Path) -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def _loader(conf: Path, config_name: str):
+def _loader(conf: Path, config_name: str, more: str | None = None):
+    """Hydra's loader of `conf`, and of a folder of the user's own configs (`--config-dir`) before it."""
     with hydra.initialize_config_dir(str(conf), job_name=config_name, version_base="1.3"):
-        yield GlobalHydra.instance().config_loader()
+        ours = GlobalHydra.instance().hydra
+        if more is not None:
+            if not Path(more).is_dir():
+                raise Mistake(f"--config-dir={more} is not a folder (looked from {Path.cwd()})")
+            path = ours.config_loader.get_search_path()
+            path.prepend("command-line", f"file://{Path(more).absolute()}", "schema")
+            ours.config_loader = ConfigLoaderImpl(path)
+        yield ours.config_loader
 
 
 def _compose(loader, config_name: str, overrides: list[str]) -> DictConfig:
@@ -165,29 +179,15 @@ def place_run(directory: Path) -> None:
 
 
 def _by_hydra(work: Work, conf: Path, config_name: str, script: Path) -> int:
-    codes: list[int] = []
     ours: list[Exception] = []  # carried past Hydra, which would print a traceback for each
-    given = get_args_parser().parse_args(sys.argv[1:])
-    flags = [
-        f"--config-{n}={v}" for n in ("dir", "name", "path") if (v := getattr(given, f"config_{n}")) is not None
-    ]
-    if given.multirun:
-        from chargpt.sweeps.sweep import defaults
-
-        sys.argv += defaults(given.overrides)
 
     def job(config: DictConfig) -> None:
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            try:
-                work(config)
-            except (Mistake, Interrupted, Diverged, Failed, Pruned) as error:
-                ours.append(error)
-            return
-        from chargpt.sweeps.job import Job
-
-        codes.append(Job(script, flags)(config)["code"])
+        try:
+            work(config)
+        except (Mistake, Interrupted, Diverged, Failed, Pruned) as error:
+            ours.append(error)
 
     hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(job)()
     if ours:
         raise ours[0]
-    return FAILED if any(codes) else DONE
+    return DONE

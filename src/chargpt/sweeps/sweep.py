@@ -21,12 +21,13 @@ from chargpt.sweeps.job import Job
 log = logging.getLogger(__name__)
 
 
-def sweep(config_name: str, overrides: list[str], script: Path) -> int:
+def sweep(config_name: str, overrides: list[str], script: Path, config_dir: str | None = None) -> int:
     """Runs every job that is not done already, whatever became of the others, and compares them.
 
     Args:
         overrides: the command line, checked.
         script: `train.py`.
+        config_dir: a folder of the user's own configs.
 
     Returns:
         The exit code: `FAILED` if any job failed.
@@ -42,7 +43,8 @@ def sweep(config_name: str, overrides: list[str], script: Path) -> int:
         overrides = [*overrides, *defaults(overrides, HydraConfig.get().sweeper.get("params") or {})]
         folder = Path(HydraConfig.get().sweep.dir)
         made = [path for path in (folder, *folder.parents) if not path.exists()]
-        batches = hydra.multirun(config_name, Job(script, []), overrides)
+        flags = [] if config_dir is None else [f"--config-dir={Path(config_dir).absolute()}"]
+        batches = hydra.multirun(config_name, Job(script, flags), overrides)
     except HydraException as error:
         raise Mistake(one_line(error)) from error
     except (KeyboardInterrupt, SystemExit) as left:
