@@ -60,6 +60,7 @@ class Job:
             code, reason = self._run(task_words(), directory, alone)
         if code == INTERRUPTED and alone:
             raise SystemExit(INTERRUPTED)  # which ends the sweep, where an exception would only end the job
+        directory.new = True  # Hydra has made it, if it was not there
         directory.abandon()
         result = {"home": str(directory.path), "code": code, "loss": None, "reason": reason}
         with contextlib.suppress(OSError, ValueError, KeyError):

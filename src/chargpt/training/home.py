@@ -34,7 +34,7 @@ def settle(config: DictConfig, directory: RunDirectory) -> str:
     Raises:
         Mistake: the directory holds another run.
     """
-    made = not directory.path.exists()
+    directory.new = not directory.path.exists()
     try:
         directory.make_parents()
         directory.path.mkdir(exist_ok=True)
@@ -48,8 +48,7 @@ def settle(config: DictConfig, directory: RunDirectory) -> str:
         verdict = look(config, directory)
     except Mistake:
         lock.release(directory.path)
-        if made:
-            directory.abandon()
+        directory.abandon()
         raise
     if verdict == AGAIN:
         log.info("%s %s: it starts again", directory.path, _ended(directory))

@@ -30,6 +30,7 @@ class RunDirectory:
 
     Attributes:
         path: the directory; it exists once `claim` was called.
+        new: whether it was made for a run that is about to begin.
     """
 
     def __init__(self, path: str | Path):
@@ -47,6 +48,7 @@ class RunDirectory:
         self.hydra = self.path / ".hydra"
         self.log = self.path / "train.log"
         self._made: list[Path] = []  # folders above it that were not there before
+        self.new = False  # whether it was made for this run
 
     def claim(self, chosen: bool) -> None:
         """Makes the directory for this run alone, with a suffix if another run took the name.
@@ -60,6 +62,7 @@ class RunDirectory:
             while True:
                 try:
                     self.path.mkdir()
+                    self.new = True
                     return
                 except FileExistsError:
                     if not self.path.is_dir() or not self._is_empty():
@@ -111,9 +114,9 @@ class RunDirectory:
             file.unlink()
 
     def abandon(self) -> None:
-        """Removes the directory, and what was made above it, if no run ever began in it."""
+        """Removes the directory, and what was made above it, if it is new and no run ever began in it."""
         with contextlib.suppress(OSError):
-            if self._is_empty() and not self.log.exists():
+            if self.new and self._is_empty() and not self.log.exists():
                 shutil.rmtree(self.path)
                 for folder in self._made:
                     folder.rmdir()
