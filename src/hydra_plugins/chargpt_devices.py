@@ -6,6 +6,7 @@ each job asks for what its own config needs, and is a line when it begins and a 
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,8 +85,11 @@ class DevicesLauncher(Launcher):
             remote = OmegaConf.create(self._ray["remote"] | resources)
             reference = launch_job_on_ray(self._context, remote, config, self._task, Singleton.get_state())
             waiting[reference] = _Watched(number, config, common)
+        asked: list[int] = []  # a flag: within Ray's own code an exception would sometimes be lost
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in numbers}
         try:
-            return self._wait(waiting)
+            return self._wait(waiting, asked)
         except KeyboardInterrupt:
             log.info("interrupted: the jobs save themselves")
             ray.shutdown()  # the jobs notice that who started them is gone
@@ -93,6 +97,9 @@ class DevicesLauncher(Launcher):
             while any(job.trains() for job in waiting.values()) and time.monotonic() < deadline:
                 time.sleep(POLL)
             raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _prepare(self, number: int, overrides: list[str], there: dict[str, float]) -> tuple[int, DictConfig, dict]:
         """A job's config, and the resources that it asks Ray for."""
@@ -116,11 +123,13 @@ class DevicesLauncher(Launcher):
         return number, config, resources
 
     @staticmethod
-    def _wait(waiting: "dict[Any, _Watched]") -> list[JobReturn]:
+    def _wait(waiting: "dict[Any, _Watched]", asked: list[int]) -> list[JobReturn]:
         import ray
 
         returns, left = {}, list(waiting)
         while left:
+            if asked:
+                raise KeyboardInterrupt
             done, left = ray.wait(left, num_returns=1, timeout=POLL)
             for reference in waiting:
                 if reference not in returns:
