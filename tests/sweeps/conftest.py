@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from tests.sweeps.processes import STARTED
+
 CONFIG = {
     "name": "gpt_nano",
     "seed": 1337,
@@ -34,6 +36,14 @@ CHOICES = {
     "trainer": "cpu",
     "data": "tinyshakespeare",
 }
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """A sweep that a test has lost sight of does not slow down the others."""
+    yield
+    while STARTED:
+        STARTED.pop().kill()
 
 
 def write_run(

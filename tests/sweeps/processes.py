@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tests.conftest import REPO
 
+STARTED: list["Sweep"] = []  # for whoever cleans up after a test
+
 
 class Sweep:
     """`python train.py -m ...` in the background, in `folder`."""
@@ -28,6 +30,7 @@ class Sweep:
             stderr=self.output,
             start_new_session=True,
         )
+        STARTED.append(self)
 
     def alive(self) -> list[int]:
         """The processes of this sweep, by the mark in their environment."""
