@@ -8,6 +8,14 @@ OURS = "CHARGPT_LOCK"  # set for ranks that we have started ourselves: the descr
 SWEEP = "CHARGPT_SWEEP"  # set for the jobs of a sweep
 MISTAKES = "CHARGPT_MISTAKES"  # the pipe to whoever wants to know why a job was refused
 READY = "CHARGPT_READY"  # the pipe by which the first rank says that nothing is wrong, and the others may start
+ASKED: list[int] = []  # signals that asked this process to stop before its run was under way
+
+
+def ask_to_stop(number: int, frame: object) -> None:
+    """A signal's handler while torch is imported and a run prepared. The exception may be lost in somebody's
+    `except:`; then the run stops at its first step."""
+    ASKED.append(number)
+    raise KeyboardInterrupt
 
 
 def started_as_rank() -> bool:

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 
 from chargpt.errors import Interrupted
-from chargpt.rank import starter_is_gone
+from chargpt.rank import ASKED, starter_is_gone
 from chargpt.training.checkpoint import Checkpoints
 from chargpt.training.run_directory import RunDirectory
 
@@ -30,6 +30,7 @@ class Interruption(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._remember)
+        self._signal = next(iter(ASKED), 0)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from chargpt.config.entry import chosen_place, place_run, task_words
 from chargpt.errors import FAILED, INTERRUPTED, MISTAKE, Mistake
-from chargpt.rank import OURS, number, started_as_rank
+from chargpt.rank import ASKED, OURS, ask_to_stop, number, started_as_rank
 from chargpt.training import home, lock
 from chargpt.training.ranks import Ranks
 from chargpt.training.run_directory import RunDirectory
@@ -62,14 +62,16 @@ def train(config: DictConfig) -> None:
 
 
 def _train(config: DictConfig) -> None:
-    # As Ctrl-C, until the run is under way and saves itself.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Until the run is under way and saves itself.
+    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         from chargpt.training.run import train as train_here  # torch and Lightning take seconds
 
         train_here(config)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        ASKED.clear()
 
 
 def _count(config: DictConfig, directory: RunDirectory) -> int:
