@@ -19,6 +19,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from chargpt.rank import processes
+
 log = logging.getLogger(__name__)
 
 # How Ray is started here: it reports to nobody; a job is as fast as the plain run that it is, and is not killed
@@ -104,13 +106,13 @@ class DevicesLauncher(Launcher):
     def _prepare(self, number: int, overrides: list[str], there: dict[str, float]) -> tuple[int, DictConfig, dict]:
         """A job's config, and the resources that it asks Ray for."""
         config = self._context.config_loader.load_sweep_config(self._config, overrides)
-        processes = _processes(config.trainer.devices)
+        count = processes(config.trainer.devices) or 1
         uses_gpus = there.get("GPU", 0) > 0 and config.trainer.accelerator != "cpu"
         gpus = self._gpus if self._gpus is not None else float(uses_gpus)
         cpus = self._cpus
         if cpus is None:
             cpus = max(1, int(there["CPU"] // (there["GPU"] / gpus))) if gpus else 1
-        resources = {"num_gpus": gpus * processes, "num_cpus": cpus * processes, "max_retries": 0}
+        resources = {"num_gpus": gpus * count, "num_cpus": cpus * count, "max_retries": 0}
         for kind, key in (("GPU", "num_gpus"), ("CPU", "num_cpus")):
             if resources[key] > there.get(kind, 0):
                 raise HydraException(
@@ -189,12 +191,6 @@ class _Watched:
         while self.trains() and time.monotonic() < deadline:
             time.sleep(POLL)
         return JobReturn(cfg=self._config, _return_value=outcome, status=JobStatus.COMPLETED)
-
-
-def _processes(devices: Any) -> int:
-    if OmegaConf.is_list(devices):
-        return len(devices)
-    return int(devices) if str(devices).isdigit() else 1
 
 
 def _devices(there: dict[str, float]) -> str:

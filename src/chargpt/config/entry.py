@@ -108,7 +108,7 @@ def _not_understood(reason: str) -> NoReturn:
 
 
 def _arguments(script: Path) -> argparse.Namespace:
-    """The command line, its texts and paths quoted. Lightning starts its other ranks with the same words."""
+    """The command line, its texts and paths quoted. Further ranks are started with the same words."""
     words = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
     parser = get_args_parser()
     parser.error = _not_understood
@@ -171,7 +171,7 @@ def chosen_place() -> bool:
 
 
 def place_run(directory: Path) -> None:
-    """Tells Hydra, and through it Lightning's other ranks and `${hydra:...}`, where the run lives."""
+    """Tells Hydra, and through it `${hydra:...}`, where the run lives."""
     settings = HydraConfig.instance().cfg.hydra
     with read_write(settings), open_dict(settings):
         settings.run.dir = str(directory)

@@ -60,8 +60,13 @@ def quote(override: str) -> str:
     key, equals, value = override.partition("=")
     if key not in RAW or not equals or value[:1] in ("'", '"') or value in ("null", "???"):
         return override
-    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    return f"{key}={quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    """Any text as one value of Hydra's grammar."""
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def check(overrides: list[str], loader: ConfigLoader, config_name: str, sweep: bool) -> None:

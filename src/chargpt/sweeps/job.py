@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from chargpt.config.entry import task_words
+from chargpt.config.overrides import quoted
 from chargpt.errors import DONE, INTERRUPTED, MISTAKE, Mistake
 from chargpt.rank import MISTAKES, STARTER, SWEEP
 from chargpt.sweeps import naming  # noqa: F401 - its resolver is needed where a launcher runs the job
@@ -84,7 +85,7 @@ class Job:
         return home.exit_code(directory, verdict), ""
 
     def _run(self, overrides: list[str], directory: RunDirectory, alone: bool) -> tuple[int, str]:
-        command = [*self._command, *overrides, f'hydra.run.dir="{directory.path}"']
+        command = [*self._command, *overrides, f"hydra.run.dir={quoted(str(directory.path))}"]
         mistakes, told = os.pipe()
         environment = os.environ | {STARTER: str(os.getpid()), SWEEP: "1", MISTAKES: str(told)}
         output = contextlib.nullcontext() if alone else (directory.path / "job.log").open("ab")

@@ -13,7 +13,7 @@ import time
 from contextlib import nullcontext
 from types import FrameType
 
-from chargpt.config.overrides import quote
+from chargpt.config.overrides import quoted
 from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE
 from chargpt.rank import MISTAKES, OURS, READY, STARTER, starter_is_gone
 from chargpt.training import lock
@@ -38,8 +38,7 @@ class Ranks:
         directory.tidy()
         replaced = ("resume=", "hydra.run.dir=")
         words = [word for word in sys.argv[1:] if not word.startswith(replaced)]
-        place = quote(f"resume={directory.path}").removeprefix("resume=")
-        words += [quote(f"resume={resume}"), f"hydra.run.dir={place}"]
+        words += [f"resume={quoted(resume)}", f"hydra.run.dir={quoted(str(directory.path))}"]
         descriptor = lock.descriptor_of(directory.path)
         environment = os.environ | {
             "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),

@@ -11,11 +11,11 @@ import sys
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from chargpt.config.entry import chosen_place, place_run, task_words
 from chargpt.errors import FAILED, INTERRUPTED, MISTAKE, Mistake
-from chargpt.rank import ASKED, OURS, ask_to_stop, number, started_as_rank
+from chargpt.rank import ASKED, OURS, ask_to_stop, number, processes, started_as_rank
 from chargpt.training import home, lock
 from chargpt.training.ranks import Ranks
 from chargpt.training.run_directory import RunDirectory
@@ -81,13 +81,8 @@ def _count(config: DictConfig, directory: RunDirectory) -> int:
     resumed = config.resume != "never" and directory.read_config()
     if resumed and not {"trainer", "trainer.devices"} & set(words):
         settings = resumed.trainer
-    devices = OmegaConf.to_container(OmegaConf.create({"it": settings.devices}))["it"]
-    if isinstance(devices, str) and "," in devices:
-        devices = [device for device in devices.split(",") if device]
-    if isinstance(devices, list):
-        return len(devices)
-    if str(devices) not in ("auto", "-1"):
-        return int(devices) if str(devices).isdigit() else 1  # what it cannot be, Lightning says
+    if (count := processes(settings.devices)) is not None:
+        return count
     if settings.accelerator not in ("auto", "gpu", "cuda"):
         return 1
     import torch
