@@ -44,7 +44,7 @@ def test_gradients_from_the_future_are_exactly_zero(t):
 
 def fresh_cache(B: int, H: int, T: int, D: int) -> KeyValueCache:
     """As a model makes it: full of what was left in memory, here of what would be noticed."""
-    return KeyValueCache(torch.full((B, H, T, D), torch.nan), torch.full((B, H, T, D), torch.nan))
+    return KeyValueCache(torch.full((2, B, H, T, D), torch.nan))
 
 
 @settings(max_examples=30, deadline=None)

@@ -25,15 +25,31 @@ def logits_of_the_lecture(model, tokens_N: torch.Tensor) -> torch.Tensor:
 
 
 def test_greedy_is_the_argmax_of_the_cropped_context_each_time(model):
-    (new_N,) = drawn(model, temperature=0)
+    (new_N,) = drawn(model, temperature=0, window="exact")
     logits = logits_of_the_lecture(model, torch.cat((PROMPT, new_N)))
     assert torch.equal(logits.argmax(dim=-1), new_N)
 
 
-def test_the_cached_path_draws_what_full_passes_draw(model, monkeypatch):
-    cached = drawn(model, seed=5, num_samples=2)
+@pytest.mark.parametrize("window", ["half", "exact"])
+def test_the_cached_path_draws_what_full_passes_draw(model, monkeypatch, window):
+    settings = dict(seed=5, num_samples=2, window=window)
+    cached = drawn(model, **settings)
     monkeypatch.setattr(type(model), "new_cache", lambda self, batch_size: None)
-    assert torch.equal(cached, drawn(model, seed=5, num_samples=2))
+    assert torch.equal(cached, drawn(model, **settings))
+
+
+def test_the_windows_differ_only_past_a_block(model):
+    half, exact = (drawn(model, seed=3, window=window)[0] for window in ("half", "exact"))
+    within = model.block_size - len(PROMPT) + 1
+    assert torch.equal(half[:within], exact[:within])
+    assert model.new_cache(1) is None or not torch.equal(half, exact)  # to a bigram they are the same
+
+
+def test_the_tokens_can_be_trained_on(model):
+    new_B1 = next(generate(model, PROMPT, 1))[:, None]
+    model.requires_grad_(True)
+    model(new_B1).sum().backward()
+    model.requires_grad_(False)
 
 
 def test_draws_follow_the_softmax_of_the_logits_over_the_temperature(model):
@@ -97,7 +113,14 @@ def test_a_prompt_longer_than_the_block_is_cropped(model):
 
 @pytest.mark.parametrize(
     "settings",
-    [dict(temperature=-1.0), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0.0), dict(top_p=1.5)],
+    [
+        dict(temperature=-1.0),
+        dict(temperature=float("nan")),
+        dict(top_k=0),
+        dict(top_p=0.0),
+        dict(top_p=1.5),
+        dict(window="whole"),
+    ],
     ids=str,
 )
 def test_settings_that_cannot_be_are_refused(model, settings):

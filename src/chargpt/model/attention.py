@@ -6,25 +6,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chargpt.errors import Mistake
+from chargpt.model.dropout import dropout
+from chargpt.model.dropout_attention import dropout_attention
 from chargpt.model.position import Rotation, rotate
 
 
 class KeyValueCache:
-    """Keys and values of the tokens seen so far, in one layer, so that they are computed once."""
+    """Keys and values of the tokens seen so far, in one layer, so that they are computed once.
 
-    def __init__(self, keys_BHTD: Tensor, values_BHTD: Tensor):
-        self.keys_BHTD, self.values_BHTD = keys_BHTD, values_BHTD
+    Args:
+        both_2BHTD: room for the keys and the values of up to T tokens.
+    """
+
+    def __init__(self, both_2BHTD: Float[Tensor, "2 B H T D"]):
+        self.both_2BHTD = both_2BHTD
         self.length = 0
 
     def extend(
         self, keys_BHTD: Float[Tensor, "B H T D"], values_BHTD: Float[Tensor, "B H T D"]
-    ) -> tuple[Float[Tensor, "B H S D"], Float[Tensor, "B H S D"]]:
-        """Appends T tokens; gives all S tokens so far (a view)."""
-        end = self.length + keys_BHTD.shape[2]
-        self.keys_BHTD[:, :, self.length : end] = keys_BHTD
-        self.values_BHTD[:, :, self.length : end] = values_BHTD
-        self.length = end
-        return self.keys_BHTD[:, :, :end], self.values_BHTD[:, :, :end]
+    ) -> Float[Tensor, "2 B H S D"]:
+        """Appends T tokens; gives the keys and the values of all S tokens so far (a view)."""
+        start, self.length = self.length, self.length + keys_BHTD.shape[2]
+        self.both_2BHTD[0, :, :, start : self.length] = keys_BHTD
+        self.both_2BHTD[1, :, :, start : self.length] = values_BHTD
+        return self.both_2BHTD[:, :, :, : self.length]
 
 
 class CausalSelfAttention(nn.Module):
@@ -77,18 +82,26 @@ class CausalSelfAttention(nn.Module):
             S = k_BHTD.shape[2]
             if 1 < T < S:
                 mask = torch.ones(T, S, dtype=torch.bool, device=x_BTC.device).tril(S - T)
-        y_BHTD = F.scaled_dot_product_attention(
-            q_BHTD,
-            k_BHTD,
-            v_BHTD,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=k_BHTD.shape[2] == T and T > 1,
-        )
+        if self._drops_by_itself(q_BHTD, cache):
+            y_BHTD = dropout_attention(q_BHTD, k_BHTD, v_BHTD, self.dropout)
+        else:
+            y_BHTD = F.scaled_dot_product_attention(
+                q_BHTD,
+                k_BHTD,
+                v_BHTD,
+                attn_mask=mask,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=k_BHTD.shape[2] == T and T > 1,
+            )
         y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
         if self.projection is not None:
             y_BTC = self.projection(y_BTC)
-        return F.dropout(y_BTC, self.dropout, self.training)
+        return dropout(y_BTC, self.dropout, self.training)
+
+    def _drops_by_itself(self, q_BHTD: Tensor, cache: KeyValueCache | None) -> bool:
+        """Whether torch's fused attention has no kernel for this, and ours takes its place."""
+        wanted = self.training and self.dropout > 0 and cache is None and not torch.compiler.is_compiling()
+        return wanted and q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.float32
 
     def weights(self, x_BTC: Float[Tensor, "B T C"], rotation: Rotation | None = None) -> Float[Tensor, "B H T T"]:
         """Written out, what the fused attention of `forward` keeps to itself: softmax(q k / sqrt(D)), causal.

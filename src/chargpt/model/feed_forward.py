@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chargpt.errors import Mistake
+from chargpt.model.dropout import dropout
 
 
 class FeedForward(nn.Module):
@@ -37,7 +38,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         y_BTC = self.projection(self.activation(self.expand(x_BTC)))
-        return F.dropout(y_BTC, self.dropout, self.training)
+        return dropout(y_BTC, self.dropout, self.training)
 
 
 class LinearReLU(nn.Module):
@@ -51,7 +52,7 @@ class LinearReLU(nn.Module):
         self.linear = nn.Linear(n_embd, n_embd, bias=bias)
 
     def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        return F.dropout(F.relu(self.linear(x_BTC)), self.dropout, self.training)
+        return dropout(F.relu(self.linear(x_BTC)), self.dropout, self.training)
 
 
 class SwiGLU(nn.Module):
@@ -71,7 +72,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         y_BTC = self.projection(F.silu(self.gate(x_BTC)) * self.expand(x_BTC))
-        return F.dropout(y_BTC, self.dropout, self.training)
+        return dropout(y_BTC, self.dropout, self.training)
 
 
 class SquaredReLU(nn.Module):

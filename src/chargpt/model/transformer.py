@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from chargpt.errors import Mistake
 from chargpt.model.attention import KeyValueCache
+from chargpt.model.dropout import dropout
 from chargpt.model.language_model import LanguageModel
 from chargpt.model.position import PositionEncoding, Rotation
 
@@ -144,7 +144,7 @@ class Transformer(LanguageModel):
             raise ValueError(f"{end} tokens do not fit into a block of {self.block_size}")
         positions_T = torch.arange(start, end, device=tokens_BT.device)
         x_BTC = self.position.add(self.token_embedding(tokens_BT), positions_T)
-        x_BTC = F.dropout(x_BTC, self.embedding_dropout, self.training)
+        x_BTC = dropout(x_BTC, self.embedding_dropout, self.training)
         rotation = self.position.rotation(positions_T)
         embeddings_BTC, earlier = x_BTC, []
         for i, block in enumerate(self.blocks):
@@ -154,9 +154,8 @@ class Transformer(LanguageModel):
 
     def new_cache(self, batch_size: int) -> list[KeyValueCache]:
         """Empty key-value caches for B sequences of up to `block_size` tokens, one a block."""
-        size = (batch_size, self.n_head, self.block_size, self.n_embd // self.n_head)
-        weight = self.token_embedding.weight
-        return [KeyValueCache(weight.new_empty(size), weight.new_empty(size)) for _ in self.blocks]
+        size = (2, batch_size, self.n_head, self.block_size, self.n_embd // self.n_head)
+        return [KeyValueCache(self.token_embedding.weight.new_empty(size)) for _ in self.blocks]
 
     def token_vectors(self) -> Float[Tensor, "V C"]:
         return self.token_embedding.weight

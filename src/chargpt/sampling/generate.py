@@ -9,12 +9,13 @@ from torch import Tensor
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.randomness import derive
+from chargpt.sampling.context import WINDOWS, Context
 
 SMALLEST = 1e-6  # a temperature that is as good as 0, and still a float32
 
 
 def check_settings(
-    max_new_tokens: int, temperature: int | float, top_k: int | None, top_p: int | float | None
+    max_new_tokens: int, temperature: int | float, top_k: int | None, top_p: int | float | None, window: str
 ) -> None:
     """Raises `Mistake` for settings that cannot be sampled with."""
     if max_new_tokens < 0:
@@ -25,6 +26,8 @@ def check_settings(
         raise Mistake(f"top_k={top_k}: it must be 1 or more, or null for all")
     if top_p is not None and not 0 < top_p <= 1:
         raise Mistake(f"top_p={top_p}: it must be more than 0 and at most 1, or null for all")
+    if window not in WINDOWS:
+        raise Mistake(f"window={window}: it is one of {', '.join(WINDOWS)}")
 
 
 @torch.no_grad()
@@ -37,40 +40,37 @@ def generate(
     top_p: int | float | None = None,
     num_samples: int = 1,
     seed: int = 0,
+    window: str = "half",
 ) -> Iterator[Integer[Tensor, " B"]]:
     """Yields the next token of each of B = `num_samples` continuations, `max_new_tokens` times.
 
-    A context longer than `block_size` is cropped to its last `block_size` tokens, as in the lecture; as long as
-    it is shorter, keys and values are kept and each token costs one pass over itself.
+    Keys and values are kept, so that a token costs one pass over itself.
 
     Args:
         model: in eval mode, or dropout falls on the samples.
-        prompt_T: at least one token.
+        prompt_T: at least one token; of more than `block_size` the last.
         temperature: divides the logits; 0 takes the likeliest token always.
         top_k: only the k likeliest tokens are drawn from.
         top_p: only the likeliest tokens that together have probability p (Holtzman et al. 2020, section 3.1).
         seed: the same seed gives the same tokens, whatever `num_samples` is: each sample has a generator of
             its own.
+        window: what a context that outgrows `block_size` is cropped to. "half": its newest half block, so that
+            each token sees between half a block and a whole one, and the kept keys and values serve until it is
+            full again. "exact": its last `block_size` tokens, as in the lecture, computed anew for each token,
+            since every one of them has moved.
 
     Raises:
         Mistake: settings that cannot be sampled with.
     """
-    check_settings(max_new_tokens, temperature, top_k, top_p)
-    device, block_size = model.device, model.block_size
+    check_settings(max_new_tokens, temperature, top_k, top_p, window)
+    context = Context(model, num_samples, window)
     generators = [torch.Generator().manual_seed(derive(seed, sample)) for sample in range(num_samples)]
-    context_BT = prompt_T.long().to(device).repeat(num_samples, 1)[:, -block_size:]
-    cache = model.new_cache(num_samples)
-    cached = 0
+    tokens_BT = prompt_T.long().to(model.device).repeat(num_samples, 1)
     for _ in range(max_new_tokens):
-        if cache is not None and context_BT.shape[1] < block_size:
-            logits_BV = model(context_BT[:, cached:], cache)[:, -1]
-            cached = context_BT.shape[1]
-        else:
-            cache = None  # from here on the window moves, and with it every position
-            logits_BV = model(context_BT)[:, -1]
+        logits_BV = context.extend(tokens_BT)
         next_B = _draw(logits_BV.float().cpu(), temperature, top_k, top_p, generators)
         yield next_B
-        context_BT = torch.cat((context_BT, next_B[:, None].to(device)), dim=1)[:, -block_size:]
+        tokens_BT = next_B[:, None].to(model.device)
 
 
 def _draw(

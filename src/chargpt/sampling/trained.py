@@ -41,9 +41,10 @@ class TrainedModel:
         top_k: int | None = None,
         top_p: int | float | None = None,
         seed: int = 0,
+        window: str = "half",
     ) -> str:
         """The prompt and its continuation. The settings are those of `chargpt.sampling.generate`."""
-        settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, window=window)
         prompt = self.first_token() if prompt is None else prompt
         return prompt + "".join(text for (text,) in self.stream(prompt, max_new_tokens, **settings))
 
@@ -63,9 +64,8 @@ class TrainedModel:
         Raises:
             Mistake: an empty prompt, one with characters that the model does not know, or bad settings.
         """
-        names = ("temperature", "top_k", "top_p")
-        defaults = dict(zip(names, (1.0, None, None), strict=True))
-        check_settings(max_new_tokens, **{n: settings.get(n, defaults[n]) for n in names})
+        defaults = dict(temperature=1.0, top_k=None, top_p=None, window="half")
+        check_settings(max_new_tokens, **{name: settings.get(name, value) for name, value in defaults.items()})
         if not prompt:
             raise Mistake("the prompt is empty: the model needs at least one character to go on from")
         prompt_T = self.tokenizer.encode(prompt)

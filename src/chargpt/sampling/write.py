@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from chargpt.errors import Mistake
+from chargpt.memory import keep_heap
 from chargpt.sampling.trained import latest, load
 
 
@@ -18,6 +19,7 @@ def write(
     top_p: int | float | None,
     num_samples: int,
     seed: int,
+    window: str,
     device: str,
 ) -> None:
     """Streams a sample as it is made; several one after the other, once they are all made together.
@@ -27,9 +29,11 @@ def write(
     """
     if num_samples < 1:
         raise Mistake(f"num_samples={num_samples}: it must be 1 or more")
+    keep_heap()
     trained = load(latest() if run == "latest" else run, checked_device(device))
     prompt = trained.first_token() if prompt is None else given_text("prompt", prompt)
-    settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, num_samples=num_samples, seed=seed)
+    settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, window=window)
+    settings |= dict(num_samples=num_samples, seed=seed)
     pieces = trained.stream(prompt, max_new_tokens, **settings)
     sys.stderr.write(f"{trained.path}, {trained.step} steps\n")
     out = sys.stdout

@@ -11,7 +11,7 @@ from torchmetrics import SumMetric
 from chargpt.data.blocks import IGNORE, Batch
 from chargpt.model.language_model import LanguageModel
 from chargpt.model.loss import cross_entropy
-from chargpt.randomness import STEP, derive
+from chargpt.randomness import STEP, derive, seed_device
 
 
 class LanguageModeling(L.LightningModule):
@@ -55,7 +55,7 @@ class LanguageModeling(L.LightningModule):
             group["lr"] = lr * factor
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(derive(self._seed, STEP, batch_idx, self.global_rank))
+        seed_device(derive(self._seed, STEP, batch_idx, self.global_rank), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs_BT, targets_BT = batch

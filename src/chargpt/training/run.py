@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt import rank
 from chargpt.config.entry import chosen_place, place_run
 from chargpt.errors import Diverged, Failed, Interrupted, Mistake, Pruned
+from chargpt.memory import keep_heap
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.sampling.trained import load
 from chargpt.training import lock, report
@@ -36,6 +37,7 @@ def train(composed: DictConfig) -> None:
         Interrupted: a signal; the run is saved and can go on.
         Diverged: the loss is no longer a number.
     """
+    keep_heap()
     said = logging.handlers.MemoryHandler(10_000)  # until train.log has a place
     logging.getLogger().addHandler(said)
     try:

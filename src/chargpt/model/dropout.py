@@ -1,0 +1,48 @@
+"""Dropout, and on the CPU a fast way to draw its mask.
+
+torch draws a Bernoulli number an element, 6 to 8 ns each on a CPU: a quarter of a training step of 10M parameters.
+Sixteen raw bits of the generator, compared with a threshold, are as good a coin in a fifth of the time.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+SIDES = 1 << 16  # of the coin: probabilities are rounded to a multiple of 1 / 65536
+
+
+def dropout(x: Float[Tensor, "*shape"], p: float, training: bool) -> Float[Tensor, "*shape"]:
+    """Zeroes each element with probability p and scales the others by 1 / (1 - p) (Srivastava et al. 2014).
+
+    Args:
+        p: in [0, 1).
+        training: outside of training x is returned as it is.
+    """
+    if not training or p == 0:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p, True)
+    return _Dropout.apply(x, p)
+
+
+def keep_mask(shape: torch.Size | tuple[int, ...], p: float) -> tuple[Tensor, float]:
+    """A mask from torch's default CPU generator: which elements stay; and the factor 1 / (1 - p) for those."""
+    count = torch.Size(shape).numel()
+    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    dropped = round(p * SIDES)
+    keep = bits[:count].view(shape) >= dropped - SIDES // 2
+    return keep, SIDES / (SIDES - dropped)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, p: float) -> Tensor:
+        keep, ctx.scale = keep_mask(x.shape, p)
+        ctx.save_for_backward(keep)
+        return (x * keep).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return (grad * keep).mul_(ctx.scale), None

@@ -1,0 +1,46 @@
+"""What a model sees of the text so far: all of it, until it outgrows a block."""
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from chargpt.model.language_model import LanguageModel
+from chargpt.sampling.one_token import OneToken
+
+WINDOWS = ("half", "exact")
+
+
+class Context:
+    """The newest tokens of B texts, and the model's memory of them.
+
+    Args:
+        model: in eval mode.
+        batch_size: B.
+        window: as in `chargpt.sampling.generate`.
+    """
+
+    def __init__(self, model: LanguageModel, batch_size: int, window: str = "half"):
+        self._model, self._batch_size, self._window = model, batch_size, window
+        self._tokens_BT = torch.empty(batch_size, 0, dtype=torch.long, device=model.device)
+        self._cache = model.new_cache(batch_size)
+        self._one_token = OneToken(model, batch_size) if OneToken.knows(model) else None
+
+    @torch.inference_mode()
+    def extend(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B V"]:
+        """Appends T >= 1 tokens; gives the logits of the token after them, valid until the next call."""
+        block_size = self._model.block_size
+        seen = self._tokens_BT.shape[1]
+        self._tokens_BT = torch.cat((self._tokens_BT, tokens_BT), dim=1)
+        grown = self._tokens_BT.shape[1]
+        if grown > block_size:
+            keep = block_size if self._window == "exact" or not seen else max(1, block_size // 2)
+            self._tokens_BT = self._tokens_BT[:, -keep:]
+            tokens_BT = self._tokens_BT
+            # Every token has moved, and with it every key and value.
+            moves_on = self._window == "half" and self._cache is not None
+            self._cache = self._model.new_cache(self._batch_size) if moves_on else None
+        if self._cache is not None and self._one_token is not None and tokens_BT.shape[1] == 1:
+            return self._one_token(tokens_BT[:, 0], self._cache)
+        if self._cache is None:
+            tokens_BT = self._tokens_BT
+        return self._model(tokens_BT, self._cache)[:, -1]

@@ -1,0 +1,125 @@
+"""One more token through a Transformer: the model's own mathematics, laid out for a batch of single tokens.
+
+A token costs a pass over all weights, and beside it some hundred small operations, each of which takes longer to
+call than to do. So this calls as few as it can: rows instead of blocks of one token, products into memory that is
+there already, weights laid out anew where that makes them faster to read.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chargpt.model.attention import CausalSelfAttention, KeyValueCache
+from chargpt.model.feed_forward import FeedForward
+from chargpt.model.language_model import LanguageModel
+from chargpt.model.position import Learned, PositionEncoding, Rotary, rotate
+from chargpt.model.transformer import Block, Transformer
+
+Rows = Float[Tensor, "B C"]
+
+
+class OneToken:
+    """The step of one model for B sequences: next logits from the newest tokens and a cache.
+
+    Args:
+        model: in eval mode, made of parts that `knows` accepts. Its weights are copied for B > 1.
+        batch_size: B.
+    """
+
+    def __init__(self, model: Transformer, batch_size: int):
+        self._model = model
+        positions_T = torch.arange(model.block_size, device=model.device)
+        embedding_VC = model.token_embedding.weight
+        nothing_BTC = embedding_VC.new_zeros(1, model.block_size, model.n_embd)
+        (self._added_TC,) = model.position.add(nothing_BTC, positions_T)
+        self._rotation = model.position.rotation(positions_T)
+        self._norms = [(_norm(b.attention_norm), _norm(b.feed_forward_norm)) for b in model.blocks]
+        self._attentions = [_attention(b.attention, batch_size) for b in model.blocks]
+        self._feed_forwards = [_feed_forward(b.feed_forward, batch_size) for b in model.blocks]
+        self._residual = [b.residual for b in model.blocks]
+        self._final_norm, self._head = _norm(model.final_norm), _product(model.head, batch_size)
+
+    @staticmethod
+    def knows(model: LanguageModel) -> bool:
+        """Whether all parts of the model are those written here."""
+        if type(model) is not Transformer or type(model.position) not in (PositionEncoding, Learned, Rotary):
+            return False
+        return all(type(b) is Block and type(b.attention) is CausalSelfAttention for b in model.blocks)
+
+    def __call__(self, tokens_B: Integer[Tensor, " B"], cache: list[KeyValueCache]) -> Float[Tensor, "B V"]:
+        """Logits after tokens_B, which follow those in the cache and join them. Valid until the next call."""
+        position = cache[0].length
+        x_BC = F.embedding(tokens_B, self._model.token_embedding.weight)
+        x_BC += self._added_TC[position]
+        here = slice(position, position + 1)
+        rotation = None if self._rotation is None else tuple(part_TD[here] for part_TD in self._rotation)
+        parts = zip(cache, self._norms, self._attentions, self._feed_forwards, self._residual, strict=True)
+        for memory, (attention_norm, feed_forward_norm), attention, feed_forward, residual in parts:
+            y_BC = attention(attention_norm(x_BC), rotation, memory)
+            x_BC = x_BC.add_(y_BC) if residual else y_BC.clone()
+            if feed_forward is not None:
+                y_BC = feed_forward(feed_forward_norm(x_BC))
+                x_BC = x_BC.add_(y_BC) if residual else y_BC.clone()
+        return self._head(self._final_norm(x_BC))
+
+
+def _attention(part: CausalSelfAttention, batch_size: int) -> Callable[..., Rows]:
+    qkv, B, H = _product(part.qkv, batch_size), batch_size, part.n_head
+    projection = _product(part.projection, batch_size) if part.projection is not None else nn.Identity()
+
+    def attend(x_BC: Rows, rotation: tuple[Tensor, Tensor] | None, memory: KeyValueCache) -> Rows:
+        qkv_BC = qkv(x_BC)
+        if rotation is not None:
+            qk_BHTD = qkv_BC.view(B, 3 * H, 1, -1)[:, : 2 * H]
+            qk_BHTD.copy_(rotate(qk_BHTD, rotation))
+        qkv_B3HD = qkv_BC.view(B, 3, H, -1)
+        start, memory.length = memory.length, memory.length + 1
+        memory.both_2BHTD[:, :, :, start] = qkv_B3HD[:, 1:].transpose(0, 1)
+        keys_BHSD, values_BHSD = memory.both_2BHTD[:, :, :, : memory.length]
+        y_BH1D = F.scaled_dot_product_attention(qkv_B3HD[:, 0, :, None], keys_BHSD, values_BHSD)
+        return projection(y_BH1D.reshape(B, -1))
+
+    return attend
+
+
+def _feed_forward(part: nn.Module | None, batch_size: int) -> Callable[[Rows], Rows] | None:
+    if type(part) is not FeedForward:
+        return part and _over_blocks(part)
+    expand, projection = _product(part.expand, batch_size), _product(part.projection, batch_size)
+    activation = part.activation.forward
+    return lambda x_BC: projection(activation(expand(x_BC)))
+
+
+def _norm(part: nn.Module | None) -> Callable[[Rows], Rows] | None:
+    if type(part) is not nn.LayerNorm:
+        return part and _over_blocks(part)
+    settings = (part.normalized_shape, part.weight, part.bias, part.eps)
+    return lambda x_BC: torch.layer_norm(x_BC, *settings)
+
+
+def _over_blocks(part: nn.Module) -> Callable[[Rows], Rows]:
+    """A part that wants x_BTC."""
+    return lambda x_BC: part.forward(x_BC[:, None])[:, 0]
+
+
+def _product(part: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
+    """The linear layer, by what is fastest for so many rows; see experiments/speed."""
+    weight, bias = part.weight, part.bias
+    if batch_size > 1 and weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_mkl():
+        packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, batch_size)
+        linear = torch.ops.mkl._mkl_linear.default
+        return lambda x_BC: linear(x_BC, packed, weight, bias, batch_size)
+    # One row reads the weights as they lie as fast as memory gives them; several rows read them faster transposed.
+    weight = weight.t() if batch_size == 1 else weight.t().contiguous()
+    out_BC = weight.new_empty(batch_size, part.out_features)
+    if bias is None:
+        return lambda x_BC: torch.mm(x_BC, weight, out=out_BC)
+    return lambda x_BC: torch.addmm(bias, x_BC, weight, out=out_BC)
+
+
+def _has_mkl() -> bool:
+    """Whether torch has the product with packed weights that its own compiler uses."""
+    return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")

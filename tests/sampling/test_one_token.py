@@ -1,0 +1,99 @@
+"""One token at a time against the model's own forward pass, for every part a model can have."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from chargpt.config.build import build
+from chargpt.sampling.context import Context
+from chargpt.sampling.one_token import OneToken
+from tests.conftest import REPO
+
+PARTS = [
+    [],
+    ["model=gpt_small", "model.n_embd=24"],
+    ["model/position=rotary"],
+    ["model/position=none"],
+    ["model/norm=rms_norm", "model/feed_forward=swiglu"],
+    ["model/norm=none", "model/feed_forward=squared_relu"],
+    ["+lecture=head"],
+    ["+lecture=feed_forward"],
+    ["+lecture=residual"],
+    ["+lecture=layer_norm"],
+]
+
+
+def made(words: list[str]):
+    """A small model of these parts, its weights large enough for every part to matter."""
+    sizes = ["model.n_layer=3", "model.n_embd=24", "model.block_size=16", "model.dropout=0.1"]
+    heads = [] if "+lecture=head" in words else ["model.n_head=3"]
+    with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        config = compose("train", [*words, *sizes, *heads])
+    torch.manual_seed(0)
+    model = build(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=11).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.15)
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("words", PARTS, ids=" ".join)
+def test_it_gives_the_models_logits(words, batch_size):
+    model = made(words)
+    assert OneToken.knows(model)
+    tokens_BT = torch.randint(11, (batch_size, 16), generator=torch.Generator().manual_seed(1))
+    cache, step = model.new_cache(batch_size), OneToken(model, batch_size)
+    model(tokens_BT[:, :2], cache)
+    for t in range(2, 16):
+        torch.testing.assert_close(
+            step(tokens_BT[:, t], cache), model(tokens_BT[:, : t + 1])[:, -1], atol=1e-4, rtol=3e-5
+        )
+
+
+class Halved(torch.nn.LayerNorm):
+    """Somebody's own norm."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def test_a_norm_of_somebodys_own_is_called_as_it_is():
+    model = made([])
+    for block in model.blocks:
+        block.attention_norm.__class__ = Halved
+    tokens_BT = torch.arange(8)[None] % 11
+    cache, step = model.new_cache(1), OneToken(model, 1)
+    rows = [step(tokens_BT[:, t], cache) for t in range(8)]
+    torch.testing.assert_close(rows[-1], model(tokens_BT)[:, -1], atol=1e-4, rtol=3e-5)
+
+
+@pytest.mark.parametrize("window", ["half", "exact"])
+@pytest.mark.parametrize("words", [["model=bigram"], *PARTS], ids=" ".join)
+def test_a_context_past_two_blocks_gives_the_logits_of_a_full_pass_over_its_window(words, window):
+    model = (
+        made(words)
+        if words != ["model=bigram"]
+        else build({"_target_": "chargpt.model.bigram.Bigram", "block_size": 16}, "model", vocab_size=11).eval()
+    )
+    tokens_N = torch.randint(11, (50,), generator=torch.Generator().manual_seed(2))
+    context, seen = Context(model, 1, window), 0
+    for end in range(3, 51):
+        new_BT = tokens_N[None, 0 if end == 3 else end - 1 : end]
+        seen += new_BT.shape[1]
+        if seen > 16:
+            seen = 8 if window == "half" else 16
+        expected_V = model(tokens_N[None, end - seen : end])[0, -1]
+        torch.testing.assert_close(context.extend(new_BT)[0], expected_V, atol=1e-4, rtol=3e-5)
+
+
+def test_every_character_sees_at_least_half_a_block():
+    model, widths = made([]), []
+    forward = model.forward
+    model.forward = lambda tokens_BT, cache=None: widths.append(tokens_BT.shape[1]) or forward(tokens_BT, cache)
+    context = Context(model, 1)
+    context.extend(torch.zeros(1, 20, dtype=torch.long))
+    for _ in range(40):
+        context.extend(torch.zeros(1, 1, dtype=torch.long))
+    assert widths == [16, 8, 8, 8, 8, 8]

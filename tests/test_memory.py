@@ -1,0 +1,37 @@
+"""The heap keeps what is freed: counted in page faults of a real process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from chargpt.memory import keep_heap
+
+COUNT = """
+import resource, sys, torch
+from chargpt.memory import keep_heap
+if sys.argv[1] == "keep" and not keep_heap():
+    raise SystemExit("not here")
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use():
+    return [torch.ones(6_000_000) for _ in range(4)]  # 24 MB each
+for _ in range(5):
+    use()
+before = faults()
+for _ in range(5):
+    use()
+print(faults() - before)
+"""
+
+
+def faults(word: str) -> int:
+    done = subprocess.run([sys.executable, "-c", COUNT, word], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.slow
+def test_memory_that_is_used_again_is_not_fetched_again():
+    if not keep_heap():
+        pytest.skip("not glibc")
+    assert faults("keep") < faults("leave") / 10
