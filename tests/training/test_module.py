@@ -36,7 +36,8 @@ def validation_blocks(run: Path) -> tuple[chargpt.sampling.trained.TrainedModel,
 
 def test_the_validation_loss_weighs_every_prediction_equally(verb, tiny, odd_text, tmp_path: Path):
     """Also where the last batch is a short block and padding (torchmetrics' MeanMetric forgot its weights)."""
-    words = [f"data.path={odd_text}", "data.validation_tokens=64", "hydra.run.dir=run", "optimizer.lr=0.01"]
+    words = [f"data.path={odd_text}", "data.validation_tokens=64", "hydra.run.dir=run"]
+    words += ["optimizer.lr=0.01", "trainer.max_steps=60"]  # long enough to be sure of what is wrong
     outcome = verb("train", *tiny, *words)
     assert outcome.code == 0, outcome.err
     run = tmp_path / "run"
