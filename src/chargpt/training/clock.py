@@ -6,15 +6,15 @@ from typing import Any
 import lightning as L
 import torch
 
-ACTIVITIES = ("train", "validation", "checkpoint", "setup")
+ACTIVITIES = ("train", "validation", "checkpoint", "compilation", "setup")
 
 
 class TrainingClock(L.Callback):
     """Measures what a run spends its time on, and stops it at its last step, with a last validation.
 
-    At each moment one of `ACTIVITIES` counts: steps; validation; checkpoints, with the samples beside them; and
-    set-up, from the making of this clock to the first step. The device is synchronised where steps begin and end.
-    Time is summed over resumed parts.
+    At each moment one of `ACTIVITIES` counts: steps; validation; checkpoints, with the samples beside them;
+    compilation; and set-up, from the making of this clock to the first step. The device is synchronised where
+    steps begin and end. Time is summed over resumed parts.
 
     Args:
         max_time: training time of the whole run, in seconds; None for no limit.

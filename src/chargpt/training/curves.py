@@ -9,6 +9,7 @@ import torch
 from chargpt.errors import Diverged
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.training.clock import TrainingClock
+from chargpt.training.hardware import peak_flops
 
 
 class Curves(L.Callback):
@@ -19,6 +20,8 @@ class Curves(L.Callback):
 
     Attributes:
         initial_loss, val_loss, best_val_loss, best_step: for metrics.json, in nats a token.
+        mfu: model FLOPs utilization: which share of the device's best the last steps used; None where that best
+            is not known, as for a CPU.
     """
 
     def __init__(self) -> None:
@@ -28,6 +31,7 @@ class Curves(L.Callback):
         self.best_val_loss = math.inf
         self.best_step = 0
         self.tokens_per_second = 0.0
+        self.mfu: float | None = None
         self._lr = 0.0
         self._last_step, self._last_seconds = 0, 0.0
         self._waiting: list[list[float]] = []
@@ -35,6 +39,7 @@ class Curves(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._clock = next(c for c in trainer.callbacks if isinstance(c, TrainingClock))
         self._module, self._trainer = pl_module, trainer
+        self._peak_flops = peak_flops(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._waiting:  # losses since the last point before a checkpoint
@@ -65,7 +70,11 @@ class Curves(L.Callback):
             self.initial_loss = loss
         norm = pl_module.measure_grad_norm().item()
         point = {"train/loss": loss, "lr": self._lr, "grad_norm": norm}
-        self._log(trainer, point | {"tokens_per_second": self.tokens_per_second}, step)
+        point["tokens_per_second"] = self.tokens_per_second
+        if self._peak_flops:  # Chowdhery et al. 2022, PaLM, appendix B
+            self.mfu = self.tokens_per_second * pl_module.model.flops_per_token() / self._peak_flops
+            point["mfu"] = self.mfu
+        self._log(trainer, point, step)
         if not math.isfinite(loss):
             raise Diverged(
                 f"the training loss is {loss} at step {step} (learning rate {self._lr:.3g}, gradient norm "

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException as FabricError
+from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -33,6 +34,7 @@ def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
     settings = dict(settings)
     _check(settings)
     settings.pop("max_time")
+    settings.pop("compile", None)
     settings["val_check_interval"] *= settings["accumulate_grad_batches"]
     if settings["precision"] == "auto":
         settings["precision"] = _best_precision(settings["accelerator"])
@@ -81,6 +83,17 @@ def _given_shape() -> dict[str, int]:
     else:
         return {}
     return {"devices": local, "num_nodes": world // local}
+
+
+def peak_flops(trainer: L.Trainer) -> float | None:
+    """Floating-point operations a second of all devices at their best; None where nobody has put it down."""
+    device = trainer.strategy.root_device
+    if device.type != "cuda":
+        return None
+    bf16 = str(trainer.precision).startswith("bf16")
+    with warnings.catch_warnings(action="ignore"):
+        each = get_available_flops(device, torch.bfloat16 if bf16 else torch.float32)
+    return each and float(each) * trainer.world_size
 
 
 def device_name(device: torch.device) -> str:

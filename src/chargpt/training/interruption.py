@@ -25,9 +25,15 @@ class Interruption(L.Callback):
     def __init__(self, run: RunDirectory, checkpoints: Checkpoints):
         self._run, self._checkpoints = run, checkpoints
         self._signal = 0
+        self._group: torch.distributed.ProcessGroup | None = None  # the default one
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.world_size > 1:
+            if pl_module.device.type != "cpu":  # the flag goes by the CPUs: no step waits for the GPU
+                self._group = torch.distributed.new_group(backend="gloo")
+            # Lightning's own flag, sent round at each step, for a handler that ours replaces.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._remember)
         self._signal = next(iter(ASKED), 0)
@@ -39,8 +45,8 @@ class Interruption(L.Callback):
             return
         stop = self._signal or (signal.SIGTERM if starter_is_gone() else 0)
         if trainer.world_size > 1:
-            anyone = torch.tensor(stop, device=pl_module.device)
-            torch.distributed.all_reduce(anyone, torch.distributed.ReduceOp.MAX)
+            anyone = torch.tensor(stop)
+            torch.distributed.all_reduce(anyone, torch.distributed.ReduceOp.MAX, group=self._group)
             stop = int(anyone.item())
         if stop:
             self._checkpoints.save(trainer)

@@ -20,6 +20,7 @@ from chargpt.randomness import derive
 from chargpt.sampling.trained import find_checkpoint, read_checkpoint
 from chargpt.training.checkpoint import Checkpoints, WholeCheckpointIO
 from chargpt.training.clock import TrainingClock
+from chargpt.training.compilation import Compilation
 from chargpt.training.curves import Curves
 from chargpt.training.hardware import make_trainer
 from chargpt.training.interruption import Interruption
@@ -90,9 +91,11 @@ def prepare(composed: DictConfig) -> Run:
     optimizer, schedule = build(config["optimizer"], "optimizer"), build(config["schedule"], "schedule")
     optimizer(model)  # Lightning makes its own after the model is on its device; this one only checks
     module = LanguageModeling(model, optimizer, schedule, config["seed"])
-    clock = TrainingClock(seconds_of(config["trainer"]["max_time"]))
+    seconds = seconds_of(config["trainer"]["max_time"])
+    clock = TrainingClock(seconds)
     module.time_used = clock.time_used
-    callbacks = [clock, *_instantiate(config["callbacks"], "callbacks")]
+    compilation = Compilation(config["trainer"].get("compile", "auto"), seconds, clock)
+    callbacks = [clock, compilation, *_instantiate(config["callbacks"], "callbacks")]
     curves = next((c for c in callbacks if isinstance(c, Curves)), None)
     if curves is None:
         raise Mistake("callbacks.curves cannot be left out: history.csv and metrics.json come from it")
@@ -111,6 +114,7 @@ def prepare(composed: DictConfig) -> Run:
         default_root_dir=str(directory.path),
         enable_checkpointing=True,
     )
+    compilation.decide(trainer)
     if data.batch_size % trainer.world_size:
         raise Mistake(
             f"data.batch_size={data.batch_size} cannot be shared equally by {trainer.world_size} devices: "

@@ -60,11 +60,12 @@ def closing(run: "Run", metrics: dict[str, Any], text: str) -> None:
     begin = next((word for word in text.split() if word.isalpha()), "")
     prompt = f" prompt={begin}" if begin else ""
     logs = path.parent if path.is_absolute() else path.parts[0]
+    mfu = f", {run.curves.mfu:.0%} of the device's peak" if run.curves.mfu else ""
     rows = {
         "loss": f"[bold]{metrics['val_loss']:.4f}[/] nats on the validation text (step {metrics['best_step']}), "
         f"{metrics['final_val_loss']:.4f} at the last step; {metrics['val_bpc']:.3f} bits a character",
         "time": f"{metrics['steps']:,} steps in {metrics['train_seconds']:.0f} s of training, "
-        f"{metrics['tokens_per_second']:,.0f} tokens/s",
+        f"{metrics['tokens_per_second']:,.0f} tokens/s{mfu}",
         "run": f"{path}",
         "sample": f"{python} sample.py {run_word}{prompt}",
         "look": f"{board} --logdir {shlex.quote(str(logs))}",

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 # The parts of the config that say what a run is, and travel in its checkpoints.
 SAVED = ("name", "seed", "model", "data", "optimizer", "schedule", "trainer")
 # What makes the hardware: may be taken from another `trainer=` choice. The rest of `trainer` is the recipe's.
-HARDWARE = ("accelerator", "devices", "strategy", "num_nodes", "precision", "deterministic")
+HARDWARE = ("accelerator", "devices", "strategy", "num_nodes", "precision", "compile", "deterministic")
 # What a resumed run may have otherwise than before; all else identifies it.
 MAY_CHANGE = (
     *(f"trainer.{key}" for key in HARDWARE),
