@@ -120,6 +120,7 @@ def test_a_prompt_longer_than_the_block_is_cropped(model):
         dict(top_p=0.0),
         dict(top_p=1.5),
         dict(window="whole"),
+        dict(quantize="int3"),
     ],
     ids=str,
 )

@@ -6,6 +6,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from chargpt.config.build import build
+from chargpt.errors import Mistake
 from chargpt.sampling.context import Context
 from chargpt.sampling.one_token import OneToken
 from tests.conftest import REPO
@@ -97,3 +98,24 @@ def test_every_character_sees_at_least_half_a_block():
     for _ in range(40):
         context.extend(torch.zeros(1, 1, dtype=torch.long))
     assert widths == [16, 8, 8, 8, 8, 8]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("words", [[], ["model=gpt_small"]], ids=" ".join)
+def test_int8_weights_are_within_their_rounding(words, batch_size):
+    model = made(words)
+    for norm in (model.final_norm,):
+        norm.weight.fill_(1.0)
+    tokens_BT = torch.randint(11, (batch_size, 10), generator=torch.Generator().manual_seed(1))
+    cache, step = model.new_cache(batch_size), OneToken(model, batch_size, "int8")
+    for t in range(10):
+        found_BV = step(tokens_BT[:, t], cache)
+    expected_BV = model(tokens_BT)[:, -1]
+    spread = expected_BV.std()
+    assert 0 < (found_BV - expected_BV).abs().max() < 0.1 * spread
+
+
+def test_a_table_has_nothing_to_quantize():
+    model = build({"_target_": "chargpt.model.bigram.Bigram"}, "model", vocab_size=11)
+    with pytest.raises(Mistake, match="quantize=int8"):
+        Context(model, 1, quantize="int8")

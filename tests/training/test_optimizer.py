@@ -106,3 +106,42 @@ def test_plain_sgd_goes_down_the_gradient(model):
     train(model, sgd(model, lr=1.0), 1)
     for p, q, g in zip(model.parameters(), before, gradients(model, 0), strict=True):
         torch.testing.assert_close(q - p, g, rtol=1e-5, atol=1e-6)
+
+
+def toy(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3))
+
+
+def go(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, skip: tuple[int, ...] = ()) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
+        (model[2](model[0](x)) if step in skip else model(x)).square().sum().backward()
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 + step % 3)  # as a schedule does
+        optimizer.step()
+
+
+@pytest.mark.parametrize("skip", [(), (0,), (4,), (0, 1, 5)], ids=str)
+def test_adamw_is_torchs_to_the_last_bit_also_where_a_gradient_is_missing(skip):
+    ours, theirs = toy(), toy()
+    go(ours, adamw(ours, lr=0.01), range(8), skip)
+    groups = decay_groups(theirs, 0.1)
+    go(theirs, torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-8, fused=True), range(8), skip)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_adamw_goes_on_from_a_state_that_was_saved():
+    uncut, cut = toy(), toy()
+    go(uncut, adamw(uncut, lr=0.01), range(8))
+    first = adamw(cut, lr=0.01)
+    go(cut, first, range(4))
+    second = adamw(cut, lr=0.01)
+    go(toy(1), adamw(toy(1), lr=0.01), range(1))
+    second.load_state_dict(first.state_dict())
+    go(cut, second, range(4, 6))
+    second.load_state_dict(second.state_dict())  # in the middle of it, too
+    go(cut, second, range(6, 8))
+    for one, other in zip(uncut.parameters(), cut.parameters(), strict=True):
+        assert torch.equal(one, other)

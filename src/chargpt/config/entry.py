@@ -95,7 +95,7 @@ def _let_go_of_the_core() -> None:
     way 4 times, and on a quiet machine 1 to 2 % longer (experiments/speed).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
 class _Console(logging.StreamHandler):

@@ -114,9 +114,10 @@ class CausalSelfAttention(nn.Module):
         return scores_BHTT.masked_fill(~past_TT, -float("inf")).softmax(dim=-1)
 
     def _queries_keys_values(self, x_BTC: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        B, T, _ = x_BTC.shape
-        qkv_3BHTD = self.qkv(x_BTC).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
-        q_BHTD, k_BHTD, v_BHTD = qkv_3BHTD.unbind(0)
+        B, T, C = x_BTC.shape
+        # Split before the heads are told apart: so their gradients are joined in one pass, not in two.
+        parts = self.qkv(x_BTC).split(C, dim=-1)
+        q_BHTD, k_BHTD, v_BHTD = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in parts)
         if rotation is not None:
             q_BHTD, k_BHTD = rotate(q_BHTD, rotation), rotate(k_BHTD, rotation)
         return q_BHTD, k_BHTD, v_BHTD

@@ -4,10 +4,12 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.sampling.one_token import OneToken
 
 WINDOWS = ("half", "exact")
+QUANTIZED = (None, "int8")
 
 
 class Context:
@@ -16,14 +18,19 @@ class Context:
     Args:
         model: in eval mode.
         batch_size: B.
-        window: as in `chargpt.sampling.generate`.
+        window, quantize: as in `chargpt.sampling.generate`.
+
+    Raises:
+        Mistake: the model has no weights that could be quantized, or not on this device.
     """
 
-    def __init__(self, model: LanguageModel, batch_size: int, window: str = "half"):
+    def __init__(self, model: LanguageModel, batch_size: int, window: str = "half", quantize: str | None = None):
+        if quantize and (not OneToken.knows(model) or model.device.type != "cpu"):
+            raise Mistake(f"quantize={quantize} is for a Transformer of the bench's own parts, on the CPU")
         self._model, self._batch_size, self._window = model, batch_size, window
         self._tokens_BT = torch.empty(batch_size, 0, dtype=torch.long, device=model.device)
         self._cache = model.new_cache(batch_size)
-        self._one_token = OneToken(model, batch_size) if OneToken.knows(model) else None
+        self._one_token = OneToken(model, batch_size, quantize) if OneToken.knows(model) else None
 
     @torch.inference_mode()
     def extend(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B V"]:

@@ -9,13 +9,18 @@ from torch import Tensor
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.randomness import derive
-from chargpt.sampling.context import WINDOWS, Context
+from chargpt.sampling.context import QUANTIZED, WINDOWS, Context
 
 SMALLEST = 1e-6  # a temperature that is as good as 0, and still a float32
 
 
 def check_settings(
-    max_new_tokens: int, temperature: int | float, top_k: int | None, top_p: int | float | None, window: str
+    max_new_tokens: int,
+    temperature: int | float,
+    top_k: int | None,
+    top_p: int | float | None,
+    window: str,
+    quantize: str | None,
 ) -> None:
     """Raises `Mistake` for settings that cannot be sampled with."""
     if max_new_tokens < 0:
@@ -28,6 +33,8 @@ def check_settings(
         raise Mistake(f"top_p={top_p}: it must be more than 0 and at most 1, or null for all")
     if window not in WINDOWS:
         raise Mistake(f"window={window}: it is one of {', '.join(WINDOWS)}")
+    if quantize not in QUANTIZED:
+        raise Mistake(f"quantize={quantize}: it is int8, or null for the weights as they are")
 
 
 @torch.no_grad()
@@ -41,6 +48,7 @@ def generate(
     num_samples: int = 1,
     seed: int = 0,
     window: str = "half",
+    quantize: str | None = None,
 ) -> Iterator[Integer[Tensor, " B"]]:
     """Yields the next token of each of B = `num_samples` continuations, `max_new_tokens` times.
 
@@ -58,12 +66,13 @@ def generate(
             each token sees between half a block and a whole one, and the kept keys and values serve until it is
             full again. "exact": its last `block_size` tokens, as in the lecture, computed anew for each token,
             since every one of them has moved.
+        quantize: "int8" reads rounded weights for each new token: faster for one sample on a CPU, and a little off.
 
     Raises:
         Mistake: settings that cannot be sampled with.
     """
-    check_settings(max_new_tokens, temperature, top_k, top_p, window)
-    context = Context(model, num_samples, window)
+    check_settings(max_new_tokens, temperature, top_k, top_p, window, quantize)
+    context = Context(model, num_samples, window, quantize)
     generators = [torch.Generator().manual_seed(derive(seed, sample)) for sample in range(num_samples)]
     tokens_BT = prompt_T.long().to(model.device).repeat(num_samples, 1)
     for _ in range(max_new_tokens):

@@ -42,9 +42,11 @@ class TrainedModel:
         top_p: int | float | None = None,
         seed: int = 0,
         window: str = "half",
+        quantize: str | None = None,
     ) -> str:
         """The prompt and its continuation. The settings are those of `chargpt.sampling.generate`."""
-        settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, window=window)
+        settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        settings |= dict(window=window, quantize=quantize)
         prompt = self.first_token() if prompt is None else prompt
         return prompt + "".join(text for (text,) in self.stream(prompt, max_new_tokens, **settings))
 
@@ -64,7 +66,7 @@ class TrainedModel:
         Raises:
             Mistake: an empty prompt, one with characters that the model does not know, or bad settings.
         """
-        defaults = dict(temperature=1.0, top_k=None, top_p=None, window="half")
+        defaults = dict(temperature=1.0, top_k=None, top_p=None, window="half", quantize=None)
         check_settings(max_new_tokens, **{name: settings.get(name, value) for name, value in defaults.items()})
         if not prompt:
             raise Mistake("the prompt is empty: the model needs at least one character to go on from")

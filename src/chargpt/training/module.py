@@ -1,6 +1,7 @@
 """The training step: logits -> loss, and what Lightning needs to know to take it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import lightning as L
 import torch
@@ -44,6 +45,13 @@ class LanguageModeling(L.LightningModule):
         self.grad_norm: Tensor | None = None
         self.time_used: Callable[[], float] = lambda: 0.0  # share of the time budget; set by the clock
         self.train_loss = self.loss  # or the same, compiled
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning writes down some fifty times a step which hook it is in, and a module's own setattr is slow.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         return self.model(tokens_BT)
@@ -92,14 +100,15 @@ class LanguageModeling(L.LightningModule):
         elif gradient_clip_val is None:
             self.grad_norm = None  # measured when the curves ask
         else:
-            self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.grad_norm = total_norm(gradients)
+            torch._foreach_mul_(gradients, (limit / (self.grad_norm + 1e-6)).clamp(max=1.0))
 
     def measure_grad_norm(self) -> Tensor:
         """The gradient's norm at the last step, before clipping."""
         if self.grad_norm is not None:
             return self.grad_norm
-        grads = [p.grad for p in self.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(grads)
+        return total_norm([p.grad for p in self.parameters() if p.grad is not None])
 
     def configure_optimizers(self) -> dict:
         optimizer = self._make_optimizer(self.model)
@@ -109,3 +118,9 @@ class LanguageModeling(L.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@torch.no_grad()
+def total_norm(gradients: list[Tensor]) -> Float[Tensor, ""]:
+    """The length of all gradients as one vector; they are of one device and one type."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

@@ -1,9 +1,10 @@
 """The optimizers: a model's parameters in groups, and torch's update rules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from chargpt.errors import Mistake
 
@@ -21,6 +22,48 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's fused AdamW, its lists of tensors gathered once: that was a third of its time on a CPU."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        gradients = [[p.grad for p in group["params"]] for group in self.param_groups]
+        whole = all(gradient is not None for some in gradients for gradient in some)
+        if self._gathered is None or not whole:
+            super().step()  # makes the state too
+            self._gathered = [self._gather(group) for group in self.param_groups] if whole else None
+        else:
+            for group, some, gathered in zip(self.param_groups, gradients, self._gathered, strict=True):
+                self._update(group, some, gathered)
+        return result
+
+    @staticmethod
+    @torch.no_grad()
+    def _update(group: dict[str, Any], gradients: list[Tensor], state: tuple[list[Tensor], ...]) -> None:
+        firsts, seconds, steps = state
+        torch._foreach_add_(steps, 1)
+        settings = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
+        settings["beta1"], settings["beta2"] = group["betas"]
+        torch._fused_adamw_(group["params"], gradients, firsts, seconds, [], steps, **settings)
+
+    def _gather(self, group: dict[str, Any]) -> tuple[list[Tensor], ...]:
+        kept = ("exp_avg", "exp_avg_sq", "step")
+        return tuple([self.state[p][name] for p in group["params"]] for name in kept)
+
+    _gathered: list[tuple[list[Tensor], ...]] | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # load_state_dict comes this way too
+        super().__setstate__(state)
+        self._gathered = None
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        super().add_param_group(group)
+        self._gathered = None
+
+
 def adamw(
     model: nn.Module,
     lr: float,
@@ -34,7 +77,8 @@ def adamw(
     _check("lr", lr)
     if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
         raise Mistake(f"optimizer.betas={list(betas)}: two numbers from 0 to below 1, for example [0.9,0.95]")
-    return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
+    kind = AdamW if fused else torch.optim.AdamW
+    return kind(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
 
 
 def sgd(

@@ -1,0 +1,83 @@
+"""Characters a second while sampling, against nanoGPT's `generate`, in interleaved rounds; writes sampling.csv.
+
+git clone https://github.com/karpathy/nanoGPT
+python experiments/speed/sampling.py --nanogpt nanoGPT
+"""
+
+import argparse
+import csv
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from chargpt.config.build import build
+from chargpt.memory import keep_heap
+from chargpt.sampling.generate import generate
+
+HERE = Path(__file__).parent
+CHARACTERS = 500
+
+
+def ours(block_size: int) -> torch.nn.Module:
+    with initialize_config_dir(str(HERE.parent.parent / "conf"), version_base="1.3"):
+        config = compose("train", ["model=gpt_small", f"model.block_size={block_size}"])
+    return build(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=65).eval()
+
+
+def theirs(checkout: Path, block_size: int) -> torch.nn.Module:
+    sys.path.insert(0, str(checkout))
+    from model import GPT, GPTConfig
+
+    sizes = dict(n_layer=6, n_head=6, n_embd=384, block_size=block_size)
+    return GPT(GPTConfig(vocab_size=65, dropout=0.2, bias=False, **sizes)).eval()
+
+
+def speed(write, streams: int, characters: int) -> float:
+    start = time.perf_counter()
+    write()
+    return streams * characters / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of karpathy/nanoGPT")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--blocks", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
+    args = parser.parse_args()
+    rows = []
+    start = torch.zeros(1, dtype=torch.long)
+    keep_heap()
+    for block_size in args.blocks:
+        mine, nanogpt = ours(block_size), theirs(args.nanogpt.resolve(), block_size)
+        n = max(CHARACTERS, 2 * block_size)  # past two blocks where that is more
+        who = {
+            "nanogpt": (1, lambda: nanogpt.generate(start[None], n)),  # noqa: B023 - called within this turn
+            "chargpt": (1, lambda: list(generate(mine, start, n))),  # noqa: B023
+            "chargpt_8": (8, lambda: list(generate(mine, start, n, num_samples=8))),  # noqa: B023
+            "chargpt_exact": (1, lambda: list(generate(mine, start, n, window="exact"))),  # noqa: B023
+        }
+        for round_number in range(args.rounds if block_size == 256 else 1):
+            row = {"block_size": block_size, "characters": n, "round": round_number}
+            for name, (streams, write) in who.items():
+                if name != "chargpt_exact" or block_size <= 256:
+                    row[name] = round(speed(write, streams, n), 1)
+            rows.append(row)
+            print(row, flush=True)
+    with (HERE / "sampling.csv").open("w", newline="") as file:
+        names = ["block_size", "characters", "round", "nanogpt", "chargpt", "chargpt_8", "chargpt_exact"]
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    asked = [row for row in rows if row["block_size"] == 256]
+    for name in ("chargpt", "chargpt_8"):
+        ratios = [row[name] / row["nanogpt"] for row in asked]
+        print(f"{name}: {statistics.median(ratios):.1f} times ({min(ratios):.1f} to {max(ratios):.1f})")
+
+
+if __name__ == "__main__":
+    main()
