@@ -59,6 +59,7 @@ def main() -> None:
             "nanogpt": (1, lambda: nanogpt.generate(start[None], n)),  # noqa: B023 - called within this turn
             "chargpt": (1, lambda: list(generate(mine, start, n))),  # noqa: B023
             "chargpt_8": (8, lambda: list(generate(mine, start, n, num_samples=8))),  # noqa: B023
+            "chargpt_int8": (1, lambda: list(generate(mine, start, n, quantize="int8"))),  # noqa: B023
             "chargpt_exact": (1, lambda: list(generate(mine, start, n, window="exact"))),  # noqa: B023
         }
         for round_number in range(args.rounds if block_size == 256 else 1):
@@ -69,12 +70,21 @@ def main() -> None:
             rows.append(row)
             print(row, flush=True)
     with (HERE / "sampling.csv").open("w", newline="") as file:
-        names = ["block_size", "characters", "round", "nanogpt", "chargpt", "chargpt_8", "chargpt_exact"]
+        names = [
+            "block_size",
+            "characters",
+            "round",
+            "nanogpt",
+            "chargpt",
+            "chargpt_8",
+            "chargpt_int8",
+            "chargpt_exact",
+        ]
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     asked = [row for row in rows if row["block_size"] == 256]
-    for name in ("chargpt", "chargpt_8"):
+    for name in ("chargpt", "chargpt_8", "chargpt_int8"):
         ratios = [row[name] / row["nanogpt"] for row in asked]
         print(f"{name}: {statistics.median(ratios):.1f} times ({min(ratios):.1f} to {max(ratios):.1f})")
 

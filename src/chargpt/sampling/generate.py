@@ -66,7 +66,7 @@ def generate(
             each token sees between half a block and a whole one, and the kept keys and values serve until it is
             full again. "exact": its last `block_size` tokens, as in the lecture, computed anew for each token,
             since every one of them has moved.
-        quantize: "int8" reads rounded weights for each new token: faster for one sample on a CPU, and a little off.
+        quantize: "int8" reads rounded weights for each token: for one sample on a CPU faster, and a little off.
 
     Raises:
         Mistake: settings that cannot be sampled with.
