@@ -32,9 +32,9 @@ MODELS[-1] |= dict(n_layer=17)  # with 65 tokens in the vocabulary, 17 layers ar
 
 
 def steps_for(shape: dict) -> int:
-    """Enough for some two seconds at 200 GFLOP/s."""
+    """Enough for about a second at 200 GFLOP/s."""
     work = 6 * 12 * shape["n_layer"] * shape["n_embd"] ** 2 * shape["block_size"] * shape["batch_size"]
-    return max(2, min(200, int(4e11 / work)))
+    return max(2, min(200, int(2e11 / work)))
 
 
 def run(name: str, questions: list[tuple[str, dict, str]], checkout: Path, device: str) -> None:

@@ -121,6 +121,8 @@ SAMPLES = {
     "top_p of nothing": ("run=RUN top_p=0", "top_p=0"),
     "top_p of more than all": ("run=RUN top_p=2", "top_p=2"),
     "no samples": ("run=RUN num_samples=0", "num_samples=0"),
+    "an unknown window": ("run=RUN window=whole", "half, exact"),
+    "an unknown rounding": ("run=RUN quantize=int3", "int8"),
     "negative length": ("run=RUN max_new_tokens=-1", "max_new_tokens=-1"),
     "nonsense device": ("run=RUN device=nonsense", "device=cpu"),
     "a device that computes nothing": ("run=RUN device=meta", "device=cpu"),

@@ -13,7 +13,7 @@ from tests.conftest import REPO
 
 PARTS = [
     [],
-    ["model=gpt_small", "model.n_embd=24"],
+    ["model=gpt_small"],
     ["model/position=rotary"],
     ["model/position=none"],
     ["model/norm=rms_norm", "model/feed_forward=swiglu"],
@@ -25,9 +25,9 @@ PARTS = [
 ]
 
 
-def made(words: list[str]):
+def made(words: list[str], n_embd: int = 24):
     """A small model of these parts, its weights large enough for every part to matter."""
-    sizes = ["model.n_layer=3", "model.n_embd=24", "model.block_size=16", "model.dropout=0.1"]
+    sizes = ["model.n_layer=3", f"model.n_embd={n_embd}", "model.block_size=16", "model.dropout=0.1"]
     heads = [] if "+lecture=head" in words else ["model.n_head=3"]
     with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
         config = compose("train", [*words, *sizes, *heads])
@@ -103,9 +103,7 @@ def test_every_character_sees_at_least_half_a_block():
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("words", [[], ["model=gpt_small"]], ids=" ".join)
 def test_int8_weights_are_within_their_rounding(words, batch_size):
-    model = made(words)
-    for norm in (model.final_norm,):
-        norm.weight.fill_(1.0)
+    model = made(words, n_embd=96)
     tokens_BT = torch.randint(11, (batch_size, 10), generator=torch.Generator().manual_seed(1))
     cache, step = model.new_cache(batch_size), OneToken(model, batch_size, "int8")
     for t in range(10):
@@ -113,6 +111,11 @@ def test_int8_weights_are_within_their_rounding(words, batch_size):
     expected_BV = model(tokens_BT)[:, -1]
     spread = expected_BV.std()
     assert 0 < (found_BV - expected_BV).abs().max() < 0.1 * spread
+
+
+def test_rows_that_the_int8_product_cannot_read_are_refused():
+    with pytest.raises(Mistake, match="multiples of 32"):
+        Context(made([]), 1, quantize="int8")
 
 
 def test_a_table_has_nothing_to_quantize():

@@ -26,6 +26,14 @@ def provenance(run: Path) -> dict[str, Any]:
     return json.loads((run / "provenance.json").read_text())
 
 
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """The curves of the event files: (step, value), by tag."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
 def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
     return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
 

@@ -75,3 +75,13 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(verb, tiny, tmp_path
         assert reading.checkpoint(run, "last")["global_step"] == 3 // every * every
         assert math.isfinite(float(chargpt.load(run).model(torch.tensor([[0, 1, 2]])).sum()))
     assert all(good(reading.checkpoint(run, name)) for name in kept)
+
+
+def test_the_share_of_the_devices_peak_is_told_where_the_peak_is_known(verb, tiny, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("chargpt.training.curves.peak_flops", lambda trainer: 1e12)
+    outcome = verb("train", *tiny, "hydra.run.dir=run")
+    assert "of the device's peak" in outcome.out
+    scalars = reading.scalars(tmp_path / "run")
+    model = chargpt.load(tmp_path / "run").model
+    for (step, share), (_, speed) in zip(scalars["mfu"], scalars["tokens_per_second"], strict=True):
+        assert share == pytest.approx(speed * model.flops_per_token() / 1e12, rel=1e-4), step

@@ -37,7 +37,7 @@ class TextDataModule(L.LightningDataModule):
         block_size: int,
         batch_size: int,
         train_fraction: float = 0.9,
-        validation_tokens: int = 16384,
+        validation_tokens: int = 4096,
         tokenizer: Callable[[str], Tokenizer] = CharTokenizer.from_text,
         seed: int = 1337,
     ):

@@ -13,12 +13,14 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chargpt.errors import Mistake
 from chargpt.model.attention import CausalSelfAttention, KeyValueCache
 from chargpt.model.feed_forward import FeedForward
 from chargpt.model.language_model import LanguageModel
 from chargpt.model.position import Learned, PositionEncoding, Rotary, rotate
 from chargpt.model.transformer import Block, Transformer
 
+WIDE = 32  # weights that the int8 product reads at a time
 Rows = Float[Tensor, "B C"]
 Product = Callable[[nn.Linear], Callable[[Rows], Rows]]
 
@@ -126,6 +128,8 @@ def _product(part: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
 
 
 def _int8_product(part: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
+    if part.in_features % WIDE:  # torch's kernel would read past the end of a row
+        raise Mistake(f"quantize=int8 wants channels in multiples of {WIDE}: this model has {part.in_features}")
     bias = part.bias
     scale_C = (part.weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
     weight = (part.weight / scale_C[:, None]).round().to(torch.int8)

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from chargpt.errors import Mistake
@@ -46,10 +47,9 @@ class Compilation(L.Callback):
         if self._setting not in (True, False, "auto"):
             raise Mistake(f"trainer.compile={self._setting}: it is true, false or auto")
         device_type = trainer.strategy.root_device.type
-        asked = self._setting is True
-        self._wanted = asked or (
-            self._setting == "auto" and pays(device_type, trainer.max_steps, self._max_seconds)
-        )
+        asked, sharded = self._setting is True, isinstance(trainer.strategy, FSDPStrategy)
+        worth_it = not sharded and pays(device_type, trainer.max_steps, self._max_seconds)
+        self._wanted = asked or (self._setting == "auto" and worth_it)
         if self._wanted and (reason := _hindrance(device_type)):
             if asked:
                 raise Mistake(f"trainer.compile=true: {reason}; trainer.compile=false does without")

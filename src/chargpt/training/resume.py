@@ -72,7 +72,7 @@ def changed(
         if key.replace("/", ".").split(".")[0] in FREE_GROUPS:
             continue
         if key == "trainer":
-            for name in HARDWARE:
+            for name in set(HARDWARE) & composed["trainer"].keys():
                 OmegaConf.update(config, f"trainer.{name}", composed["trainer"][name])
             continue
         path = key.replace("/", ".")

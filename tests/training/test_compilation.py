@@ -1,0 +1,72 @@
+"""torch.compile: when it is thought to pay, what it is refused for, and that it changes nothing but the speed."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from chargpt.training.compilation import pays
+from tests.conftest import process
+from tests.training import reading
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+
+
+@pytest.mark.parametrize(
+    ("device", "steps", "seconds", "wanted"),
+    [
+        ("cpu", 10**6, None, False),
+        ("mps", 10**6, None, False),
+        ("cuda", 100, None, False),
+        ("cuda", 5000, None, True),
+        ("cuda", -1, 60.0, False),
+        ("cuda", -1, 600.0, True),
+    ],
+)
+def test_auto_compiles_long_runs_on_a_gpu(device, steps, seconds, wanted):
+    assert pays(device, steps, seconds) is wanted
+
+
+def test_a_setting_that_is_none_is_refused(verb, tiny, tmp_path: Path):
+    outcome = verb("train", *tiny, "trainer.compile=maybe")
+    assert outcome.code == 2
+    assert "trainer.compile=maybe" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_is_refused_and_nothing_is_left(tiny, tmp_path: Path):
+    outcome = process(tmp_path, "train", *tiny, "trainer.compile=true", CXX="no-such-compiler", PATH="")
+    assert outcome.code == 2
+    assert "C++ compiler" in outcome.err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_compiled_run_is_the_same_run_and_its_compiling_is_no_training_time(tiny, tmp_path: Path, devices: int):
+    words = [*tiny, "model.dropout=0", f"trainer.devices={devices}"]
+    for choice in ("true", "false"):
+        outcome = process(
+            tmp_path, "train", *words, f"trainer.compile={choice}", f"hydra.run.dir={choice}", timeout=300
+        )
+        assert outcome.code == 0, outcome.err
+    fast, plain = (reading.metrics(tmp_path / choice) for choice in ("true", "false"))
+    assert fast["val_loss"] == pytest.approx(plain["val_loss"], abs=1e-4)
+    assert fast["compilation_seconds"] > 1 > plain["compilation_seconds"] == 0
+    assert fast["train_seconds"] < fast["compilation_seconds"]
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_run_that_is_cut_off_goes_on_to_the_same_bits(tiny, tmp_path: Path):
+    words = [*tiny, "trainer.compile=true", "schedule=constant"]  # which knows nothing of the run's end
+    assert process(tmp_path, "train", *words, "hydra.run.dir=whole", timeout=300).code == 0
+    cut = [*words, "trainer.max_steps=10", "hydra.run.dir=cut"]
+    assert process(tmp_path, "train", *cut, timeout=300).code == 0
+    again = process(tmp_path, "train", "resume=cut", "trainer.max_steps=20", timeout=300)
+    assert again.code == 0, again.err
+    whole, resumed = (reading.checkpoint(tmp_path / run)["state_dict"] for run in ("whole", "cut"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
