@@ -23,8 +23,8 @@ def sized(n_layer: int, n_embd: int, block_size: int, batch_size: int) -> dict:
 
 
 # Width and depth, at 1024 tokens a step.
-WIDTHS = [sized(6, n_embd, 128, 8) for n_embd in (64, 128, 256, 384, 512, 768)]
-DEPTHS = [sized(n_layer, 256, 128, 8) for n_layer in (2, 4, 8, 12)]
+WIDTHS = [sized(6, n_embd, 128, 8) for n_embd in (64, 128, 256, 384, 512)]
+DEPTHS = [sized(n_layer, 256, 128, 8) for n_layer in (2, 4, 8)]
 # Growth: blocks of 64 to 4096 at 4096 tokens a step, models of 0.8M to 124M parameters at 1024.
 BLOCKS = [sized(4, 128, block_size, 4096 // block_size) for block_size in (64, 128, 256, 512, 1024, 2048, 4096)]
 MODELS = [sized(*shape, 256, 4) for shape in ((4, 128), (6, 192), (6, 384), (8, 512), (12, 768))]

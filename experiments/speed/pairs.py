@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 # What is compared: (shape, steps, against whom).
 QUESTIONS = (
     ("gpt_nano", 300, "nanogpt"),
-    ("gpt_small", 9, "nanogpt"),
+    ("gpt_small", 6, "nanogpt"),
     ("bigram", 3000, "bare"),
     ("gpt_nano", 300, "bare"),
 )
