@@ -17,5 +17,7 @@ def keep_heap() -> bool:
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        return all(mallopt(option, NEVER) == 1 for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
+        kept = mallopt(M_TRIM_THRESHOLD, NEVER)
+        # Older versions take no more than 32 MiB here.
+        return bool(kept and (mallopt(M_MMAP_THRESHOLD, NEVER) or mallopt(M_MMAP_THRESHOLD, 32 << 20)))
     return False

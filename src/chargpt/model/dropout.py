@@ -30,7 +30,7 @@ def keep_mask(shape: torch.Size | tuple[int, ...], p: float) -> tuple[Tensor, fl
     """A mask from torch's default CPU generator: which elements stay; and the factor 1 / (1 - p) for those."""
     count = torch.Size(shape).numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    dropped = round(p * SIDES)
+    dropped = min(round(p * SIDES), SIDES - 1)
     keep = bits[:count].view(shape) >= dropped - SIDES // 2
     return keep, SIDES / (SIDES - dropped)
 

@@ -30,7 +30,8 @@ class Context:
         self._model, self._batch_size, self._window = model, batch_size, window
         self._tokens_BT = torch.empty(batch_size, 0, dtype=torch.long, device=model.device)
         self._cache = model.new_cache(batch_size)
-        self._one_token = OneToken(model, batch_size, quantize) if OneToken.knows(model) else None
+        by_rows = OneToken.knows(model) and not torch.is_autocast_enabled(model.device.type)
+        self._one_token = OneToken(model, batch_size, quantize) if by_rows else None
 
     @torch.inference_mode()
     def extend(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B V"]:

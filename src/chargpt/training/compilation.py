@@ -1,6 +1,7 @@
 """torch.compile: whether it pays, and the step's forward and backward pass compiled."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -8,10 +9,12 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
-from chargpt.errors import Mistake
-from chargpt.training.clock import TrainingClock
+from chargpt.errors import Failed, Mistake
+from chargpt.training.clock import TrainingClock, synchronize
 
 log = logging.getLogger(__name__)
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 # A run as long as this gets its compile time (half a minute to two) back on a GPU: an estimate, not yet measured.
 # On a CPU it does not come back at all (experiments/speed).
@@ -44,10 +47,12 @@ class Compilation(L.Callback):
         Raises:
             Mistake: the setting is none of the three, or compiling was asked for and this machine cannot.
         """
-        if self._setting not in (True, False, "auto"):
+        if not isinstance(self._setting, bool) and self._setting != "auto":
             raise Mistake(f"trainer.compile={self._setting}: it is true, false or auto")
         device_type = trainer.strategy.root_device.type
         asked, sharded = self._setting is True, isinstance(trainer.strategy, FSDPStrategy)
+        if asked and sharded:
+            raise Mistake("trainer.compile=true does not go with FSDP here: leave it out")
         worth_it = not sharded and pays(device_type, trainer.max_steps, self._max_seconds)
         self._wanted = asked or (self._setting == "auto" and worth_it)
         if self._wanted and (reason := _hindrance(device_type)):
@@ -57,7 +62,7 @@ class Compilation(L.Callback):
             self._wanted = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._wanted or pl_module.train_loss != pl_module.loss:
+        if not self._wanted or trainer.should_stop or pl_module.train_loss != pl_module.loss:
             return
         self._clock.turn_to("compilation", pl_module.device)
         # CUDA graphs keep what a step gives back only until the next step: not for gradients that are gathered.
@@ -70,17 +75,30 @@ class Compilation(L.Callback):
                 torch.compiler.cudagraph_mark_step_begin()
             return fast(inputs_BT, targets_BT)
 
-        pl_module.train_loss = loss
-        data = trainer.datamodule
-        tokens_BT = torch.zeros(data.batch_size // trainer.world_size, data.block_size, dtype=torch.long)
-        tokens_BT = tokens_BT.to(pl_module.device)
-        parameters = [p for p in pl_module.parameters() if p.requires_grad]
-        for _ in range(3 if graphs else 1):  # the second is recorded, the third replayed
-            with trainer.precision_plugin.train_step_context():
-                value = loss(tokens_BT, tokens_BT)
-            torch.autograd.grad(value, parameters, allow_unused=True)
+        try:
+            self._warm_up(loss, trainer, pl_module, passes=3 if graphs else 1)  # the second is recorded
+            pl_module.train_loss = loss
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if self._setting is True:
+                raise Failed(f"torch.compile failed: {reason}. trainer.compile=false does without") from error
+            log.warning("not compiled, so slower than it could be: %s", reason)
+            torch.compiler.reset()
+        synchronize(pl_module.device)
         self._clock.turn_to("setup", pl_module.device)
         log.info("compiled in %.0f s", self._clock.seconds()["compilation"])
+
+    @staticmethod
+    def _warm_up(loss: Loss, trainer: L.Trainer, pl_module: L.LightningModule, passes: int) -> None:
+        """The passes of a step on a batch laid out as the sampler's are, so that nothing is compiled again."""
+        data = trainer.datamodule
+        shape = (data.batch_size // trainer.world_size, data.block_size + 1)
+        blocks = torch.zeros(shape, dtype=torch.long, device=pl_module.device)
+        parameters = [p for p in pl_module.parameters() if p.requires_grad]
+        for _ in range(passes):
+            with trainer.precision_plugin.train_step_context():
+                value = loss(blocks[:, :-1], blocks[:, 1:])
+            torch.autograd.grad(value, parameters, allow_unused=True)
 
 
 def _hindrance(device_type: str) -> str | None:

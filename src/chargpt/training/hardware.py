@@ -15,6 +15,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from chargpt import rank
 from chargpt.errors import Mistake
 
+# Whose figures in Lightning's table are those of dense products on tensor cores.
+KNOWN = ("A100", "H100 80GB", "H100 PCIe", "H200", "V100", "T4")
+
 # Lightning's own short cuts, with which the figures of a run would not mean what they say.
 NOT_HERE = {"fast_dev_run", "overfit_batches", "max_epochs", "min_epochs", "min_steps", "num_sanity_val_steps"}
 NOT_HERE |= {f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")}
@@ -88,11 +91,11 @@ def _given_shape() -> dict[str, int]:
 def peak_flops(trainer: L.Trainer) -> float | None:
     """Floating-point operations a second of all devices at their best; None where nobody has put it down."""
     device = trainer.strategy.root_device
-    if device.type != "cuda":
+    if device.type != "cuda" or not any(chip in torch.cuda.get_device_name(device) for chip in KNOWN):
         return None
-    bf16 = str(trainer.precision).startswith("bf16")
+    halved = str(trainer.precision).removeprefix("bf").startswith("16")
     with warnings.catch_warnings(action="ignore"):
-        each = get_available_flops(device, torch.bfloat16 if bf16 else torch.float32)
+        each = get_available_flops(device, torch.float16 if halved else torch.float32)
     return each and float(each) * trainer.world_size
 
 

@@ -93,6 +93,9 @@ class LanguageModeling(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips the global norm and keeps it for the curves; without clipping it is only measured."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:  # 16-mixed: Lightning leaves this to the fused optimizer, which comes later
+            scaler.unscale_(optimizer)
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
         clip = getattr(self.trainer.model, "clip_grad_norm_", None)  # FSDP: the norm spans the shards
         if clip is not None:
@@ -123,4 +126,4 @@ class LanguageModeling(L.LightningModule):
 @torch.no_grad()
 def total_norm(gradients: list[Tensor]) -> Float[Tensor, ""]:
     """The length of all gradients as one vector; they are of one device and one type."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) if gradients else torch.zeros(())

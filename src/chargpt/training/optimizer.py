@@ -32,7 +32,8 @@ class AdamW(torch.optim.AdamW):
                 result = closure()
         gradients = [[p.grad for p in group["params"]] for group in self.param_groups]
         whole = all(gradient is not None for some in gradients for gradient in some)
-        scaled = getattr(self, "grad_scale", None) is not None  # float16's gradients, which torch unscales
+        # float16's gradients, which torch unscales, and skips where they are infinite
+        scaled = any(getattr(self, name, None) is not None for name in ("grad_scale", "found_inf"))
         if self._gathered is None or not whole or scaled:
             super().step()  # makes the state too
             self._gathered = [self._gather(group) for group in self.param_groups] if whole else None

@@ -95,7 +95,7 @@ def prepare(composed: DictConfig) -> Run:
     clock = TrainingClock(seconds)
     module.time_used = clock.time_used
     compilation = Compilation(config["trainer"].get("compile", "auto"), seconds, clock)
-    callbacks = [clock, compilation, *_instantiate(config["callbacks"], "callbacks")]
+    callbacks = [clock, *_instantiate(config["callbacks"], "callbacks")]
     curves = next((c for c in callbacks if isinstance(c, Curves)), None)
     if curves is None:
         raise Mistake("callbacks.curves cannot be left out: history.csv and metrics.json come from it")
@@ -105,7 +105,8 @@ def prepare(composed: DictConfig) -> Run:
         "corpus_sha256": data.corpus_sha256,
     }
     checkpoints = Checkpoints(directory, identity)
-    callbacks += [Interruption(directory, checkpoints), checkpoints, RankError(directory)]
+    # The signals first: to compile takes long.
+    callbacks += [Interruption(directory, checkpoints), compilation, checkpoints, RankError(directory)]
     trainer = make_trainer(
         config["trainer"],
         callbacks=callbacks,
