@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 HERE = Path(__file__).parent
+EMPTY = 327  # MiB of a process that has imported all and trains a bigram: pairs.csv
 COLOURS = {"nanogpt": "#8c8c8c", "bare": "#dd8452", "chargpt": "#4c72b0", "chargpt_8": "#55a868"}
 NAMES = {"nanogpt": "nanoGPT", "bare": "a bare loop", "chargpt": "chargpt", "chargpt_8": "chargpt, 8 at once"}
 
@@ -23,15 +24,12 @@ def parameters(row: dict) -> float:
     return 12 * int(row["n_layer"]) * int(row["n_embd"]) ** 2
 
 
-def finish(axis, title: str, x: str, y: str) -> None:
+def finish(axis, title: str, x: str, y: str, values: list[float]) -> None:
     axis.set(xscale="log", title=title, xlabel=x, ylabel=y)
-    axis.xaxis.set_minor_formatter("")
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xticks(values, [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values])
+    axis.set_xticks([], minor=True)
+    axis.spines["top"].set_visible(False)
     axis.grid(alpha=0.25, which="major")
-
-
-def ticks(axis, values: list[float]) -> None:
-    axis.set_xticks(values, [f"{value:g}" for value in values])
 
 
 def speed() -> None:
@@ -42,10 +40,8 @@ def speed() -> None:
             points = [(int(row[key]), int(row["tokens_per_second"])) for row in rows if row["who"] == who]
             axis.plot(*zip(*points, strict=True), marker="o", ms=4, color=COLOURS[who], label=NAMES[who])
         axis.set_yscale("log")
-        ticks(axis, sorted({int(row[key]) for row in rows}))
         label = {"width": "channels, 6 layers", "depth": "layers, 256 channels"}[vary]
-        finish(axis, f"Training, against {vary}", label, "")
-    axes[0].set_ylabel("tokens/s")
+        finish(axis, f"Training, against {vary}", label, "tokens/s", sorted({int(row[key]) for row in rows}))
     axes[0].legend(frameon=False)
     rows = read("sampling.csv")
     blocks = sorted({int(row["block_size"]) for row in rows})
@@ -53,34 +49,42 @@ def speed() -> None:
         found = [[float(row[who]) for row in rows if int(row["block_size"]) == block] for block in blocks]
         axes[2].plot(blocks, [np.median(f) for f in found], marker="o", ms=4, color=COLOURS[who], label=NAMES[who])
     axes[2].set_yscale("log")
-    ticks(axes[2], blocks)
-    finish(axes[2], "Sampling, 6 x 6 x 384", "block size", "characters/s")
+    finish(axes[2], "Sampling, 6 x 6 x 384", "block size", "characters/s", blocks)
     axes[2].legend(frameon=False)
     figure.savefig(HERE / "speed.png", dpi=150)
 
 
 def growth() -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for axis, vary in zip(axes, ("block size", "model"), strict=True):
         rows = [row for row in read("growth.csv") if row["vary"] == vary]
         x = np.array([int(row["block_size"]) if vary == "block size" else parameters(row) / 1e6 for row in rows])
+        milliseconds = np.array([float(row["milliseconds"]) for row in rows])
+        memory = np.array([float(row["peak_mib"]) for row in rows]) - EMPTY
+        for name, y in (("time", milliseconds), ("memory", memory)):
+            last = exponent(x[-3:], y[-3:])
+            print(f"{name} against {vary}: exponent {exponent(x, y):.2f}, over the last three {last:.2f}")
+        axis.plot(x, milliseconds, marker="o", ms=4, color=COLOURS["chargpt"])
+        axis.set_yscale("log")
+        title = (
+            "4096 tokens a step, 4 layers, 128 channels"
+            if vary == "block size"
+            else "1024 tokens a step, block 256"
+        )
+        label = vary if vary == "block size" else "parameters, millions"
+        finish(axis, title, label, "", list(x))
+        axis.set_ylabel("milliseconds a step", color=COLOURS["chargpt"])
         twin = axis.twinx()
-        series = ((axis, "milliseconds", "#4c72b0"), (twin, "peak_mib", "#dd8452"))
-        for on, key, colour in series:
-            y = np.array([float(row[key]) for row in rows])
-            slope, _ = np.polyfit(np.log(x[-3:]), np.log(y[-3:]), 1)
-            print(f"{key} against {vary}: exponent {slope:.2f} over the last three")
-            on.plot(x, y, marker="o", ms=4, color=colour)
-            on.set_yscale("log")
-            label = {"milliseconds": "milliseconds a step", "peak_mib": "peak memory, MiB"}[key]
-            on.set_ylabel(label, color=colour)
-            on.spines["top"].set_visible(False)
-        ticks(axis, [float(f"{value:.2g}") for value in x])
-        title = "4096 tokens a step, 4 x 128" if vary == "block size" else "1024 tokens a step, block 256"
-        axis.set(xscale="log", title=title, xlabel=vary if vary == "block size" else "parameters, millions")
-        axis.xaxis.set_minor_formatter("")
-        axis.grid(alpha=0.25, which="major")
+        twin.plot(x, memory, marker="o", ms=4, color=COLOURS["bare"])
+        twin.set_ylabel("memory, MiB", color=COLOURS["bare"])
+        twin.set_ylim(0, memory.max() * 1.6)
+        twin.spines["top"].set_visible(False)
     figure.savefig(HERE / "growth.png", dpi=150)
+
+
+def exponent(x: np.ndarray, y: np.ndarray) -> float:
+    """Of the power law that fits best."""
+    return np.polyfit(np.log(x), np.log(y), 1)[0]
 
 
 if __name__ == "__main__":
