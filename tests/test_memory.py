@@ -15,7 +15,7 @@ if sys.argv[1] == "keep" and not keep_heap():
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def use():
-    return [torch.ones(6_000_000) for _ in range(4)]  # 24 MB each
+    return [torch.ones(12_000_000) for _ in range(2)]  # 48 MB each: more than glibc ever keeps by itself
 for _ in range(5):
     use()
 before = faults()
