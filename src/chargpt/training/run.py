@@ -1,7 +1,6 @@
 """One training run, from a composed config to metrics.json."""
 
 import contextlib
-import gc
 import logging
 import logging.handlers
 import os
@@ -55,12 +54,7 @@ def train(composed: DictConfig) -> None:
             report.opening(run)
             rank.tell_ready()
         weights_only = True if run.checkpoint else None
-        gc.collect()
-        gc.freeze()  # the libraries' half a million objects need not be looked through again between steps
-        try:
-            run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=weights_only)
-        finally:
-            gc.unfreeze()
+        run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=weights_only)
         if rank_zero:
             metrics, text = finish(run)
     if rank_zero:
