@@ -4,16 +4,14 @@
     python experiments/speed/growth.py --nanogpt nanoGPT
 
 Writes shapes.csv (tokens/s of nanoGPT, a bare loop and train.py) and growth.csv (milliseconds and memory of the
-bare loop), and draws both with what sampling.csv holds: plot.py.
+bare loop); plot.py draws both.
 """
 
 import argparse
-import csv
 from pathlib import Path
 
-from one import SHAPES, measure
+from one import SHAPES, measure, write
 
-HERE = Path(__file__).parent
 HEAD = 64  # channels of a head
 
 
@@ -45,10 +43,7 @@ def run(name: str, questions: list[tuple[str, dict, str]], checkout: Path, devic
         row = {"vary": vary, **found, "tokens_per_second": round(1000 * tokens / found["milliseconds"])}
         rows.append(row)
         print(row, flush=True)
-        with (HERE / name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write(name, rows)
 
 
 def main() -> None:

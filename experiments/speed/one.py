@@ -163,6 +163,14 @@ def measure(who: str, shape: dict[str, Any], name: str, steps: int, device: str,
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def write(name: str, rows: list[dict[str, Any]]) -> None:
+    """The rows so far as a CSV file beside this one; the first has all the columns."""
+    with (Path(__file__).parent / name).open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("who", choices=["nanogpt", "bare", "chargpt"])

@@ -5,13 +5,11 @@ python experiments/speed/pairs.py --nanogpt nanoGPT
 """
 
 import argparse
-import csv
 import statistics
 from pathlib import Path
 
-from one import SHAPES, measure
+from one import SHAPES, measure, write
 
-HERE = Path(__file__).parent
 # What is compared: (shape, steps, against whom).
 QUESTIONS = (
     ("gpt_nano", 300, "nanogpt"),
@@ -37,10 +35,7 @@ def main() -> None:
                 row |= {f"{name}_ms": found["milliseconds"], f"{name}_mib": found["peak_mib"]}
             rows.append(row)
             print(row, flush=True)
-            with (HERE / "pairs.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            write("pairs.csv", rows)
         mine = [row for row in rows if (row["shape"], row["against"]) == (shape, other)]
         ratios = [row["ours_ms"] / row["theirs_ms"] for row in mine]
         more = statistics.median(row["ours_ms"] - row["theirs_ms"] for row in mine)

@@ -5,7 +5,6 @@ python experiments/speed/sampling.py --nanogpt nanoGPT
 """
 
 import argparse
-import csv
 import statistics
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from one import write
 
 from chargpt.config.build import build
 from chargpt.memory import keep_heap
@@ -37,9 +37,9 @@ def theirs(checkout: Path, block_size: int) -> torch.nn.Module:
     return GPT(GPTConfig(vocab_size=65, dropout=0.2, bias=False, **sizes)).eval()
 
 
-def speed(write, streams: int, characters: int) -> float:
+def speed(sample, streams: int, characters: int) -> float:
     start = time.perf_counter()
-    write()
+    sample()
     return streams * characters / (time.perf_counter() - start)
 
 
@@ -63,26 +63,13 @@ def main() -> None:
             "chargpt_exact": (1, lambda: list(generate(mine, start, n, window="exact"))),  # noqa: B023
         }
         for round_number in range(args.rounds if block_size == 256 else 1):
-            row = {"block_size": block_size, "characters": n, "round": round_number}
-            for name, (streams, write) in who.items():
+            row = {"block_size": block_size, "characters": n, "round": round_number} | dict.fromkeys(who, "")
+            for name, (streams, sample) in who.items():
                 if name != "chargpt_exact" or block_size <= 256:
-                    row[name] = round(speed(write, streams, n), 1)
+                    row[name] = round(speed(sample, streams, n), 1)
             rows.append(row)
             print(row, flush=True)
-    with (HERE / "sampling.csv").open("w", newline="") as file:
-        names = [
-            "block_size",
-            "characters",
-            "round",
-            "nanogpt",
-            "chargpt",
-            "chargpt_8",
-            "chargpt_int8",
-            "chargpt_exact",
-        ]
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write("sampling.csv", rows)
     asked = [row for row in rows if row["block_size"] == 256]
     for name in ("chargpt", "chargpt_8", "chargpt_int8"):
         ratios = [row[name] / row["nanogpt"] for row in asked]

@@ -78,15 +78,15 @@ class Compilation(L.Callback):
         try:
             self._warm_up(loss, trainer, pl_module, passes=3 if graphs else 1)  # the second is recorded
             pl_module.train_loss = loss
+            synchronize(pl_module.device)
+            log.info("compiled in %.0f s", self._clock.seconds()["compilation"])
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if self._setting is True:
                 raise Failed(f"torch.compile failed: {reason}. trainer.compile=false does without") from error
             log.warning("not compiled, so slower than it could be: %s", reason)
             torch.compiler.reset()
-        synchronize(pl_module.device)
         self._clock.turn_to("setup", pl_module.device)
-        log.info("compiled in %.0f s", self._clock.seconds()["compilation"])
 
     @staticmethod
     def _warm_up(loss: Loss, trainer: L.Trainer, pl_module: L.LightningModule, passes: int) -> None:
