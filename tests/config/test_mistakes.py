@@ -123,6 +123,7 @@ SAMPLES = {
     "no samples": ("run=RUN num_samples=0", "num_samples=0"),
     "an unknown window": ("run=RUN window=whole", "half, exact"),
     "an unknown rounding": ("run=RUN quantize=int3", "int8"),
+    "rounding what cannot be": ("run=RUN quantize=int8", "multiples of 32"),
     "negative length": ("run=RUN max_new_tokens=-1", "max_new_tokens=-1"),
     "nonsense device": ("run=RUN device=nonsense", "device=cpu"),
     "a device that computes nothing": ("run=RUN device=meta", "device=cpu"),

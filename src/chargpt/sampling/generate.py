@@ -1,6 +1,7 @@
 """New tokens from a model, one after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from jaxtyping import Float, Integer
@@ -37,7 +38,6 @@ def check_settings(
         raise Mistake(f"quantize={quantize}: it is int8, or null for the weights as they are")
 
 
-@torch.no_grad()
 def generate(
     model: LanguageModel,
     prompt_T: Integer[Tensor, " T"],
@@ -72,14 +72,25 @@ def generate(
         Mistake: settings that cannot be sampled with.
     """
     check_settings(max_new_tokens, temperature, top_k, top_p, window, quantize)
-    context = Context(model, num_samples, window, quantize)
+    with torch.no_grad():
+        context = Context(model, num_samples, window, quantize)
     generators = [torch.Generator().manual_seed(derive(seed, sample)) for sample in range(num_samples)]
     tokens_BT = prompt_T.long().to(model.device).repeat(num_samples, 1)
+    draw = partial(_draw, temperature=temperature, top_k=top_k, top_p=top_p, generators=generators)
+    return _continue(context, tokens_BT, max_new_tokens, draw)
+
+
+@torch.no_grad()
+def _continue(
+    context: Context,
+    tokens_BT: Integer[Tensor, "B T"],
+    max_new_tokens: int,
+    draw: Callable[[Float[Tensor, "B V"]], Integer[Tensor, " B"]],
+) -> Iterator[Integer[Tensor, " B"]]:
     for _ in range(max_new_tokens):
-        logits_BV = context.extend(tokens_BT)
-        next_B = _draw(logits_BV.float().cpu(), temperature, top_k, top_p, generators)
+        next_B = draw(context.extend(tokens_BT).float().cpu())
         yield next_B
-        tokens_BT = next_B[:, None].to(model.device)
+        tokens_BT = next_B[:, None].to(tokens_BT.device)
 
 
 def _draw(

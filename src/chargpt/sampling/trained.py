@@ -12,7 +12,7 @@ from chargpt.config.build import build
 from chargpt.data.tokenizer import Tokenizer
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
-from chargpt.sampling.generate import check_settings, generate
+from chargpt.sampling.generate import generate
 
 
 @dataclass
@@ -66,8 +66,6 @@ class TrainedModel:
         Raises:
             Mistake: an empty prompt, one with characters that the model does not know, or bad settings.
         """
-        defaults = dict(temperature=1.0, top_k=None, top_p=None, window="half", quantize=None)
-        check_settings(max_new_tokens, **{name: settings.get(name, value) for name, value in defaults.items()})
         if not prompt:
             raise Mistake("the prompt is empty: the model needs at least one character to go on from")
         prompt_T = self.tokenizer.encode(prompt)

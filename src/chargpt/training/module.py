@@ -94,7 +94,8 @@ class LanguageModeling(L.LightningModule):
     ) -> None:
         """Clips the global norm and keeps it for the curves; without clipping it is only measured."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:  # 16-mixed: Lightning leaves this to the fused optimizer, which comes later
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if scaler is not None and fused:  # 16-mixed: Lightning leaves it to such an optimizer, which comes later
             scaler.unscale_(optimizer)
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
         clip = getattr(self.trainer.model, "clip_grad_norm_", None)  # FSDP: the norm spans the shards
