@@ -1,14 +1,13 @@
-"""What train.py adds to a step over a bare loop, both in one process and on the same weights, in turns of 50 steps.
+"""What train.py adds to a step over a bare loop, in one process and on the same weights, in turns of 50 steps.
 
     python experiments/speed/overhead.py                    # bigram and gpt_nano -> overhead.csv
 
-Two processes of the same program differ by up to 10 % on a small machine, by where their memory happens to lie; turns
-within one process do not. Everything that train.py has on by default is on: loggers, progress bar, clock, checkpoints.
+Two processes of one program differ by up to 10 % on a small machine, by where their memory happens to lie; turns
+within one process do not. All that train.py has on by default is on: loggers, progress bar, clock, checkpoints.
 """
 
 import argparse
 import contextlib
-import os
 import runpy
 import statistics
 import sys
@@ -90,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for name in ("bigram", "gpt_nano"):
-        with contextlib.redirect_stdout(open(os.devnull, "w")):
+        with contextlib.redirect_stdout(sys.stderr):
             rows.append(measure(name, args.turns))
         print(rows[-1])
         write("overhead.csv", rows)

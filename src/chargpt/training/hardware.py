@@ -26,7 +26,7 @@ NOT_HERE |= {f"limit_{stage}_batches" for stage in ("train", "val", "test", "pre
 
 
 class NoProfiler(PassThroughProfiler):
-    """Lightning opens some seventy profiled sections a step, and its own that does nothing takes 0.1 ms for them."""
+    """Lightning opens some seventy profiled sections a step; its own profiler of nothing takes 0.1 ms for them."""
 
     _nothing = nullcontext()
 
