@@ -1,11 +1,13 @@
 """Causal self-attention: the lecture's heads in one product, blind to the future, the same with a cache."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from chargpt.errors import Mistake
 from chargpt.model.attention import CausalSelfAttention, KeyValueCache
@@ -40,6 +42,22 @@ def test_gradients_from_the_future_are_exactly_zero(t):
     attention(x_BTC)[:, t].square().sum().backward()
     assert (x_BTC.grad[:, t + 1 :] == 0).all()
     assert (x_BTC.grad[:, : t + 1] != 0).any(dim=-1).all()
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, partial(nn.LayerNorm, elementwise_affine=False)])
+def test_normed_queries_and_keys_are_normed_head_by_head_before_they_meet(norm):
+    torch.manual_seed(0)
+    attention = CausalSelfAttention(12, 3, qk_norm=norm)
+    x_BTC = 3 * noise(2, 6, 12)
+    q_BTC, k_BTC, v_BTC = attention.qkv(x_BTC).split(12, dim=-1)
+    heads = []
+    for h in range(3):
+        own = slice(4 * h, 4 * h + 4)
+        q_BTD, k_BTD = norm(4)(q_BTC[..., own]), norm(4)(k_BTC[..., own])
+        scores_BTT = (q_BTD @ k_BTD.mT / 2).masked_fill(torch.ones(6, 6).triu(1) == 1, -torch.inf)
+        torch.testing.assert_close(attention.weights(x_BTC)[:, h], scores_BTT.softmax(-1))
+        heads.append(scores_BTT.softmax(-1) @ v_BTC[..., own])
+    torch.testing.assert_close(attention(x_BTC), attention.projection(torch.cat(heads, dim=-1)))
 
 
 def fresh_cache(B: int, H: int, T: int, D: int) -> KeyValueCache:

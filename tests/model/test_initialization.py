@@ -10,9 +10,12 @@ from torch import nn
 from chargpt.errors import Mistake
 from chargpt.model.attention import CausalSelfAttention
 from chargpt.model.feed_forward import LinearReLU, SwiGLU
-from chargpt.model.initialization import gpt2, normal, torch_default, zero_projections
+from chargpt.model.initialization import gpt2, normal, torch_default, unit_embedding, zero_projections
 from chargpt.model.loss import cross_entropy
+from chargpt.model.n_grams import NGrams
 from chargpt.model.position import Rotary
+from chargpt.model.surroundings import Surroundings
+from chargpt.model.values import ValueEmbedding
 
 SIZES = dict(vocab_size=200, block_size=100, n_layer=3, n_head=4, n_embd=64)
 
@@ -84,9 +87,9 @@ def test_blocks_without_projections_are_initialized_too(small, initialization):
 def test_zero_projections_make_each_block_the_identity(small, parts):
     model = small(**SIZES, **parts, initialization=zero_projections)
     x_BTC = torch.randn(2, 5, 64)
-    rotation = model.position.rotation(torch.arange(5))
+    surroundings = Surroundings(torch.zeros(2, 5).long(), x_BTC, model.position.rotation(torch.arange(5)))
     for block in model.blocks:
-        assert block(x_BTC, rotation, None, x_BTC, []).equal(x_BTC)
+        assert block(x_BTC, surroundings).equal(x_BTC)
 
 
 def test_with_a_zero_head_training_starts_at_the_loss_of_guessing(small):
@@ -124,3 +127,22 @@ def test_a_negative_spread_is_refused(small, initialization):
 def test_tied_weights_have_the_spread_that_was_asked_for(small, initialization):
     model = small(**SIZES, initialization=initialization, tie_weights=True, bias=False)
     assert spread(model.head.weight) == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_unit_embeddings_have_size_one_and_matrices_a_size_by_their_fan_in(small, tied):
+    model = small(**SIZES, tie_weights=tied, bias=False, initialization=unit_embedding)
+    assert spread(model.token_embedding.weight) == pytest.approx(1.0, rel=0.05)
+    for block in model.blocks:
+        assert spread(block.attention.qkv.weight) == pytest.approx(0.5 / 64**0.5, rel=0.05)
+        assert spread(block.feed_forward.expand.weight) == pytest.approx(0.5 / 64**0.5, rel=0.05)
+    assert not any(projection.weight.any() for projection in model.residual_projections())
+    assert model.head.weight.any() == tied
+
+
+def test_parts_that_know_their_own_first_weights_keep_them(small):
+    for initialization in (normal, unit_embedding):
+        parts = dict(n_grams=NGrams, values=partial(ValueEmbedding, std=0.7))
+        model = small(**SIZES, **parts, initialization=initialization)
+        assert not model.n_grams.tables[0].weight.any()
+        assert spread(model.values[0].embedding.weight) == pytest.approx(0.7, rel=0.05)

@@ -16,6 +16,7 @@ from chargpt.model.feed_forward import FeedForward, LinearReLU, SquaredReLU, Swi
 from chargpt.model.initialization import gpt2, normal
 from chargpt.model.loss import cross_entropy
 from chargpt.model.position import Learned, PositionEncoding, Rotary
+from chargpt.model.surroundings import Surroundings
 from chargpt.model.transformer import Block, Transformer
 from tests.model.lecture import GPTLanguageModel
 
@@ -229,7 +230,7 @@ def test_each_part_adds_to_the_stream_or_replaces_it(residual, feed_forward):
     if feed_forward:
         thought = block.feed_forward(block.feed_forward_norm(expected))
         expected = expected + thought if residual else thought
-    assert block(x_BTC, None, None, x_BTC, []).equal(expected)
+    assert block(x_BTC, Surroundings(torch.zeros(2, 5).long(), x_BTC)).equal(expected)
 
 
 @pytest.mark.parametrize("residual", [True, False])
@@ -270,10 +271,10 @@ def test_norms_are_those_of_torch(composed):
 class WithMemory(Block):
     """Adds the embeddings and the mean of the earlier blocks' outputs: a variant that reads all it is given."""
 
-    def forward(self, x_BTC, rotation, cache, embeddings_BTC, earlier):
-        x_BTC = super().forward(x_BTC, rotation, cache, embeddings_BTC, earlier)
-        memory = torch.stack(list(earlier)).mean(dim=0) if earlier else torch.zeros_like(x_BTC)
-        return x_BTC + embeddings_BTC + memory
+    def forward(self, x_BTC, surroundings, cache=None):
+        x_BTC, earlier = super().forward(x_BTC, surroundings, cache), surroundings.outputs
+        memory = torch.stack(earlier).mean(dim=0) if earlier else torch.zeros_like(x_BTC)
+        return x_BTC + surroundings.embeddings_BTC + memory
 
 
 def test_a_block_of_ones_own_reads_the_embeddings_and_the_earlier_blocks(small, tokens_BT):
@@ -282,7 +283,7 @@ def test_a_block_of_ones_own_reads_the_embeddings_and_the_earlier_blocks(small, 
     embeddings_BTC = model.token_embedding(tokens_BT) + model.position.embedding(positions_T)
     x_BTC, earlier = embeddings_BTC, []
     for block in model.blocks:
-        x_BTC = Block.forward(block, x_BTC, None, None, embeddings_BTC, []) + embeddings_BTC
+        x_BTC = Block.forward(block, x_BTC, Surroundings(tokens_BT, embeddings_BTC)) + embeddings_BTC
         if earlier:
             x_BTC = x_BTC + sum(earlier) / len(earlier)
         earlier.append(x_BTC)

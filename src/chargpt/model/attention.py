@@ -1,5 +1,7 @@
 """Causal self-attention: tokens of a block gather what they look for from those before them."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from chargpt.errors import Mistake
 from chargpt.model.dropout import dropout
 from chargpt.model.dropout_attention import dropout_attention
 from chargpt.model.position import Rotation, rotate
+from chargpt.model.surroundings import Surroundings
 
 
 class KeyValueCache:
@@ -43,6 +46,8 @@ class CausalSelfAttention(nn.Module):
             together with the residual connections).
         qkv_bias: bias of queries, keys and values (the lecture has none).
         projection_bias: bias of the output projection.
+        qk_norm: makes the norm of each head's queries, and that of its keys, from (D); None for none
+            (Henry et al. 2020, "Query-Key Normalization"; Dehghani et al. 2023, section 2).
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class CausalSelfAttention(nn.Module):
         projection: bool = True,
         qkv_bias: bool = False,
         projection_bias: bool = True,
+        qk_norm: Callable[[int], nn.Module] | None = None,
     ):
         super().__init__()
         if n_embd % n_head:
@@ -65,6 +71,8 @@ class CausalSelfAttention(nn.Module):
             )
         self.n_head, self.dropout = n_head, dropout
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=qkv_bias)
+        self.query_norm = qk_norm(n_embd // n_head) if qk_norm else None
+        self.key_norm = qk_norm(n_embd // n_head) if qk_norm else None
         self.projection = nn.Linear(n_embd, n_embd, bias=projection_bias) if projection else None
 
     def forward(
@@ -72,10 +80,11 @@ class CausalSelfAttention(nn.Module):
         x_BTC: Float[Tensor, "B T C"],
         rotation: Rotation | None = None,
         cache: KeyValueCache | None = None,
+        surroundings: Surroundings | None = None,
     ) -> Float[Tensor, "B T C"]:
         """With a cache, x_BTC holds only the newest T tokens, and they see all those before them too."""
         B, T, C = x_BTC.shape
-        q_BHTD, k_BHTD, v_BHTD = self._queries_keys_values(x_BTC, rotation)
+        q_BHTD, k_BHTD, v_BHTD = self._queries_keys_values(x_BTC, rotation, surroundings)
         mask = None
         if cache is not None:
             k_BHTD, v_BHTD = cache.extend(k_BHTD, v_BHTD)
@@ -113,11 +122,18 @@ class CausalSelfAttention(nn.Module):
         past_TT = torch.ones(scores_BHTT.shape[-2:], dtype=torch.bool, device=x_BTC.device).tril()
         return scores_BHTT.masked_fill(~past_TT, -float("inf")).softmax(dim=-1)
 
-    def _queries_keys_values(self, x_BTC: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _queries_keys_values(
+        self, x_BTC: Tensor, rotation: Rotation | None, surroundings: Surroundings | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         B, T, C = x_BTC.shape
         # Split before the heads are told apart: so their gradients are joined in one pass, not in two.
-        parts = self.qkv(x_BTC).split(C, dim=-1)
-        q_BHTD, k_BHTD, v_BHTD = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in parts)
+        q_BTC, k_BTC, v_BTC = self.qkv(x_BTC).split(C, dim=-1)
+        if surroundings is not None and surroundings.mix is not None:
+            v_BTC = surroundings.mix(v_BTC, surroundings)
+        q_BTHD, k_BTHD, v_BTHD = (part.view(B, T, self.n_head, -1) for part in (q_BTC, k_BTC, v_BTC))
+        if self.query_norm is not None:
+            q_BTHD, k_BTHD = self.query_norm(q_BTHD), self.key_norm(k_BTHD)
+        q_BHTD, k_BHTD, v_BHTD = (part.transpose(1, 2) for part in (q_BTHD, k_BTHD, v_BTHD))
         if rotation is not None:
             q_BHTD, k_BHTD = rotate(q_BHTD, rotation), rotate(k_BHTD, rotation)
         return q_BHTD, k_BHTD, v_BHTD

@@ -1,6 +1,7 @@
 """The weights at the start: functions that are handed the finished model."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -18,9 +19,8 @@ def normal(model: Transformer, std: float = 0.02) -> None:
     """Weights of linear layers and embeddings from N(0, std), biases 0: the lecture's final script."""
     if not std >= 0:
         raise Mistake(f"model.initialization.std={std}: it must not be negative")
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=std)
+    for module in _plain(model):
+        nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
@@ -56,3 +56,31 @@ def zero_projections(model: Transformer, std: float = 0.02, head: bool = False) 
         nn.init.zeros_(projection.weight)
     if head:
         nn.init.zeros_(model.head.weight)
+
+
+@torch.no_grad()
+def unit_embedding(model: Transformer, gain: float = 0.5, head: bool | None = None) -> None:
+    """Every weight such that what it gives has about the size of `gain`, whatever the width; biases 0.
+
+    Embeddings are N(0, 1); matrices N(0, gain^2 / fan in), as in muP (Yang et al. 2022); projections into the
+    residual stream 0, as in `zero_projections`.
+
+    Args:
+        head: whether the output head is 0 too, so that training starts at ln V; None: unless it is the embedding.
+    """
+    tied = model.head.weight is model.token_embedding.weight
+    zero_projections(model, head=not tied if head is None else head)
+    projections = set(model.residual_projections())
+    for module in _plain(model):
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+        elif module is not model.head and module not in projections:
+            nn.init.normal_(module.weight, std=gain / math.sqrt(module.in_features))
+
+
+def _plain(model: Transformer) -> Iterator[nn.Linear | nn.Embedding]:
+    """Linear layers and embeddings, but for the parts that know best themselves."""
+    theirs = {m for part in (model.n_grams, model.values) if part is not None for m in part.modules()}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding) and module not in theirs:
+            yield module

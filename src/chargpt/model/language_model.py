@@ -40,6 +40,10 @@ class LanguageModel(nn.Module):
         """What stands for each token on its way in: its embedding, or its row of the table."""
         raise NotImplementedError
 
+    def hidden_matrices(self) -> list[tuple[nn.Parameter, int]]:
+        """The weights between hidden layers, each with the number of linear maps that are stacked in it."""
+        return []
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

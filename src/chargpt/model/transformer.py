@@ -1,6 +1,6 @@
 """A decoder-only Transformer, its parts given from outside."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float, Integer
@@ -10,7 +10,9 @@ from chargpt.errors import Mistake
 from chargpt.model.attention import KeyValueCache
 from chargpt.model.dropout import dropout
 from chargpt.model.language_model import LanguageModel
-from chargpt.model.position import PositionEncoding, Rotation
+from chargpt.model.n_grams import NGrams
+from chargpt.model.position import PositionEncoding
+from chargpt.model.surroundings import Surroundings
 
 
 class Block(nn.Module):
@@ -40,18 +42,30 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTC: Float[Tensor, "B T C"],
-        rotation: Rotation | None,
-        cache: KeyValueCache | None,
-        embeddings_BTC: Float[Tensor, "B T C"],
-        earlier: Sequence[Float[Tensor, "B T C"]],
+        surroundings: Surroundings,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """`embeddings_BTC` and `earlier` (the outputs of the blocks before) are for blocks that want them."""
-        y_BTC = self.attention(self.attention_norm(x_BTC), rotation, cache)
+        y_BTC = self.attention(self.attention_norm(x_BTC), surroundings.rotation, cache, surroundings)
         x_BTC = x_BTC + y_BTC if self.residual else y_BTC
         if self.feed_forward is not None:
             y_BTC = self.feed_forward(self.feed_forward_norm(x_BTC))
             x_BTC = x_BTC + y_BTC if self.residual else y_BTC
         return x_BTC
+
+
+class Cache(list[KeyValueCache]):
+    """What is kept of the tokens so far: keys and values, block by block, and the newest tokens.
+
+    Args:
+        before_BR: the R tokens before the next ones.
+    """
+
+    def __init__(self, layers: Iterable[KeyValueCache], before_BR: Integer[Tensor, "B R"]):
+        super().__init__(layers)
+        self.before_BR = before_BR
+
+    def remember(self, tokens_BT: Integer[Tensor, "B T"]) -> None:
+        self.before_BR = torch.cat((self.before_BR, tokens_BT), dim=1)[:, tokens_BT.shape[1] :]
 
 
 class Transformer(LanguageModel):
@@ -69,7 +83,12 @@ class Transformer(LanguageModel):
         norm: makes a norm from (n_embd).
         feed_forward: makes a block's feed-forward from (n_embd, dropout=); None for none.
         initialization: sets the weights of the finished model.
-        block: makes a block; `Block` unless a variant wants to read the embeddings or earlier blocks.
+        block: makes a block; `Block` unless a variant wants to read more of its surroundings.
+        n_grams: makes embeddings of n-grams from (vocab_size, n_embd); None for none.
+        values: makes what a block mixes into its values from (vocab_size, n_embd); None for nothing.
+        skips: makes further skip connections from (n_layer); None for none.
+        logits: what becomes of the logits at the end; None for nothing.
+        embedding_norm: whether the stream is normed before the first block.
         final_norm: whether the stream is normed before the head.
         residual: whether blocks have skip connections.
         embedding_dropout: whether dropout falls on the embeddings too (nanoGPT does, the lecture does not).
@@ -94,6 +113,11 @@ class Transformer(LanguageModel):
         feed_forward: Callable[..., nn.Module] | None,
         initialization: Callable[["Transformer"], None],
         block: Callable[..., nn.Module] = Block,
+        n_grams: Callable[[int, int], NGrams] | None = None,
+        values: Callable[[int, int], nn.Module] | None = None,
+        skips: Callable[[int], nn.Module] | None = None,
+        logits: nn.Module | None = None,
+        embedding_norm: bool = False,
         final_norm: bool = True,
         residual: bool = True,
         embedding_dropout: bool = False,
@@ -120,19 +144,22 @@ class Transformer(LanguageModel):
             return feed_forward(n_embd, dropout=dropout)
 
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
+        self.n_grams = n_grams(vocab_size, n_embd) if n_grams else None
+        self.embedding_norm = norm(n_embd) if embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(
             block(n_embd, new_attention, norm, feed_forward and new_feed_forward, residual) for _ in range(n_layer)
         )
+        self.values = nn.ModuleList(values(vocab_size, n_embd) for _ in range(n_layer)) if values else None
+        self.skips = skips(n_layer) if skips else None
         self.position = position(block_size, n_embd, n_embd // n_head)
         self.final_norm = norm(n_embd) if final_norm else nn.Identity()
         self.head = nn.Linear(n_embd, vocab_size, bias=bias)
+        self.logits = logits if logits is not None else nn.Identity()
         if tie_weights:
             self.head.weight = self.token_embedding.weight
         initialization(self)
 
-    def forward(
-        self, tokens_BT: Integer[Tensor, "B T"], cache: list[KeyValueCache] | None = None
-    ) -> Float[Tensor, "B T V"]:
+    def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: Cache | None = None) -> Float[Tensor, "B T V"]:
         """With a cache (`new_cache`), tokens_BT are the newest tokens only, and follow those already in it.
 
         Raises:
@@ -143,19 +170,31 @@ class Transformer(LanguageModel):
         if end > self.block_size:
             raise ValueError(f"{end} tokens do not fit into a block of {self.block_size}")
         positions_T = torch.arange(start, end, device=tokens_BT.device)
-        x_BTC = self.position.add(self.token_embedding(tokens_BT), positions_T)
-        x_BTC = dropout(x_BTC, self.embedding_dropout, self.training)
-        rotation = self.position.rotation(positions_T)
-        embeddings_BTC, earlier = x_BTC, []
+        x_BTC = self._embed(tokens_BT, positions_T, cache)
+        now = Surroundings(tokens_BT, x_BTC, self.position.rotation(positions_T))
         for i, block in enumerate(self.blocks):
-            x_BTC = block(x_BTC, rotation, cache[i] if cache else None, embeddings_BTC, earlier)
-            earlier.append(x_BTC)
-        return self.head(self.final_norm(x_BTC))
+            if self.skips is not None:
+                x_BTC = self.skips(x_BTC, now.outputs)
+            now.mix = self.values[i] if self.values is not None else None
+            x_BTC = block(x_BTC, now, cache[i] if cache else None)
+            now.outputs.append(x_BTC)
+        return self.logits(self.head(self.final_norm(x_BTC)))
 
-    def new_cache(self, batch_size: int) -> list[KeyValueCache]:
-        """Empty key-value caches for B sequences of up to `block_size` tokens, one a block."""
+    def _embed(self, tokens_BT: Tensor, positions_T: Tensor, cache: Cache | None) -> Float[Tensor, "B T C"]:
+        x_BTC = self.position.add(self.token_embedding(tokens_BT), positions_T)
+        if self.n_grams is not None:
+            x_BTC = x_BTC + self.n_grams(tokens_BT, cache.before_BR if cache else None)
+            if cache:
+                cache.remember(tokens_BT)
+        return self.embedding_norm(dropout(x_BTC, self.embedding_dropout, self.training))
+
+    def new_cache(self, batch_size: int) -> Cache:
+        """Empty memory for B sequences of up to `block_size` tokens."""
+        weight_VC = self.token_embedding.weight
         size = (2, batch_size, self.n_head, self.block_size, self.n_embd // self.n_head)
-        return [KeyValueCache(self.token_embedding.weight.new_empty(size)) for _ in self.blocks]
+        reach = self.n_grams.reach if self.n_grams is not None else 0
+        before_BR = torch.zeros(batch_size, reach, dtype=torch.long, device=weight_VC.device)
+        return Cache([KeyValueCache(weight_VC.new_empty(size)) for _ in self.blocks], before_BR)
 
     def token_vectors(self) -> Float[Tensor, "V C"]:
         return self.token_embedding.weight
@@ -164,6 +203,11 @@ class Transformer(LanguageModel):
         """The linear layers whose output is added to the residual stream."""
         parts = [part for block in self.blocks for part in (block.attention, block.feed_forward)]
         return [part.projection for part in parts if part is not None and part.projection is not None]
+
+    def hidden_matrices(self) -> list[tuple[nn.Parameter, int]]:
+        matrices = [(m.weight, m) for block in self.blocks for m in block.modules() if isinstance(m, nn.Linear)]
+        attentions = {block.attention.qkv for block in self.blocks}
+        return [(weight, 3 if module in attentions else 1) for weight, module in matrices]
 
     def flops_per_token(self) -> int:
         products = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))

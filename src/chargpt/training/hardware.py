@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from chargpt import rank
 from chargpt.errors import Mistake
+from chargpt.training.bfloat16 import is_fast
 
 # Whose figures in Lightning's table are those of dense products on tensor cores.
 KNOWN = ("A100", "H100 80GB", "H100 PCIe", "H200", "V100", "T4")
@@ -50,8 +51,8 @@ def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
     settings.pop("max_time")
     settings.pop("compile", None)
     settings["val_check_interval"] *= settings["accumulate_grad_batches"]
-    if settings["precision"] == "auto":
-        settings["precision"] = _best_precision(settings["accelerator"])
+    if settings["precision"] in ("auto", "fastest"):
+        settings["precision"] = _best_precision(settings["accelerator"], settings["precision"] == "fastest")
     if settings["deterministic"] is False and settings["accelerator"] != "cpu" and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     settings["profiler"] = settings.get("profiler") or NoProfiler()
@@ -136,9 +137,12 @@ def _check(settings: dict[str, Any]) -> None:
         raise Mistake(f"trainer.gradient_clip_val={clip}: it must be more than 0, or null for no clipping")
 
 
-def _best_precision(accelerator: str) -> str:
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+def _best_precision(accelerator: str, on_cpu_too: bool) -> str:
+    """bfloat16 where products in it are fast; on a CPU only if asked for, so that its figures stay comparable."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    here = on_cpu_too and accelerator in ("auto", "cpu")
+    return "bf16-mixed" if here and is_fast(torch.device("cpu")) else "32-true"
 
 
 def _found() -> str:

@@ -11,7 +11,7 @@ from chargpt.errors import Mistake
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Matrices (embeddings among them) decay; vectors, that is biases and norms, do not."""
-    _check("weight_decay", weight_decay)
+    check_rate("weight_decay", weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim >= 2]
     vectors = [p for p in parameters if p.ndim < 2]
@@ -39,12 +39,12 @@ class AdamW(torch.optim.AdamW):
             self._gathered = [self._gather(group) for group in self.param_groups] if whole else None
         else:
             for group, some, gathered in zip(self.param_groups, gradients, self._gathered, strict=True):
-                self._update(group, some, gathered)
+                self.update(group, some, gathered)
         return result
 
     @staticmethod
     @torch.no_grad()
-    def _update(group: dict[str, Any], gradients: list[Tensor], state: tuple[list[Tensor], ...]) -> None:
+    def update(group: dict[str, Any], gradients: list[Tensor], state: tuple[list[Tensor], ...]) -> None:
         firsts, seconds, steps = state
         torch._foreach_add_(steps, 1)
         settings = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
@@ -76,9 +76,8 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019). `fused` updates all parameters in one kernel, on CPU and GPU."""
     groups = decay_groups(model, weight_decay)
-    _check("lr", lr)
-    if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
-        raise Mistake(f"optimizer.betas={list(betas)}: two numbers from 0 to below 1, for example [0.9,0.95]")
+    check_rate("lr", lr)
+    check_betas("betas", betas)
     kind = AdamW if fused else torch.optim.AdamW
     return kind(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
 
@@ -88,10 +87,15 @@ def sgd(
 ) -> torch.optim.SGD:
     """Stochastic gradient descent with momentum."""
     groups = decay_groups(model, weight_decay)
-    _check("lr", lr)
+    check_rate("lr", lr)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
 
 
-def _check(name: str, value: float) -> None:
+def check_betas(name: str, betas: Sequence[float]) -> None:
+    if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+        raise Mistake(f"optimizer.{name}={list(betas)}: two numbers from 0 to below 1, for example [0.9,0.95]")
+
+
+def check_rate(name: str, value: float) -> None:
     if not 0 <= value < float("inf"):
         raise Mistake(f"optimizer.{name}={value}: it must be a finite number, 0 or more")

@@ -1,0 +1,20 @@
+"""What becomes of the logits before they are probabilities."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from chargpt.errors import Mistake
+
+
+class SoftCap(nn.Module):
+    """cap * tanh(x / cap): no logit beyond +-cap (Gemma 2, 2024, section 2)."""
+
+    def __init__(self, cap: float = 15.0):
+        super().__init__()
+        if not cap > 0:
+            raise Mistake(f"model.logits.cap={cap}: it must be more than 0")
+        self.cap = cap
+
+    def forward(self, logits_BTV: Float[Tensor, "B T V"]) -> Float[Tensor, "B T V"]:
+        return self.cap * torch.tanh(logits_BTV / self.cap)

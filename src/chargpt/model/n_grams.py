@@ -1,0 +1,67 @@
+"""Embeddings of the last few tokens together: what a table of pairs knows, at the cost of a look-up."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+
+from chargpt.errors import Mistake
+
+STRIDE = 2_654_435_761  # Knuth's multiplicative hashing: 2^32 over the golden ratio
+LARGEST = 1 << 31
+
+
+class NGrams(nn.Module):
+    """To each token's embedding, those of the pair, the triple, ... that it ends.
+
+    Tables start at 0. One for n-grams has V^n rows, or `buckets` where that is fewer, and n-grams then share rows
+    by hashing (Svenstrup et al. 2017, "Hash Embeddings"). A text's first tokens follow tokens 0.
+
+    Args:
+        vocab_size: V.
+        n_embd: C.
+        lengths: the n.
+        buckets: rows of a table at most.
+    """
+
+    def __init__(self, vocab_size: int, n_embd: int, lengths: Sequence[int] = (2,), buckets: int = 16384):
+        super().__init__()
+        if not lengths or min(lengths) < 2 or buckets < 1:
+            raise Mistake(
+                f"model.n_grams: lengths={list(lengths)}, buckets={buckets}: lengths of 2 or more, and a bucket"
+            )
+        self.vocab_size, self.lengths = vocab_size, tuple(lengths)
+        self.tables = nn.ModuleList(nn.Embedding(min(vocab_size**n, buckets), n_embd) for n in lengths)
+        for table in self.tables:
+            nn.init.zeros_(table.weight)
+
+    @property
+    def reach(self) -> int:
+        """How many tokens before a token count."""
+        return max(self.lengths) - 1
+
+    def forward(
+        self, tokens_BT: Integer[Tensor, "B T"], before_BR: Integer[Tensor, "B R"] | None = None
+    ) -> Float[Tensor, "B T C"]:
+        """The sum of the embeddings of the n-grams that each token ends.
+
+        Args:
+            before_BR: the R = `reach` tokens before; tokens 0 if None.
+        """
+        B, T = tokens_BT.shape
+        if before_BR is None:
+            before_BR = tokens_BT.new_zeros(B, self.reach)
+        all_BS = torch.cat((before_BR, tokens_BT), dim=1)
+        rows = zip(self.lengths, self.tables, strict=True)
+        return sum(table(self._rows(all_BS, n, table.num_embeddings)[:, -T:]) for n, table in rows)
+
+    def _rows(self, all_BS: Tensor, n: int, buckets: int) -> Tensor:
+        """Of the n-gram that each token from the n-th on ends."""
+        length = all_BS.shape[1] - n + 1
+        row_BS = all_BS[:, n - 1 :]
+        for back in range(1, n):
+            row_BS = row_BS * self.vocab_size + all_BS[:, n - 1 - back :][:, :length]
+            if self.vocab_size**n > buckets:
+                row_BS = row_BS * STRIDE % LARGEST
+        return row_BS % buckets

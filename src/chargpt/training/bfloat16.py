@@ -1,0 +1,20 @@
+"""Whether products in bfloat16 are worth it on a device."""
+
+import functools
+
+import torch
+
+
+def is_fast(device: torch.device) -> bool:
+    """Whether the device multiplies matrices of bfloat16 several times as fast as of float32.
+
+    GPUs from Ampere on, and CPUs with Intel's AMX; on other CPUs torch emulates it, up to 40 times as slow.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and _has_amx()
+
+
+@functools.cache
+def _has_amx() -> bool:
+    return torch.cpu._is_amx_tile_supported()
