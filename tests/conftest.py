@@ -40,6 +40,7 @@ def tiny(text_file: Path) -> list[str]:
     return [
         "data=text_file",
         f"data.path={text_file}",
+        "model=gpt_nano",
         "model.n_layer=2",
         "model.n_head=2",
         "model.n_embd=16",

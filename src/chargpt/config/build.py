@@ -15,8 +15,8 @@ from chargpt.errors import Mistake
 
 # Modules that build and do nothing else: from all of chargpt.training a checkpoint could write files.
 ALLOWED = ("chargpt.data.datamodule.", "chargpt.data.tokenizer.", "chargpt.model.")
-ALLOWED += ("chargpt.training.optimizer.", "chargpt.training.muon.", "chargpt.training.schedule.")
-ALLOWED += ("torch.nn.", "torch.optim.")
+ALLOWED += ("chargpt.training.optimizer.", "chargpt.training.muon.")
+ALLOWED += ("chargpt.training.schedule.", "chargpt.training.soap.", "torch.nn.", "torch.optim.")
 
 
 def build(config: Any, path: str = "config", **arguments: Any) -> Any:

@@ -42,6 +42,7 @@ class CausalSelfAttention(nn.Module):
         n_embd: C.
         n_head: H, must divide C; the head size D is C / H.
         dropout: on the attention weights, and on the output.
+        weights_dropout: whether it falls on the weights at all; on the output alone it is cheaper.
         projection: whether the heads' concatenated outputs go through a linear layer (the lecture adds it
             together with the residual connections).
         qkv_bias: bias of queries, keys and values (the lecture has none).
@@ -59,6 +60,7 @@ class CausalSelfAttention(nn.Module):
         qkv_bias: bool = False,
         projection_bias: bool = True,
         qk_norm: Callable[[int], nn.Module] | None = None,
+        weights_dropout: bool = True,
     ):
         super().__init__()
         if n_embd % n_head:
@@ -70,6 +72,7 @@ class CausalSelfAttention(nn.Module):
                 f"take n_embd={near}, or n_head from {divisors}"
             )
         self.n_head, self.dropout = n_head, dropout
+        self.weights_dropout = dropout if weights_dropout else 0.0
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=qkv_bias)
         self.query_norm = qk_norm(n_embd // n_head) if qk_norm else None
         self.key_norm = qk_norm(n_embd // n_head) if qk_norm else None
@@ -92,14 +95,14 @@ class CausalSelfAttention(nn.Module):
             if 1 < T < S:
                 mask = torch.ones(T, S, dtype=torch.bool, device=x_BTC.device).tril(S - T)
         if self._drops_by_itself(q_BHTD, cache):
-            y_BHTD = dropout_attention(q_BHTD, k_BHTD, v_BHTD, self.dropout)
+            y_BHTD = dropout_attention(q_BHTD, k_BHTD, v_BHTD, self.weights_dropout)
         else:
             y_BHTD = F.scaled_dot_product_attention(
                 q_BHTD,
                 k_BHTD,
                 v_BHTD,
                 attn_mask=mask,
-                dropout_p=self.dropout if self.training else 0.0,
+                dropout_p=self.weights_dropout if self.training else 0.0,
                 is_causal=k_BHTD.shape[2] == T and T > 1,
             )
         y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
@@ -109,7 +112,7 @@ class CausalSelfAttention(nn.Module):
 
     def _drops_by_itself(self, q_BHTD: Tensor, cache: KeyValueCache | None) -> bool:
         """Whether torch's fused attention has no kernel for this, and ours takes its place."""
-        wanted = self.training and self.dropout > 0 and cache is None and not torch.compiler.is_compiling()
+        wanted = self.training and self.weights_dropout > 0 and cache is None and not torch.compiler.is_compiling()
         return wanted and q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.float32
 
     def weights(self, x_BTC: Float[Tensor, "B T C"], rotation: Rotation | None = None) -> Float[Tensor, "B H T T"]:

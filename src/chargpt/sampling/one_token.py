@@ -18,7 +18,9 @@ from chargpt.model.attention import CausalSelfAttention, KeyValueCache
 from chargpt.model.feed_forward import FeedForward
 from chargpt.model.language_model import LanguageModel
 from chargpt.model.position import Learned, PositionEncoding, Rotary, rotate
-from chargpt.model.transformer import Block, Transformer
+from chargpt.model.surroundings import Surroundings
+from chargpt.model.transformer import Block, Cache, Transformer
+from chargpt.model.values import ValueEmbedding, ValueResidual
 
 WIDE = 32  # weights that the int8 product reads at a time
 Rows = Float[Tensor, "B C"]
@@ -43,6 +45,7 @@ class OneToken:
         nothing_BTC = embedding_VC.new_zeros(1, model.block_size, model.n_embd)
         (self._added_TC,) = model.position.add(nothing_BTC, positions_T)
         self._rotation = model.position.rotation(positions_T)
+        self._embedding_norm = _norm(model.embedding_norm)
         self._norms = [(_norm(b.attention_norm), _norm(b.feed_forward_norm)) for b in model.blocks]
         self._attentions = [_attention(b.attention, batch_size, product) for b in model.blocks]
         self._feed_forwards = [_feed_forward(b.feed_forward, product) for b in model.blocks]
@@ -54,34 +57,58 @@ class OneToken:
         """Whether all parts of the model are those written here."""
         if type(model) is not Transformer or type(model.position) not in (PositionEncoding, Learned, Rotary):
             return False
+        if model.values is not None and type(model.values[0]) not in (ValueEmbedding, ValueResidual):
+            return False
         return all(type(b) is Block and type(b.attention) is CausalSelfAttention for b in model.blocks)
 
-    def __call__(self, tokens_B: Integer[Tensor, " B"], cache: list[KeyValueCache]) -> Float[Tensor, "B V"]:
+    def __call__(self, tokens_B: Integer[Tensor, " B"], cache: Cache) -> Float[Tensor, "B V"]:
         """Logits after tokens_B, which follow those in the cache and join them. Valid until the next call."""
         position = cache[0].length
-        x_BC = F.embedding(tokens_B, self._model.token_embedding.weight)
-        x_BC += self._added_TC[position]
+        x_BC = self._embed(tokens_B, position, cache)
         here = slice(position, position + 1)
         rotation = None if self._rotation is None else tuple(part_TD[here] for part_TD in self._rotation)
+        now = Surroundings(tokens_B[:, None], x_BC[:, None], rotation)
         parts = zip(cache, self._norms, self._attentions, self._feed_forwards, self._residual, strict=True)
-        for memory, (attention_norm, feed_forward_norm), attention, feed_forward, residual in parts:
-            y_BC = attention(attention_norm(x_BC), rotation, memory)
+        for i, (memory, (attention_norm, feed_forward_norm), attention, feed_forward, residual) in enumerate(
+            parts
+        ):
+            if self._model.skips is not None:
+                x_BC = self._model.skips(x_BC[:, None], now.outputs)[:, 0].clone()
+            now.mix = self._model.values[i] if self._model.values is not None else None
+            y_BC = attention(attention_norm(x_BC), memory, now)
             x_BC = x_BC.add_(y_BC) if residual else y_BC.clone()
             if feed_forward is not None:
                 y_BC = feed_forward(feed_forward_norm(x_BC))
                 x_BC = x_BC.add_(y_BC) if residual else y_BC.clone()
-        return self._head(self._final_norm(x_BC))
+            if self._model.skips is not None:
+                now.outputs.append(x_BC[:, None].clone())
+        return self._model.logits(self._head(self._final_norm(x_BC))[:, None])[:, 0]
+
+    def _embed(self, tokens_B: Tensor, position: int, cache: Cache) -> Rows:
+        x_BC = F.embedding(tokens_B, self._model.token_embedding.weight)
+        x_BC += self._added_TC[position]
+        if self._model.n_grams is not None:
+            x_BC += self._model.n_grams(tokens_B[:, None], cache.before_BR)[:, 0]
+            cache.remember(tokens_B[:, None])
+        return self._embedding_norm(x_BC)
 
 
 def _attention(part: CausalSelfAttention, B: int, product: Product) -> Callable[..., Rows]:
     qkv, H = product(part.qkv), part.n_head
     projection = product(part.projection) if part.projection is not None else nn.Identity()
 
-    def attend(x_BC: Rows, rotation: tuple[Tensor, Tensor] | None, memory: KeyValueCache) -> Rows:
+    def attend(x_BC: Rows, memory: KeyValueCache, now: Surroundings) -> Rows:
         qkv_BC = qkv(x_BC)
-        if rotation is not None:
+        if now.mix is not None:
+            values_B1C = qkv_BC[:, None, 2 * x_BC.shape[1] :]
+            values_B1C.copy_(now.mix(values_B1C.clone(), now))
+        q_BHTD, k_BHTD = (qkv_BC.view(B, 3 * H, 1, -1)[:, start : start + H] for start in (0, H))
+        if part.query_norm is not None:
+            q_BHTD.copy_(part.query_norm(q_BHTD))
+            k_BHTD.copy_(part.key_norm(k_BHTD))
+        if now.rotation is not None:
             qk_BHTD = qkv_BC.view(B, 3 * H, 1, -1)[:, : 2 * H]
-            qk_BHTD.copy_(rotate(qk_BHTD, rotation))
+            qk_BHTD.copy_(rotate(qk_BHTD, now.rotation))
         qkv_B3HD = qkv_BC.view(B, 3, H, -1)
         start, memory.length = memory.length, memory.length + 1
         memory.both_2BHTD[:, :, :, start] = qkv_B3HD[:, 1:].transpose(0, 1)

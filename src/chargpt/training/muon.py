@@ -1,7 +1,7 @@
-"""Muon: momentum, made orthogonal, for the matrices inside the blocks; AdamW for everything else."""
+"""Muon: momentum, made orthogonal."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.training.bfloat16 import is_fast
-from chargpt.training.optimizer import AdamW, check_betas, check_rate
+from chargpt.training.matrices import MatrixOptimizer
 
 # Amsel et al. 2025, "The Polar Express", algorithm 1: each step's odd polynomial a x + b x^3 + c x^5, the best for
 # what the steps before have left, from singular values of 0.001 and more.
@@ -48,67 +48,28 @@ def orthogonalize(
     return (x.mT if upright else x).to(matrices_NOI.dtype)
 
 
-class Muon(torch.optim.Optimizer):
-    """Groups with a number of `maps` take Muon's step (Jordan et al. 2024), the others AdamW's, in one optimizer.
+class Muon(MatrixOptimizer):
+    """A matrix moves by lr * sqrt(max(1, O / I)) times its momentum (Nesterov's), orthogonalized.
 
-    A matrix moves by lr * sqrt(max(1, O / I)) times the orthogonalized sum of its gradients (Nesterov). `maps`
-    are the linear maps that lie stacked in one weight, such as queries, keys and values: each is made orthogonal
-    by itself. All matrices of one shape are worked on at once.
+    Jordan et al. 2024, "Muon". Each of the maps that lie stacked in a weight, such as queries, keys and values, is
+    made orthogonal by itself. All matrices of one shape are worked on at once.
     """
 
-    _step_supports_amp_scaling = True  # torch's GradScaler leaves infinite gradients to it
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        result = None
-        if closure is not None:
-            with torch.enable_grad():
-                result = closure()
-        if getattr(self, "found_inf", None) is not None and self.found_inf.item():
-            return result  # float16's gradients were infinite: no step
-        for group in self.param_groups:
-            if group["maps"]:
-                self._orthogonal_step(group)
-            else:
-                self._adamw_step(group)
-        return result
-
-    def _orthogonal_step(self, group: dict[str, Any]) -> None:
+    def matrix_step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         same = defaultdict(list)
-        for p in group["params"]:
-            if p.grad is not None:
-                same[p.shape].append(p)
-        for (fan_out, fan_in), parameters in same.items():
-            gradients = [p.grad for p in parameters]
-            momenta = [self._state(p, "momentum")["momentum"] for p in parameters]
+        for p in parameters:
+            same[p.shape].append(p)
+        for (fan_out, fan_in), alike in same.items():
+            gradients, momenta = [p.grad for p in alike], self.kept(alike, "momentum")
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             wanted = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-            steps, dtype = (
-                group["orthogonalization_steps"],
-                torch.bfloat16 if is_fast(wanted.device) else torch.float32,
-            )
+            steps = group["orthogonalization_steps"]
+            dtype = torch.bfloat16 if is_fast(wanted.device) else torch.float32
             turned = orthogonalize(wanted.view(-1, fan_out // group["maps"], fan_in), steps, dtype).view_as(wanted)
             size = max(1.0, fan_out / group["maps"] / fan_in) ** 0.5
             if group["weight_decay"]:
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, list(turned), alpha=-group["lr"] * size)
-
-    def _adamw_step(self, group: dict[str, Any]) -> None:
-        parameters = [p for p in group["params"] if p.grad is not None]
-        states = [self._state(p, "exp_avg", "exp_avg_sq") for p in parameters]
-        for p, state in zip(parameters, states, strict=True):
-            if "step" not in state:
-                state["step"] = torch.zeros((), device=p.device)
-        kept = tuple([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        if parameters:
-            AdamW.update({**group, "params": parameters}, [p.grad for p in parameters], kept)
-
-    def _state(self, p: nn.Parameter, *names: str) -> dict[str, Tensor]:
-        state = self.state[p]
-        for name in names:
-            if name not in state:
-                state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        return state
+                torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(alike, list(turned), alpha=-group["lr"] * size)
 
 
 def muon(
@@ -117,7 +78,7 @@ def muon(
     momentum: float = 0.95,
     weight_decay: float = 0.0,
     orthogonalization_steps: int = 5,
-    adamw_lr: float = 8e-3,
+    adamw_lr: float = 1e-2,
     adamw_betas: Sequence[float] = (0.8, 0.95),
     adamw_weight_decay: float = 0.0,
     adamw_eps: float = 1e-10,
@@ -128,26 +89,10 @@ def muon(
         lr: of the matrices: how far their singular values move a step.
         orthogonalization_steps: 1 to 5; fewer are faster and rougher.
     """
-    for name, value in {"lr": lr, "adamw_lr": adamw_lr, "weight_decay": weight_decay, "eps": adamw_eps}.items():
-        check_rate(name, value)
-    check_rate("adamw_weight_decay", adamw_weight_decay)
-    check_betas("adamw_betas", adamw_betas)
     if not 0 <= momentum < 1:
         raise Mistake(f"optimizer.momentum={momentum}: it must be from 0 to below 1")
     if orthogonalization_steps not in range(1, 6):
         raise Mistake(f"optimizer.orthogonalization_steps={orthogonalization_steps}: it is a number from 1 to 5")
-    by_maps, taken = defaultdict(list), set()
-    for weight, maps in model.hidden_matrices():
-        if weight.requires_grad:
-            by_maps[maps].append(weight)
-            taken.add(weight)
-    if any(weight.ndim != 2 for weight in taken):
-        raise Mistake("optimizer: Muon wants whole matrices, and FSDP has split them: take trainer=ddp")
-    rest = [p for p in model.parameters() if p.requires_grad and p not in taken]
     matrices = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
     matrices["orthogonalization_steps"] = orthogonalization_steps
-    groups: list[dict[str, Any]] = [{"params": p, "maps": maps, **matrices} for maps, p in by_maps.items()]
-    if rest:
-        groups.append({"params": rest, "maps": 0, "lr": adamw_lr})
-    defaults = dict(lr=lr, betas=tuple(adamw_betas), eps=adamw_eps, weight_decay=adamw_weight_decay)
-    return Muon(groups, defaults | dict(amsgrad=False, maximize=False, fused=True))
+    return Muon(model, matrices, adamw_lr, adamw_betas, adamw_weight_decay, adamw_eps)
