@@ -2,9 +2,9 @@
 
     python experiments/speedrun/nanogpt.py ../nanoGPT laptop --seed 1337
 
-Its seconds are those that it prints for each step; for steps at which it also evaluates or saves, the median of the
-others. Its loss is that of its last checkpoint over the whole validation split, in blocks that do not overlap. None
-of its code is kept here; it runs in a copy of the checkout, which is left as it is.
+Its seconds are those that it prints for each step, and the median of these for a step at which it also evaluates
+or saves. Its loss is that of its last checkpoint over the whole validation split, in blocks that do not overlap.
+None of its code is kept here; it runs in a copy of the checkout, which is left as it is.
 """
 
 import argparse

@@ -4,7 +4,7 @@
     python experiments/speedrun/run.py cpu --seeds 3
 
 Each run is `python train.py +speedrun=TRACK seed=...` in runs/TRACK/SEED, and goes on, or is skipped, where it
-stands. A track is won when the mean loss of the last step is at or below the target with p < 0.05 (one-sided t-test).
+stands. A track is won when the mean loss of the last step is at or below the target, p < 0.05 (one-sided t-test).
 """
 
 import argparse
