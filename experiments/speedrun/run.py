@@ -42,11 +42,12 @@ def verdict(rows: list[dict], target: float) -> str:
     """In a line: the mean loss, its spread, p, and the seconds."""
     losses = [row["final_val_loss"] for row in rows]
     seconds = statistics.mean(row["train_seconds"] for row in rows)
-    spread = f" ± {statistics.stdev(losses):.4f}, p = {_p(losses, target):.2g}" if len(losses) > 1 else ""
-    return f"{statistics.mean(losses):.4f}{spread} for {target} or less, {len(losses)} seeds, {seconds:.1f} s"
+    spread = f" ± {statistics.stdev(losses):.4f}, p = {p_value(losses, target):.2g}," if len(losses) > 1 else ""
+    seeds = f"{len(losses)} seed{'s' if len(losses) > 1 else ''}"
+    return f"{statistics.mean(losses):.4f}{spread} for {target} or less; {seeds}, {seconds:.1f} s each"
 
 
-def _p(losses: list[float], target: float) -> float:
+def p_value(losses: list[float], target: float) -> float:
     """How likely losses this low or lower are, if the true mean were above the target."""
     return float(ttest_1samp(losses, target, alternative="less").pvalue)
 

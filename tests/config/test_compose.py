@@ -199,7 +199,7 @@ def test_a_schedule_on_the_command_line_is_taken(compose, schedule):
 
 def test_nanogpts_laptop_recipe_has_nanogpts_values(compose):
     """https://github.com/karpathy/nanoGPT: README, "I only have a macbook", and the defaults of train.py."""
-    config = compose("recipe=nanogpt_laptop")
+    config = compose("model=gpt_nano", "recipe=nanogpt_laptop")
     optimizer, trainer, schedule = config.optimizer, config.trainer, config.schedule
     assert (config.data.batch_size, config.data.block_size, trainer.max_steps) == (12, 64, 2000)
     assert (config.model.n_layer, config.model.n_head, config.model.n_embd) == (4, 4, 128)

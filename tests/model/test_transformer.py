@@ -20,6 +20,7 @@ from chargpt.model.surroundings import Surroundings
 from chargpt.model.transformer import Block, Transformer
 from tests.model.lecture import GPTLanguageModel
 
+NANO = "model=gpt_nano"
 POSITIONS = [Learned, Rotary, PositionEncoding]
 NORMS = [nn.LayerNorm, nn.RMSNorm, nn.Identity]
 FEED_FORWARDS = [FeedForward, partial(FeedForward, activation=SquaredReLU), SwiGLU, LinearReLU, None]
@@ -328,10 +329,12 @@ def test_every_parameter_learns(small, tokens_BT, feed_forward, position):
     "overrides",
     [
         ["model=gpt_mini", "model.n_layer=1", "model.block_size=16"],
-        ["model/position=rotary", "model/feed_forward=swiglu", "model/initialization=zero_projections"],
-        ["model/position=none", "model/feed_forward=squared_relu", "model/norm=rms_norm"],
-        ["model/attention=causal_no_projection", "model/feed_forward=linear_relu", "model/norm=none"],
-        ["model/feed_forward=none", "model/initialization=torch_default"],
+        [NANO, "model/position=rotary", "model/feed_forward=swiglu", "model/initialization=zero_projections"],
+        [NANO, "model/position=none", "model/feed_forward=squared_relu", "model/norm=rms_norm"],
+        [NANO, "model/attention=causal_no_projection", "model/feed_forward=linear_relu", "model/norm=none"],
+        [NANO, "model/feed_forward=none", "model/initialization=torch_default"],
+        ["model=gpt_modern", "model.n_layer=2"],
+        ["model=gpt_modern", "model/values=residual", "model/skips=u_net", "model/logits=soft_cap"],
     ],
     ids=" ".join,
 )

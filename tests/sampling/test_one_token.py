@@ -11,16 +11,23 @@ from chargpt.sampling.context import Context
 from chargpt.sampling.one_token import OneToken
 from tests.conftest import REPO
 
+NANO = "model=gpt_nano"
 PARTS = [
-    [],
+    [NANO],
     ["model=gpt_small"],
-    ["model/position=rotary"],
-    ["model/position=none"],
-    ["model/norm=rms_norm", "model/feed_forward=swiglu"],
-    ["model/norm=none", "model/feed_forward=squared_relu"],
+    [NANO, "model/position=rotary"],
+    [NANO, "model/position=none"],
+    [NANO, "model/norm=rms_norm", "model/feed_forward=swiglu"],
+    [NANO, "model/norm=none", "model/feed_forward=squared_relu"],
     ["model=gpt_modern"],
     ["model=gpt_modern", "model/values=residual", "model/skips=u_net", "model/n_grams=pairs_and_triples"],
-    ["model/skips=u_net", "model/logits=soft_cap", "model/attention=causal_qk_norm", "model/norm=rms_norm_plain"],
+    [
+        NANO,
+        "model/skips=u_net",
+        "model/logits=soft_cap",
+        "model/attention=causal_qk_norm",
+        "model/norm=rms_norm_plain",
+    ],
     ["+lecture=head"],
     ["+lecture=feed_forward"],
     ["+lecture=residual"],

@@ -7,6 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from chargpt.errors import Mistake
+from chargpt.training import bfloat16
 from chargpt.training.hardware import device_name, make_trainer
 from tests.conftest import REPO
 
@@ -62,6 +63,16 @@ def test_on_a_cpu_numbers_have_32_bits_unless_asked_otherwise(tmp_path: Path):
     ]
     assert [trainer.precision for trainer in made] == ["32-true", "bf16-mixed"]
     assert device_name(made[0].strategy.root_device) == "cpu"
+
+
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_the_fastest_precision_of_a_cpu_is_bfloat16_where_it_has_products_for_it(
+    monkeypatch, tmp_path, fast, precision
+):
+    monkeypatch.setattr(bfloat16, "_has_amx", lambda: fast)
+    made = dict(logger=False, default_root_dir=tmp_path)
+    assert make_trainer(settings(precision="fastest"), **made).precision == precision
+    assert make_trainer(settings(precision="auto"), **made).precision == "32-true"
 
 
 def test_the_settings_stay_as_they_were(tmp_path: Path):

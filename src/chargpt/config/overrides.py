@@ -48,7 +48,7 @@ ALSO: dict[str, Types] = {
 # Settings that only some choice of a group has.
 ELSEWHERE = {"data.path": "data=text_file"}
 # Groups that no default names: a choice in them is added.
-ADDED = ("lecture", "grid")
+ADDED = ("lecture", "grid", "speedrun")
 # Groups in which nothing may be chosen.
 MAY_BE_NONE = (("evaluate", "data"),)
 # Texts and paths that people type without quotes: taken as they are, whatever signs they hold.

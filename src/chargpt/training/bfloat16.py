@@ -17,4 +17,5 @@ def is_fast(device: torch.device) -> bool:
 
 @functools.cache
 def _has_amx() -> bool:
-    return torch.cpu._is_amx_tile_supported()
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return supported is not None and supported()

@@ -1,0 +1,119 @@
+"""The default recipe with one part changed at a time, 3 seeds each; writes ablation.csv and the table in README.md.
+
+    python experiments/ablation/run.py                  # goes on where it was cut off; about 40 minutes on two cores
+    python experiments/ablation/run.py "the recipe" SOAP AdamW
+
+Each run is `python train.py ... seed=...`, 300 steps of the default recipe, on the training split alone: its last
+tenth is held out, and the validation split is not looked at. The same steps on the same batches: all variants but
+those of width see the same tokens, and `train_seconds` says what a part costs.
+"""
+
+import argparse
+import csv
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from chargpt.data.corpus import TinyShakespeare
+from chargpt.sweeps.finished import read_run
+from chargpt.sweeps.markdown import mean_and_spread, put, table
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+SEEDS = (1, 2, 3)
+STEPS = 300
+
+# What is changed -> the words for it.
+VARIANTS: dict[str, list[str]] = {
+    "the recipe": [],
+    "learned positions": ["model/position=learned"],
+    "RMSNorm": ["model/norm=rms_norm_plain"],
+    "layer norm with weights": ["model/norm=layer_norm"],
+    "no QK norm": ["model/attention=causal"],
+    "ReLU": ["model/feed_forward=relu"],
+    "GELU": ["model/feed_forward=gelu"],
+    "SwiGLU": ["model/feed_forward=swiglu"],
+    "no n-grams": ["model/n_grams=none"],
+    "pairs and triples": ["model/n_grams=pairs_and_triples"],
+    "no value embeddings": ["model/values=none"],
+    "value residuals": ["model/values=residual"],
+    "U-net skips": ["model/skips=u_net"],
+    "soft-capped logits": ["model/logits=soft_cap"],
+    "GPT-2's first weights": ["model/initialization=gpt2"],
+    "only the head not at 0": ["model.initialization.head=false"],
+    "tied head": ["model.tie_weights=true"],
+    "no norm of the embeddings": ["model.embedding_norm=false"],
+    "AdamW": ["optimizer=adamw", "optimizer.lr=3e-3"],
+    "SOAP": ["optimizer=soap"],
+    "4 orthogonalization steps": ["optimizer.orthogonalization_steps=4"],
+    "Muon with weight decay 0.1": ["optimizer.weight_decay=0.1"],
+    "cosine schedule": ["schedule=warmup_cosine", "schedule.final=0"],
+    "decay over the last 20 %": ["schedule.decay=0.2"],
+    "dropout 0.1": ["model.dropout=0.1"],
+    "float32": ["trainer.precision=32-true"],
+}
+
+
+def run(name: str, seed: int, text: Path) -> dict[str, str | float]:
+    folder = HERE / "runs" / name.replace(" ", "_") / str(seed)
+    settings = [f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}"]
+    settings += ["callbacks.samples.max_new_tokens=0"]
+    data = ["data=text_file", f"data.path={text}", f"seed={seed}", "resume=auto", f"hydra.run.dir={folder}"]
+    command = [sys.executable, str(ROOT / "train.py"), "trainer=cpu", *settings, *VARIANTS[name], *data]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    metrics = read_run(folder).metrics
+    return {"variant": name, "seed": seed} | {
+        key: metrics[key] for key in ("final_val_loss", "train_seconds", "parameters")
+    }
+
+
+def rows_of(results: list[dict]) -> list[dict[str, str]]:
+    def of(name: str, key: str) -> list[float]:
+        return [float(row[key]) for row in results if row["variant"] == name]
+
+    names = list(dict.fromkeys(row["variant"] for row in results))
+    loss, seconds = (statistics.mean(of(names[0], key)) for key in ("final_val_loss", "train_seconds"))
+    lines = []
+    for name in names:
+        losses, its_seconds = of(name, "final_val_loss"), statistics.mean(of(name, "train_seconds"))
+        words = " ".join(VARIANTS[name])
+        lines.append(
+            {
+                "changed": name,
+                "words": f"`{words}`" if words else "",
+                "loss": mean_and_spread(losses, 4),
+                "difference": f"{statistics.mean(losses) - loss:+.4f}",
+                "seconds": f"{its_seconds:.1f}",
+                "of the time": f"{its_seconds / seconds:.2f}",
+                "parameters": f"{int(of(name, 'parameters')[0]):,}",
+            }
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("variants", nargs="*", help="all if none is named")
+    args = parser.parse_args()
+    unknown = set(args.variants) - set(VARIANTS)
+    if unknown:
+        raise SystemExit(f"there is no variant {sorted(unknown)[0]!r}; there are {', '.join(VARIANTS)}")
+    text = TinyShakespeare().read()
+    results: list[dict] = []
+    training_split = HERE / "runs" / "training_split.txt"
+    training_split.parent.mkdir(exist_ok=True)
+    training_split.write_text(text[: int(0.9 * len(text))])
+    for name in args.variants or VARIANTS:
+        for seed in SEEDS:
+            results.append(run(name, seed, training_split))
+            print(results[-1], flush=True)
+        with (HERE / "ablation.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, results[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(results)
+        put(HERE / "README.md", "ablation", table(rows_of(results)))
+
+
+if __name__ == "__main__":
+    main()
