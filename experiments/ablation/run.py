@@ -1,6 +1,6 @@
-"""The default recipe with one part changed at a time, 3 seeds each; writes ablation.csv and the table in README.md.
+"""The default recipe with one part changed at a time, 3 seeds each; writes ablation.csv and README.md's table.
 
-    python experiments/ablation/run.py                  # goes on where it was cut off; about 40 minutes on two cores
+    python experiments/ablation/run.py                  # goes on where it was cut off; an hour on two cores
     python experiments/ablation/run.py "the recipe" SOAP AdamW
 
 Each run is `python train.py ... seed=...`, 300 steps of the default recipe, on the training split alone: its last

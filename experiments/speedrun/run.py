@@ -61,14 +61,15 @@ def main() -> None:
     args = parser.parse_args()
     rows: list[dict] = []
     for seed in range(1, args.seeds + 1):
-        rows.append(ours(args.track, seed, args.words))
+        new = [ours(args.track, seed, args.words)]
         if args.nanogpt and args.track in BESIDE:
-            rows.append(theirs(args.track, seed, args.nanogpt.resolve()))
+            new.append(theirs(args.track, seed, args.nanogpt.resolve()))
+        rows += new
         with (HERE / f"{args.track}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, ["who", *KEYS], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        print(rows[-1], flush=True)
+        print(*new, sep="\n", flush=True)
     for who in ("chargpt", "nanogpt"):
         if mine := [row for row in rows if row["who"] == who]:
             print(f"{who}: {verdict(mine, TARGETS[args.track])}")

@@ -1,7 +1,7 @@
 """chargpt: a research bench for small decoder-only Transformers.
 
 import chargpt
-model = chargpt.load("outputs/gpt_nano/2026-01-01_12-00-00")
+model = chargpt.load("outputs/gpt_modern/2026-01-01_12-00-00")
 print(model.generate("ROMEO:", 200))
 """
 

@@ -194,9 +194,14 @@ def test_a_run_that_was_killed_after_its_last_step_only_needs_its_end(verb, fini
     assert reading.status(run)["state"] == "finished"
 
 
+MODERN = ["model=gpt_modern", "trainer.precision=bf16-mixed"]
+
+
 @pytest.mark.parametrize("passes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_30_steps_and_then_30_more_are_60(verb, tiny, uncut, tmp_path: Path, passes):
+@pytest.mark.parametrize("recipe", [[], MODERN, [*MODERN, "optimizer=soap"]], ids=["adamw", "muon", "soap"])
+def test_30_steps_and_then_30_more_are_60(verb, tiny, uncut, tmp_path: Path, recipe, passes):
     words = [
+        *recipe,
         QUIET,
         "schedule=constant",
         "trainer.val_check_interval=15",
