@@ -92,6 +92,14 @@ def rows_of(results: list[dict]) -> list[dict[str, str]]:
     return lines
 
 
+def _measured() -> list[dict]:
+    """What ablation.csv has already."""
+    if not (HERE / "ablation.csv").exists():
+        return []
+    with (HERE / "ablation.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("variants", nargs="*", help="all if none is named")
@@ -100,15 +108,20 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"there is no variant {sorted(unknown)[0]!r}; there are {', '.join(VARIANTS)}")
     text = TinyShakespeare().read()
-    results: list[dict] = []
+    before = _measured()
+    base = next(iter(VARIANTS))  # what the others are compared with
+    missing = [] if any(row["variant"] == base for row in before) else [base]
+    asked = [name for name in VARIANTS if name in (*missing, *(args.variants or VARIANTS))]
+    results: list[dict] = [row for row in before if row["variant"] not in asked]
     training_split = HERE / "runs" / "training_split.txt"
     training_split.parent.mkdir(exist_ok=True)
     training_split.write_text(text[: int(0.9 * len(text))])
-    for name in args.variants or VARIANTS:
+    for name in asked:
         for seed in SEEDS:
             results.append(run(name, seed, training_split))
             print(results[-1], flush=True)
         with (HERE / "ablation.csv").open("w", newline="") as file:
+            results.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
             writer = csv.DictWriter(file, results[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(results)

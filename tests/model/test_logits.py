@@ -24,7 +24,7 @@ def test_the_model_caps_its_logits(small, tokens_BT):
     torch.testing.assert_close(capped(tokens_BT), 0.1 * torch.tanh(plain(tokens_BT) / 0.1))
 
 
-@pytest.mark.parametrize("cap", [0, -1.0, math.nan])
+@pytest.mark.parametrize("cap", [0, -1.0, math.nan, math.inf])
 def test_a_cap_that_is_none_is_refused(cap):
     with pytest.raises(Mistake, match=r"model\.logits\.cap"):
         SoftCap(cap)

@@ -42,6 +42,16 @@ def test_more_n_grams_than_rows_share_them_evenly():
     assert counts.std() < 0.2 * counts.mean()  # by chance it would be 0.06
 
 
+@pytest.mark.parametrize("vocab_size", [64, 65, 100, 128, 256])
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_another_token_in_any_place_is_another_row_for_almost_all(vocab_size, n):
+    part = NGrams(vocab_size, 1, lengths=(n,), buckets=16384)
+    for place in range(n):
+        all_BS = torch.full((vocab_size, n), 7)
+        all_BS[:, place] = torch.arange(vocab_size)
+        assert len(part._rows(all_BS, n, part.tables[0].num_embeddings).unique()) > 0.95 * vocab_size
+
+
 @given(changed=st.integers(0, 7), n=st.integers(2, 4))
 def test_an_n_gram_is_of_the_last_n_tokens_and_no_other(changed, n):
     part = filled(11, 12, lengths=(n,), buckets=10**5)
@@ -62,7 +72,9 @@ def test_a_model_with_them_gives_the_same_logits_with_a_cache_filled_in_any_chun
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens_BT), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [dict(lengths=()), dict(lengths=(1,)), dict(buckets=0)])
+@pytest.mark.parametrize(
+    "wrong", [dict(lengths=()), dict(lengths=(1,)), dict(lengths=(2.5,)), dict(lengths=(3.0,)), dict(buckets=0)]
+)
 def test_settings_without_sense_are_refused(wrong):
     with pytest.raises(Mistake, match=r"n_grams"):
         NGrams(11, 12, **wrong)

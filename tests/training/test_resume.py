@@ -311,6 +311,17 @@ def test_a_choice_of_trainer_brings_the_hardware_and_not_the_recipe():
     assert resumed["trainer"] == SAVED["trainer"] | {"devices": 8, "accelerator": "gpu"}
 
 
+def test_a_choice_of_trainer_leaves_the_precision_to_the_run():
+    """The composed one is the default model's recipe's."""
+    now = composed(trainer={"precision": "fastest", "accelerator": "cpu"})
+    assert changed(SAVED, now, ["trainer=cpu"], {})["trainer"]["precision"] == "auto"
+    assert changed(SAVED, now, ["trainer.precision=fastest"], {})["trainer"]["precision"] == "fastest"
+
+
+def test_a_part_that_has_got_settings_since_then_and_leaves_them_null_is_no_change():
+    assert changed(SAVED, composed(model={"n_grams": None}), ["model=gpt_nano"], {}) == SAVED
+
+
 def test_what_is_named_with_the_value_it_had_is_no_change():
     assert changed(SAVED, composed(), ["model.n_layer=2", "seed=1"], {}) == SAVED
 

@@ -88,8 +88,15 @@ def test_it_goes_on_from_its_state_to_the_same_bits():
 
 
 @pytest.mark.parametrize(
-    "wrong", [dict(frequency=0), dict(betas=(1.0, 0.9)), dict(shampoo_beta=2), dict(lr=-1)], ids=str
+    "wrong", [dict(frequency=0), dict(betas=(1.0, 0.9)), dict(shampoo_beta=2), dict(eps=0), dict(lr=-1)], ids=str
 )
 def test_settings_without_sense_are_refused(wrong):
     with pytest.raises(Mistake, match=next(iter(wrong))):
         soap(One(torch.zeros(2, 2)), **{"lr": 0.01, **wrong})
+
+
+def test_until_there_is_a_gradient_it_waits():
+    weight, steps = torch.randn(6, 4), gradients(5)
+    late, prompt = One(weight), One(weight)
+    found = train(late, soap(late, lr=0.01), [torch.zeros(6, 4)] * 3 + steps)
+    assert found.equal(train(prompt, soap(prompt, lr=0.01), steps))

@@ -62,18 +62,20 @@ def zero_projections(model: Transformer, std: float = 0.02, head: bool = False) 
 def unit_embedding(model: Transformer, gain: float = 0.5, head: bool | None = None) -> None:
     """Every weight such that what it gives has about the size of `gain`, whatever the width; biases 0.
 
-    Embeddings are N(0, 1); matrices N(0, gain^2 / fan in), as in muP (Yang et al. 2022); projections into the
-    residual stream 0, as in `zero_projections`.
+    Embeddings are N(0, 1); matrices N(0, gain^2 / fan in), as in muP (Yang et al. 2022), and so are embeddings tied
+    to the head; projections into the residual stream 0, as in `zero_projections`.
 
     Args:
         head: whether the output head is 0 too, so that training starts at ln V; None: unless it is the embedding.
     """
+    if not gain >= 0 or head not in (True, False, None):
+        raise Mistake(f"model.initialization: gain={gain} and head={head}: 0 or more; and true, false or null")
     tied = model.head.weight is model.token_embedding.weight
     zero_projections(model, head=not tied if head is None else head)
     projections = set(model.residual_projections())
     for module in _plain(model):
         if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight)
+            nn.init.normal_(module.weight, std=gain / math.sqrt(model.n_embd) if tied else 1.0)
         elif module is not model.head and module not in projections:
             nn.init.normal_(module.weight, std=gain / math.sqrt(module.in_features))
 

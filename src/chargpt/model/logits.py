@@ -12,8 +12,8 @@ class SoftCap(nn.Module):
 
     def __init__(self, cap: float = 15.0):
         super().__init__()
-        if not cap > 0:
-            raise Mistake(f"model.logits.cap={cap}: it must be more than 0")
+        if not 0 < cap < float("inf"):
+            raise Mistake(f"model.logits.cap={cap}: it must be a finite number, more than 0")
         self.cap = cap
 
     def forward(self, logits_BTV: Float[Tensor, "B T V"]) -> Float[Tensor, "B T V"]:

@@ -27,7 +27,7 @@ class NGrams(nn.Module):
 
     def __init__(self, vocab_size: int, n_embd: int, lengths: Sequence[int] = (2,), buckets: int = 16384):
         super().__init__()
-        if not lengths or min(lengths) < 2 or buckets < 1:
+        if not lengths or not all(isinstance(n, int) and n >= 2 for n in lengths) or buckets < 1:
             raise Mistake(
                 f"model.n_grams: lengths={list(lengths)}, buckets={buckets}: lengths of 2 or more, and a bucket"
             )
@@ -60,8 +60,12 @@ class NGrams(nn.Module):
         """Of the n-gram that each token from the n-th on ends."""
         length = all_BS.shape[1] - n + 1
         row_BS = all_BS[:, n - 1 :]
+        hashed = self.vocab_size**n > buckets
+        base = (
+            self.vocab_size | 1 if hashed else self.vocab_size
+        )  # an even one would lose bits of the newest token
         for back in range(1, n):
-            row_BS = row_BS * self.vocab_size + all_BS[:, n - 1 - back :][:, :length]
-            if self.vocab_size**n > buckets:
+            row_BS = row_BS * base + all_BS[:, n - 1 - back :][:, :length]
+            if hashed:
                 row_BS = row_BS * STRIDE % LARGEST
         return row_BS % buckets

@@ -20,7 +20,9 @@ class UNet(nn.Module):
     def __init__(self, n_layer: int, weight: float = 1.0):
         super().__init__()
         self.n_layer = n_layer
-        self.weights_S = nn.Parameter(torch.full(((n_layer - 1) // 2,), weight))
+        skips = (n_layer - 1) // 2
+        # With fewer than three blocks there is nothing to skip, and DDP waits for the gradient of every parameter.
+        self.weights_S = nn.Parameter(torch.full((skips,), float(weight))) if skips else None
 
     def forward(
         self, x_BTC: Float[Tensor, "B T C"], outputs: Sequence[Float[Tensor, "B T C"]]

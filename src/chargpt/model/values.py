@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chargpt.errors import Mistake
 from chargpt.model.surroundings import Surroundings
 
 
@@ -38,8 +39,10 @@ class ValueEmbedding(nn.Module):
     def __init__(self, vocab_size: int, n_embd: int, share: float = 0.5, std: float = 0.5):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, n_embd)
+        if not 0 <= std < float("inf"):
+            raise Mistake(f"model.values.std={std}: it must be a finite number, 0 or more")
         nn.init.normal_(self.embedding.weight, std=std)
-        self.share = nn.Parameter(torch.tensor(share))
+        self.share = nn.Parameter(torch.tensor([float(share)]))  # FSDP knows no scalars
 
     def forward(self, values_BTC: Float[Tensor, "B T C"], surroundings: Surroundings) -> Float[Tensor, "B T C"]:
         table_VC = (self.share * self.embedding.weight).to(values_BTC.dtype)

@@ -47,7 +47,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 by_maps[maps].append(weight)
                 taken.add(weight)
         if any(weight.ndim != 2 for weight in taken):
-            raise Mistake("optimizer: this one wants whole matrices, and FSDP has split them: take trainer=ddp")
+            raise Mistake(
+                "optimizer: this one wants whole matrices, which FSDP splits: take trainer=ddp, or optimizer=adamw"
+            )
         rest = [p for p in model.parameters() if p.requires_grad and p not in taken]
         groups: list[dict[str, Any]] = [{"params": p, "maps": maps, **matrices} for maps, p in by_maps.items()]
         if rest:

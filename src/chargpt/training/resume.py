@@ -72,7 +72,8 @@ def changed(
         if key.replace("/", ".").split(".")[0] in FREE_GROUPS:
             continue
         if key == "trainer":
-            for name in set(HARDWARE) & composed["trainer"].keys():
+            # Not the precision, which is the recipe's here: this command line's may be another model's.
+            for name in (set(HARDWARE) - {"precision"}) & composed["trainer"].keys():
                 OmegaConf.update(config, f"trainer.{name}", composed["trainer"][name])
             continue
         path = key.replace("/", ".")
@@ -83,7 +84,7 @@ def changed(
                 f"{override.input_line} would make it another run: {has}. Leave it out, or start a new run "
                 f"without resume="
             )
-        if before == now or (key == "data" and before["_target_"] == now["_target_"]):
+        if _given(before) == _given(now) or (key == "data" and before["_target_"] == now["_target_"]):
             continue  # the same again; what differs within it is said by overrides of its own
         if path not in MAY_CHANGE:
             shown = "" if OmegaConf.is_config(before) else f"={before}"
@@ -93,3 +94,10 @@ def changed(
             )
         OmegaConf.update(config, path, now, force_add=True)
     return OmegaConf.to_container(config, resolve=True)
+
+
+def _given(part: Any) -> Any:
+    """A part of a config without what is null: such a key may have come with a later version of the part."""
+    if OmegaConf.is_config(part):
+        part = OmegaConf.to_container(part, resolve=True)
+    return {k: _given(v) for k, v in part.items() if v is not None} if isinstance(part, dict) else part

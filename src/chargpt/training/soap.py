@@ -17,8 +17,8 @@ class SOAP(MatrixOptimizer):
     """Vyas et al. 2024, "SOAP", algorithm 3: the gradient turned into the eigenvectors of the running averages of
     G G^T and G^T G, Adam there, and back.
 
-    The first step only finds the first eigenvectors. Later ones follow by a step of power iteration and a QR
-    decomposition, every `frequency` steps (algorithm 4).
+    The first step with a gradient only finds the first eigenvectors. Later ones follow by a step of power iteration
+    and a QR decomposition, every `frequency` steps (algorithm 4).
     """
 
     def matrix_step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
@@ -27,8 +27,9 @@ class SOAP(MatrixOptimizer):
 
     def _one(self, p: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
         gradient, (beta1, beta2) = p.grad.float(), group["matrix_betas"]
-        first = "taken" not in state
-        if first:
+        if "taken" not in state:
+            if not gradient.any():  # behind projections that start at 0 there is nothing to take apart yet
+                return
             state["taken"] = 0
             state["momentum"], state["variance"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
             state["left"], state["right"] = gradient @ gradient.mT, gradient.mT @ gradient
@@ -85,7 +86,10 @@ def soap(
         frequency: steps between two looks at their eigenvectors.
     """
     check_betas("betas", betas)
-    check_betas("shampoo_beta", (shampoo_beta, shampoo_beta))
+    if not 0 <= shampoo_beta < 1:
+        raise Mistake(f"optimizer.shampoo_beta={shampoo_beta}: it must be from 0 to below 1")
+    if not 0 < eps < float("inf"):
+        raise Mistake(f"optimizer.eps={eps}: it must be more than 0")
     if frequency < 1:
         raise Mistake(f"optimizer.frequency={frequency}: it must be 1 or more")
     matrices = dict(lr=lr, matrix_betas=tuple(betas), shampoo_beta=shampoo_beta, weight_decay=weight_decay)
