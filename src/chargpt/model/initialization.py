@@ -62,8 +62,8 @@ def zero_projections(model: Transformer, std: float = 0.02, head: bool = False) 
 def unit_embedding(model: Transformer, gain: float = 0.5, head: bool | None = None) -> None:
     """Every weight such that what it gives has about the size of `gain`, whatever the width; biases 0.
 
-    Embeddings are N(0, 1); matrices N(0, gain^2 / fan in), as in muP (Yang et al. 2022), and so are embeddings tied
-    to the head; projections into the residual stream 0, as in `zero_projections`.
+    Embeddings are N(0, 1); matrices N(0, gain^2 / fan in), as in muP (Yang et al. 2022), and so are embeddings
+    tied to the head; projections into the residual stream 0, as in `zero_projections`.
 
     Args:
         head: whether the output head is 0 too, so that training starts at ln V; None: unless it is the embedding.

@@ -21,11 +21,11 @@ class NGrams(nn.Module):
     Args:
         vocab_size: V.
         n_embd: C.
-        lengths: the n.
+        lengths: the n, whole numbers.
         buckets: rows of a table at most.
     """
 
-    def __init__(self, vocab_size: int, n_embd: int, lengths: Sequence[int] = (2,), buckets: int = 16384):
+    def __init__(self, vocab_size: int, n_embd: int, lengths: Sequence[float] = (2,), buckets: int = 16384):
         super().__init__()
         if not lengths or not all(isinstance(n, int) and n >= 2 for n in lengths) or buckets < 1:
             raise Mistake(

@@ -17,8 +17,8 @@ class SOAP(MatrixOptimizer):
     """Vyas et al. 2024, "SOAP", algorithm 3: the gradient turned into the eigenvectors of the running averages of
     G G^T and G^T G, Adam there, and back.
 
-    The first step with a gradient only finds the first eigenvectors. Later ones follow by a step of power iteration
-    and a QR decomposition, every `frequency` steps (algorithm 4).
+    The first step with a gradient only finds the first eigenvectors. Later ones follow by a step of power
+    iteration and a QR decomposition, every `frequency` steps (algorithm 4).
     """
 
     def matrix_step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
