@@ -21,7 +21,7 @@ KEYS = ("val_loss", "final_val_loss", "initial_loss", "train_seconds", "paramete
 
 def name_of(run: FinishedRun) -> str:
     chosen = [word for word in run.overrides if re.match(r"\+?(model|recipe)=", word)]
-    return " ".join(chosen) or "(the default)"
+    return " ".join(chosen) or f"model={run.choices['model']}"
 
 
 def row(name: str, runs: list[FinishedRun]) -> dict[str, str]:
