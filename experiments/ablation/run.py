@@ -4,8 +4,8 @@
     python experiments/ablation/run.py "the recipe" SOAP AdamW
 
 Each run is `python train.py ... seed=...`, 300 steps of the default recipe, on the training split alone: its last
-tenth is held out, and the validation split is not looked at. The same steps on the same batches: all variants but
-those of width see the same tokens, and `train_seconds` says what a part costs.
+tenth is held out, and the validation split is not looked at. All variants take the same steps on the same batches;
+`train_seconds` says what a part costs.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 from chargpt.data.corpus import TinyShakespeare
 from chargpt.sweeps.finished import read_run
 from chargpt.sweeps.markdown import mean_and_spread, put, table
+from chargpt.sweeps.rows import write_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -120,11 +121,8 @@ def main() -> None:
         for seed in SEEDS:
             results.append(run(name, seed, training_split))
             print(results[-1], flush=True)
-        with (HERE / "ablation.csv").open("w", newline="") as file:
-            results.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
-            writer = csv.DictWriter(file, results[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(results)
+        results.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
+        write_rows(HERE / "ablation.csv", results)
         put(HERE / "README.md", "ablation", table(rows_of(results)))
 
 

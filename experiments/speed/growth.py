@@ -10,7 +10,9 @@ bare loop); plot.py draws both.
 import argparse
 from pathlib import Path
 
-from one import SHAPES, measure, write
+from one import HERE, SHAPES, measure
+
+from chargpt.sweeps.rows import write_rows
 
 HEAD = 64  # channels of a head
 
@@ -43,7 +45,7 @@ def run(name: str, questions: list[tuple[str, dict, str]], checkout: Path, devic
         row = {"vary": vary, **found, "tokens_per_second": round(1000 * tokens / found["milliseconds"])}
         rows.append(row)
         print(row, flush=True)
-        write(name, rows)
+        write_rows(HERE / name, rows)
 
 
 def main() -> None:

@@ -22,7 +22,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 
 SHAPES: dict[str, dict[str, Any]] = {
     "bigram": dict(block_size=8, batch_size=32),
@@ -161,14 +162,6 @@ def measure(who: str, shape: dict[str, Any], name: str, steps: int, device: str,
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """The rows so far as a CSV file beside this one; the first has all the columns."""
-    with (Path(__file__).parent / name).open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:

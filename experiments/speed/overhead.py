@@ -17,9 +17,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from one import ROOT, SHAPES, words, write
+from one import HERE, ROOT, SHAPES, words
 
 from chargpt.model.loss import cross_entropy
+from chargpt.sweeps.rows import write_rows
 
 TURN = 50  # steps
 
@@ -92,7 +93,7 @@ def main() -> None:
         with contextlib.redirect_stdout(sys.stderr):
             rows.append(measure(name, args.turns))
         print(rows[-1])
-        write("overhead.csv", rows)
+        write_rows(HERE / "overhead.csv", rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ import argparse
 import statistics
 from pathlib import Path
 
-from one import SHAPES, measure, write
+from one import HERE, SHAPES, measure
+
+from chargpt.sweeps.rows import write_rows
 
 STEPS = {"gpt_nano": 300, "gpt_small": 6}
 
@@ -28,7 +30,7 @@ def main() -> None:
                 row |= {f"{name}_ms": found["milliseconds"], f"{name}_mib": found["peak_mib"]}
             rows.append(row)
             print(row, flush=True)
-            write("pairs.csv", rows)
+            write_rows(HERE / "pairs.csv", rows)
         ratios = [row["ours_ms"] / row["theirs_ms"] for row in rows if row["shape"] == shape]
         spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
         print(f"{shape}: {statistics.median(ratios):.3f} ({spread})", flush=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from one import write
 
 from chargpt.config.build import build
 from chargpt.memory import keep_heap
 from chargpt.sampling.generate import generate
+from chargpt.sweeps.rows import write_rows
 
 HERE = Path(__file__).parent
 CHARACTERS = 500
@@ -69,7 +69,7 @@ def main() -> None:
                     row[name] = round(speed(sample, streams, n), 1)
             rows.append(row)
             print(row, flush=True)
-    write("sampling.csv", rows)
+    write_rows(HERE / "sampling.csv", rows)
     asked = [row for row in rows if row["block_size"] == 256]
     for name in ("chargpt", "chargpt_8", "chargpt_int8"):
         ratios = [row[name] / row["nanogpt"] for row in asked]

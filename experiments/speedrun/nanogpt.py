@@ -19,61 +19,60 @@ from pathlib import Path
 
 import torch
 
-from chargpt.data.corpus import TinyShakespeare
-from chargpt.data.tokenizer import CharTokenizer
-from chargpt.model.loss import cross_entropy
+from chargpt.data.datamodule import TextDataModule
+from chargpt.model.language_model import LanguageModel
+from chargpt.sampling.evaluate import measure
 
 # Its README's setting for a laptop; and its default for one GPU.
 LAPTOP = dict(
     device="cpu", compile=False, block_size=64, batch_size=12, n_layer=4, n_head=4, n_embd=128, dropout=0.0
 )
 SETTINGS = {
-    "laptop": LAPTOP | dict(max_iters=2000, lr_decay_iters=2000, eval_interval=1000),
+    "laptop": LAPTOP | dict(max_iters=2000, lr_decay_iters=2000),
     "gpu": dict(device="cuda", compile=True),
 }
+EVERY = 1000  # steps between two of its own evaluations
+
+
+class Theirs(LanguageModel):
+    """Its model as one of ours."""
+
+    def __init__(self, checkpoint: Path):
+        from model import GPT, GPTConfig
+
+        super().__init__()
+        saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        self.block_size = saved["model_args"]["block_size"]
+        self.gpt = GPT(GPTConfig(**saved["model_args"])).eval()
+        self.gpt.load_state_dict({key.removeprefix("_orig_mod."): value for key, value in saved["model"].items()})
+
+    def forward(self, tokens_BT: torch.Tensor, cache: None = None) -> torch.Tensor:
+        return self.gpt(tokens_BT, tokens_BT)[0]  # without targets it gives the last logits alone
 
 
 def train(checkout: Path, name: str, seed: int) -> dict[str, float]:
     """Trains it; gives `train_seconds`, `steps` and `final_val_loss`."""
+    data = TextDataModule.from_tiny_shakespeare(block_size=1, batch_size=1)  # only the text is wanted
+    data.read()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "nanoGPT"
         shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git", "out*"))
         script = copy / "train.py"
         script.write_text(script.read_text().replace("manual_seed(1337", f"manual_seed({seed}"))
-        (copy / "data/shakespeare_char/input.txt").write_text(TinyShakespeare().read())
+        (copy / "data/shakespeare_char/input.txt").write_text(data.tokenizer.decode(data.split("all")))
         _run([sys.executable, "data/shakespeare_char/prepare.py"], copy)
-        words = dict(SETTINGS[name], out_dir="out", always_save_checkpoint=True, eval_iters=20, log_interval=1)
+        words = dict(SETTINGS[name], out_dir="out", always_save_checkpoint=True, eval_interval=EVERY)
+        words |= dict(eval_iters=20, log_interval=1)
         flags = [f"--{key}={value}" for key, value in words.items()]
         printed = _run([sys.executable, "train.py", "config/train_shakespeare_char.py", *flags], copy)
         steps = [(int(i), float(ms)) for i, ms in re.findall(r"iter (\d+): loss \S+, time (\S+)ms", printed)]
-        every = int(re.search(r"eval_interval = (\d+)", printed)[1]) if "eval_interval" not in words else 1000
-        usual = [ms for i, ms in steps if i % every]
-        sys.path.insert(0, str(copy))
+        usual = [ms for i, ms in steps if i % EVERY]
+        sys.path.insert(0, str(checkout))
         return {
             "train_seconds": (sum(usual) + (len(steps) - len(usual)) * statistics.median(usual)) / 1000,
             "steps": len(steps) - 1,
-            "final_val_loss": _loss(copy / "out" / "ckpt.pt"),
+            "final_val_loss": measure(Theirs(copy / "out" / "ckpt.pt"), data.val_tokens_N, 4096),
         }
-
-
-@torch.no_grad()
-def _loss(checkpoint: Path) -> float:
-    from model import GPT, GPTConfig
-
-    saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    model = GPT(GPTConfig(**saved["model_args"]))
-    model.load_state_dict({key.removeprefix("_orig_mod."): value for key, value in saved["model"].items()})
-    model.eval()
-    text = TinyShakespeare().read()
-    tokens_N = CharTokenizer.from_text(text).encode(text)[int(0.9 * len(text)) :].long()
-    T = saved["model_args"]["block_size"]
-    total = 0.0
-    for start in range(0, len(tokens_N) - 1, 64 * T):
-        some = tokens_N[start : start + 64 * T + 1]
-        for inputs, targets in zip(some[:-1].split(T), some[1:].split(T), strict=True):
-            logits_BTV, _ = model(inputs[None], targets[None])
-            total += cross_entropy(logits_BTV, targets[None], reduction="sum").item()
-    return total / (len(tokens_N) - 1)
 
 
 def _run(command: list[str], folder: Path) -> str:

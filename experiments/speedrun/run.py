@@ -8,7 +8,6 @@ stands. A track is won when the mean loss of the last step is at or below the ta
 """
 
 import argparse
-import csv
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from nanogpt import train
 from scipy.stats import ttest_1samp
 
 from chargpt.sweeps.finished import read_run
+from chargpt.sweeps.rows import write_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -65,10 +65,7 @@ def main() -> None:
         if args.nanogpt and args.track in BESIDE:
             new.append(theirs(args.track, seed, args.nanogpt.resolve()))
         rows += new
-        with (HERE / f"{args.track}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["who", *KEYS], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(HERE / f"{args.track}.csv", rows)
         print(*new, sep="\n", flush=True)
     for who in ("chargpt", "nanogpt"):
         if mine := [row for row in rows if row["who"] == who]:

@@ -12,6 +12,7 @@ from torch import nn
 from chargpt.errors import Mistake
 from chargpt.model.attention import CausalSelfAttention, KeyValueCache
 from chargpt.model.position import Rotary
+from chargpt.model.surroundings import Surroundings
 from tests.model.lecture import MultiHeadAttention
 
 
@@ -118,10 +119,11 @@ def test_the_written_out_weights_are_those_of_the_fused_attention(T, n_head, rot
     attention = CausalSelfAttention(12, n_head, projection=False)
     x_BTC = 3 * noise(2, T, 12, seed=seed)
     rotation = Rotary(9, 12, 12 // n_head).rotation(torch.arange(T)) if rotary else None
+    surroundings = Surroundings(torch.zeros(2, T).long(), x_BTC, rotation)
     weights_BHTT = attention.weights(x_BTC, rotation)
     torch.testing.assert_close(weights_BHTT.sum(-1), torch.ones(2, n_head, T))
     assert (weights_BHTT.triu(1) == 0).all()
     values_BTC = attention.qkv(x_BTC)[..., 24:]
     values_BHTD = values_BTC.unflatten(-1, (n_head, -1)).transpose(1, 2)
     gathered_BTC = (weights_BHTT @ values_BHTD).transpose(1, 2).flatten(-2)
-    torch.testing.assert_close(gathered_BTC, attention(x_BTC, rotation), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gathered_BTC, attention(x_BTC, surroundings), atol=1e-5, rtol=1e-5)

@@ -20,6 +20,7 @@ from chargpt.model.transformer import Transformer
 from chargpt.training import muon as module
 from chargpt.training.muon import POLAR_EXPRESS, SAFETY, Muon, muon, orthogonalize
 from chargpt.training.optimizer import adamw
+from tests.training.stepping import gradients, train
 
 
 @pytest.fixture(autouse=True)
@@ -32,18 +33,6 @@ def model() -> Transformer:
     torch.manual_seed(0)
     parts = dict(attention=CausalSelfAttention, position=Learned, norm=nn.LayerNorm, feed_forward=FeedForward)
     return Transformer(11, 8, 2, 3, 12, 0.0, **parts, n_grams=NGrams, initialization=torch_default)
-
-
-def gradients(model: nn.Module, step: int) -> list[Tensor]:
-    draw = torch.Generator().manual_seed(step)
-    return [torch.randn(p.shape, generator=draw) for p in model.parameters()]
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    for step in steps:
-        for p, grad in zip(model.parameters(), gradients(model, step), strict=True):
-            p.grad = grad.clone()
-        optimizer.step()
 
 
 # Orthogonal

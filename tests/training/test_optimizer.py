@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from chargpt.config.build import build
 from chargpt.training.optimizer import adamw, decay_groups, sgd
 from tests.training import reading
+from tests.training.stepping import gradients, train
 
 
 @pytest.fixture
@@ -18,18 +19,6 @@ def model() -> nn.Module:
     head = nn.Linear(4, 7)
     head.weight = tied.weight
     return nn.ModuleDict({"embedding": tied, "norm": nn.LayerNorm(4), "mix": nn.Linear(4, 4), "head": head})
-
-
-def gradients(model: nn.Module, step: int) -> list[Tensor]:
-    draw = torch.Generator().manual_seed(step)
-    return [torch.randn(p.shape, generator=draw) for p in model.parameters()]
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    for step in range(steps):
-        for p, grad in zip(model.parameters(), gradients(model, step), strict=True):
-            p.grad = grad.clone()
-        optimizer.step()
 
 
 def assert_close(model: nn.Module, expected: list[Tensor]) -> None:
@@ -79,7 +68,7 @@ def test_adamw_is_the_papers_update(model, fused, steps):
             m_hat, v_hat = m / (1 - b1 ** (step + 1)), v / (1 - b2 ** (step + 1))
             x = x - lr * (m_hat / (v_hat.sqrt() + eps) + (decay * x if p.ndim >= 2 else 0))
         expected.append(x)
-    train(model, adamw(model, lr=lr, betas=[b1, b2], weight_decay=decay, eps=eps, fused=fused), steps)
+    train(model, adamw(model, lr=lr, betas=[b1, b2], weight_decay=decay, eps=eps, fused=fused), range(steps))
     assert_close(model, expected)
 
 
@@ -97,13 +86,13 @@ def test_sgd_is_the_textbooks_update(model, nesterov, steps):
             velocity = momentum * velocity + g
             x = x - lr * (g + momentum * velocity if nesterov else velocity)
         expected.append(x)
-    train(model, sgd(model, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay), steps)
+    train(model, sgd(model, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay), range(steps))
     assert_close(model, expected)
 
 
 def test_plain_sgd_goes_down_the_gradient(model):
     before = copy.deepcopy(list(model.parameters()))
-    train(model, sgd(model, lr=1.0), 1)
+    train(model, sgd(model, lr=1.0), range(1))
     for p, q, g in zip(model.parameters(), before, gradients(model, 0), strict=True):
         torch.testing.assert_close(q - p, g, rtol=1e-5, atol=1e-6)
 

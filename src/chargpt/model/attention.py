@@ -81,12 +81,12 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self,
         x_BTC: Float[Tensor, "B T C"],
-        rotation: Rotation | None = None,
-        cache: KeyValueCache | None = None,
         surroundings: Surroundings | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "B T C"]:
         """With a cache, x_BTC holds only the newest T tokens, and they see all those before them too."""
         B, T, C = x_BTC.shape
+        rotation = surroundings.rotation if surroundings is not None else None
         q_BHTD, k_BHTD, v_BHTD = self._queries_keys_values(x_BTC, rotation, surroundings)
         mask = None
         if cache is not None:

@@ -61,9 +61,8 @@ class NGrams(nn.Module):
         length = all_BS.shape[1] - n + 1
         row_BS = all_BS[:, n - 1 :]
         hashed = self.vocab_size**n > buckets
-        base = (
-            self.vocab_size | 1 if hashed else self.vocab_size
-        )  # an even one would lose bits of the newest token
+        # Hashed by an even base, the newest token would lose bits.
+        base = self.vocab_size | 1 if hashed else self.vocab_size
         for back in range(1, n):
             row_BS = row_BS * base + all_BS[:, n - 1 - back :][:, :length]
             if hashed:

@@ -45,7 +45,7 @@ class Block(nn.Module):
         surroundings: Surroundings,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "B T C"]:
-        y_BTC = self.attention(self.attention_norm(x_BTC), surroundings.rotation, cache, surroundings)
+        y_BTC = self.attention(self.attention_norm(x_BTC), surroundings, cache)
         x_BTC = x_BTC + y_BTC if self.residual else y_BTC
         if self.feed_forward is not None:
             y_BTC = self.feed_forward(self.feed_forward_norm(x_BTC))
@@ -205,9 +205,9 @@ class Transformer(LanguageModel):
         return [part.projection for part in parts if part is not None and part.projection is not None]
 
     def hidden_matrices(self) -> list[tuple[nn.Parameter, int]]:
-        matrices = [(m.weight, m) for block in self.blocks for m in block.modules() if isinstance(m, nn.Linear)]
-        attentions = {block.attention.qkv for block in self.blocks}
-        return [(weight, 3 if module in attentions else 1) for weight, module in matrices]
+        stacked = {block.attention.qkv for block in self.blocks}
+        layers = [m for block in self.blocks for m in block.modules() if isinstance(m, nn.Linear)]
+        return [(layer.weight, 3 if layer in stacked else 1) for layer in layers]
 
     def flops_per_token(self) -> int:
         products = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))

@@ -69,9 +69,8 @@ class OneToken:
         rotation = None if self._rotation is None else tuple(part_TD[here] for part_TD in self._rotation)
         now = Surroundings(tokens_B[:, None], x_BC[:, None], rotation)
         parts = zip(cache, self._norms, self._attentions, self._feed_forwards, self._residual, strict=True)
-        for i, (memory, (attention_norm, feed_forward_norm), attention, feed_forward, residual) in enumerate(
-            parts
-        ):
+        for i, (memory, norms, attention, feed_forward, residual) in enumerate(parts):
+            attention_norm, feed_forward_norm = norms
             if self._model.skips is not None:
                 x_BC = self._model.skips(x_BC[:, None], now.outputs)[:, 0].clone()
             now.mix = self._model.values[i] if self._model.values is not None else None
@@ -102,8 +101,8 @@ def _attention(part: CausalSelfAttention, B: int, product: Product) -> Callable[
         if now.mix is not None:
             values_B1C = qkv_BC[:, None, 2 * x_BC.shape[1] :]
             values_B1C.copy_(now.mix(values_B1C.clone(), now))
-        q_BHTD, k_BHTD = (qkv_BC.view(B, 3 * H, 1, -1)[:, start : start + H] for start in (0, H))
         if part.query_norm is not None:
+            q_BHTD, k_BHTD, _ = qkv_BC.view(B, 3 * H, 1, -1).split(H, dim=1)
             q_BHTD.copy_(part.query_norm(q_BHTD))
             k_BHTD.copy_(part.key_norm(k_BHTD))
         if now.rotation is not None:

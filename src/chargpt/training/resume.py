@@ -12,8 +12,10 @@ log = logging.getLogger(__name__)
 
 # The parts of the config that say what a run is, and travel in its checkpoints.
 SAVED = ("name", "seed", "model", "data", "optimizer", "schedule", "trainer")
-# What makes the hardware: may be taken from another `trainer=` choice. The rest of `trainer` is the recipe's.
-HARDWARE = ("accelerator", "devices", "strategy", "num_nodes", "precision", "compile", "deterministic")
+# What another `trainer=` choice brings to a resumed run. The rest of `trainer` is the recipe's.
+MACHINE = ("accelerator", "devices", "strategy", "num_nodes", "compile", "deterministic")
+# What makes the hardware. A recipe may ask for a precision, so it is changed by its own name alone.
+HARDWARE = (*MACHINE, "precision")
 # What a resumed run may have otherwise than before; all else identifies it.
 MAY_CHANGE = (
     *(f"trainer.{key}" for key in HARDWARE),
@@ -72,8 +74,7 @@ def changed(
         if key.replace("/", ".").split(".")[0] in FREE_GROUPS:
             continue
         if key == "trainer":
-            # Not the precision, which is the recipe's here: this command line's may be another model's.
-            for name in (set(HARDWARE) - {"precision"}) & composed["trainer"].keys():
+            for name in set(MACHINE) & composed["trainer"].keys():
                 OmegaConf.update(config, f"trainer.{name}", composed["trainer"][name])
             continue
         path = key.replace("/", ".")
