@@ -9,19 +9,17 @@ tenth is held out, and the validation split is not looked at. All variants take 
 """
 
 import argparse
-import csv
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
-from chargpt.data.corpus import TinyShakespeare
-from chargpt.sweeps.finished import read_run
 from chargpt.sweeps.markdown import mean_and_spread, put, table
 from chargpt.sweeps.rows import write_rows
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import held_out
+
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 SEEDS = (1, 2, 3)
 STEPS = 300
 
@@ -56,17 +54,12 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
-def run(name: str, seed: int, text: Path) -> dict[str, str | float]:
+def run(name: str, seed: int) -> dict[str, str | float]:
+    length = [f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}"]
+    data = held_out.words(HERE / "runs")
     folder = HERE / "runs" / name.replace(" ", "_") / str(seed)
-    settings = [f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}"]
-    settings += ["callbacks.samples.max_new_tokens=0"]
-    data = ["data=text_file", f"data.path={text}", f"seed={seed}", "resume=auto", f"hydra.run.dir={folder}"]
-    command = [sys.executable, str(ROOT / "train.py"), "trainer=cpu", *settings, *VARIANTS[name], *data]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    metrics = read_run(folder).metrics
-    return {"variant": name, "seed": seed} | {
-        key: metrics[key] for key in ("final_val_loss", "train_seconds", "parameters")
-    }
+    found = held_out.train(folder, [*length, *VARIANTS[name], *data, f"seed={seed}"])
+    return {"variant": name, "seed": seed} | found
 
 
 def rows_of(results: list[dict]) -> list[dict[str, str]]:
@@ -93,14 +86,6 @@ def rows_of(results: list[dict]) -> list[dict[str, str]]:
     return lines
 
 
-def _measured() -> list[dict]:
-    """What ablation.csv has already."""
-    if not (HERE / "ablation.csv").exists():
-        return []
-    with (HERE / "ablation.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("variants", nargs="*", help="all if none is named")
@@ -108,18 +93,14 @@ def main() -> None:
     unknown = set(args.variants) - set(VARIANTS)
     if unknown:
         raise SystemExit(f"there is no variant {sorted(unknown)[0]!r}; there are {', '.join(VARIANTS)}")
-    text = TinyShakespeare().read()
-    before = _measured()
+    before = held_out.measured(HERE / "ablation.csv")
     base = next(iter(VARIANTS))  # what the others are compared with
     missing = [] if any(row["variant"] == base for row in before) else [base]
     asked = [name for name in VARIANTS if name in (*missing, *(args.variants or VARIANTS))]
     results: list[dict] = [row for row in before if row["variant"] not in asked]
-    training_split = HERE / "runs" / "training_split.txt"
-    training_split.parent.mkdir(exist_ok=True)
-    training_split.write_text(text[: int(0.9 * len(text))])
     for name in asked:
         for seed in SEEDS:
-            results.append(run(name, seed, training_split))
+            results.append(run(name, seed))
             print(results[-1], flush=True)
         results.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
         write_rows(HERE / "ablation.csv", results)

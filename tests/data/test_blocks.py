@@ -172,3 +172,20 @@ def test_a_split_can_be_measured_again_and_again_with_byte_tokens():
     once, again = list(blocks), list(blocks)
     assert all(same(a, b) for a, b in zip(once, again, strict=True))
     assert all(inputs_BT.dtype == targets_BT.dtype == torch.int64 for inputs_BT, targets_BT in once)
+
+
+@given(block_size=st.sampled_from([1, 3, 8, 12, 64]), warmup=st.integers(0, 30), k=st.integers(0, 40))
+def test_the_first_batches_are_the_same_tokens_in_shorter_blocks(block_size, warmup, k):
+    whole = RandomBlocks(POSITIONS_N, block_size, 4, seed=3).batch(k)
+    inputs_BT, targets_BT = RandomBlocks(POSITIONS_N, block_size, 4, seed=3, warmup=warmup).batch(k)
+    assert same((inputs_BT.reshape(4, -1), targets_BT.reshape(4, -1)), whole)
+    assert targets_BT.equal(inputs_BT + 1)
+    wanted = next((block_size / n for n, end in ((8, 1), (4, 2), (2, 3)) if 3 * k < end * warmup), block_size)
+    assert wanted <= inputs_BT.shape[1] <= block_size
+    if wanted == int(wanted):
+        assert inputs_BT.shape[1] == wanted
+
+
+def test_blocks_grow_at_each_third_of_the_warmup():
+    blocks = RandomBlocks(POSITIONS_N, 64, 4, seed=3, warmup=6)
+    assert [blocks.batch(k)[0].shape[1] for k in range(8)] == [8, 8, 16, 16, 32, 32, 64, 64]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chargpt.model.dropout import dropout, keep_mask
+from chargpt.model.dropout import dropout, keep_mask, vector_dropout
 
 N = 200_000
 
@@ -60,3 +60,17 @@ def test_outside_of_training_and_without_p_it_is_nothing():
     x = torch.ones(5)
     assert dropout(x, 0.5, training=False) is x
     assert dropout(x, 0.0, training=True) is x
+    x_BTC = torch.ones(2, 3, 4)
+    assert vector_dropout(x_BTC, 0.5, training=False) is x_BTC
+    assert vector_dropout(x_BTC, 0.0, training=True) is x_BTC
+
+
+def test_vectors_are_dropped_as_a_whole_and_keep_the_mean():
+    torch.manual_seed(0)
+    x_BTC = torch.randn(50, 400, 3, requires_grad=True)
+    y_BTC = vector_dropout(x_BTC, 0.3, training=True)
+    kept_BT = (y_BTC != 0).any(dim=-1)
+    assert ((~kept_BT).float().mean() - 0.3).abs() < 5 * (0.3 * 0.7 / kept_BT.numel()) ** 0.5
+    torch.testing.assert_close(y_BTC, x_BTC * kept_BT[..., None] / 0.7, rtol=2e-4, atol=0)
+    y_BTC.sum().backward()
+    torch.testing.assert_close(x_BTC.grad * x_BTC, y_BTC)

@@ -72,8 +72,34 @@ def test_a_model_with_them_gives_the_same_logits_with_a_cache_filled_in_any_chun
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens_BT), atol=1e-5, rtol=1e-5)
 
 
+def test_dropout_takes_whole_n_grams_each_by_itself():
+    part, p, n = filled(11, 12, lengths=(2, 3), dropout=0.4), 0.4, 40_000
+    tokens_BT = torch.randint(11, (n // 8, 8), generator=torch.Generator().manual_seed(2))
+    pairs_BTC, triples_BTC = (
+        table(part._rows(torch.cat((tokens_BT.new_zeros(len(tokens_BT), length - 1), tokens_BT), 1), length, rows))
+        for length, table, rows in zip((2, 3), part.tables, (121, 1331), strict=True)
+    )
+    torch.testing.assert_close(part.eval()(tokens_BT), pairs_BTC + triples_BTC)
+    found_BTC = part.train()(tokens_BT) * (1 - p)
+    cases = {(0, 0): 0 * pairs_BTC, (1, 0): pairs_BTC, (0, 1): triples_BTC, (1, 1): pairs_BTC + triples_BTC}
+    is_BT = {case: (found_BTC - value_BTC).abs().amax(-1) < 1e-3 for case, value_BTC in cases.items()}
+    assert torch.stack(list(is_BT.values())).sum(0).eq(1).all()
+    for (pair, triple), here_BT in is_BT.items():
+        share = (p, 1 - p)[pair] * (p, 1 - p)[triple]
+        assert (here_BT.float().mean() - share).abs() < 5 * (share * (1 - share) / n) ** 0.5
+
+
 @pytest.mark.parametrize(
-    "wrong", [dict(lengths=()), dict(lengths=(1,)), dict(lengths=(2.5,)), dict(lengths=(3.0,)), dict(buckets=0)]
+    "wrong",
+    [
+        dict(lengths=()),
+        dict(lengths=(1,)),
+        dict(lengths=(2.5,)),
+        dict(lengths=(3.0,)),
+        dict(buckets=0),
+        dict(dropout=1.0),
+        dict(dropout=-0.1),
+    ],
 )
 def test_settings_without_sense_are_refused(wrong):
     with pytest.raises(Mistake, match=r"n_grams"):

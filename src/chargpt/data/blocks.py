@@ -1,5 +1,6 @@
 """Tokens to batches: random blocks to train on, every block of a split once to measure on."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -25,6 +26,9 @@ class RandomBlocks:
         batch_size: global number of blocks of one forward pass, over all ranks; a multiple of `world_size`.
         seed: the run's seed.
         first: the batch to start with.
+        warmup: batches before this one are cut into shorter blocks: a third of them into eighths, a third into
+            quarters, a third into halves, as far as these are whole (Li et al. 2021, "The Stability-Efficiency
+            Dilemma", sequence length warm-up). The tokens are the same.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class RandomBlocks:
         rank: int = 0,
         world_size: int = 1,
         first: int = 0,
+        warmup: int = 0,
     ):
         # A view: row i is tokens i .. i + T. Nothing is copied until a batch is taken.
         self._blocks = tokens_N.unfold(0, block_size + 1, 1)
@@ -44,12 +49,23 @@ class RandomBlocks:
         share = batch_size // world_size
         self._slice = slice(rank * share, (rank + 1) * share)
         self._first = first
+        self._warmup = warmup
 
     def batch(self, k: int) -> Batch:
         starts_B = torch.randint(len(self._blocks), (self._batch_size,), generator=generator(self._seed, BATCH, k))
         starts_B = starts_B[self._slice].to(self._blocks.device, non_blocking=True)
         blocks = self._blocks[starts_B].long()
-        return blocks[:, :-1], blocks[:, 1:]
+        inputs_BT, targets_BT = blocks[:, :-1], blocks[:, 1:]
+        length = self.length(k)
+        if length == inputs_BT.shape[1]:
+            return inputs_BT, targets_BT
+        return inputs_BT.reshape(-1, length), targets_BT.reshape(-1, length)
+
+    def length(self, k: int) -> int:
+        """Of the blocks of batch k, in tokens."""
+        whole = self._blocks.shape[1] - 1
+        pieces = 8 >> 3 * k // self._warmup if k < self._warmup else 1
+        return whole // math.gcd(whole, pieces)
 
     def __iter__(self) -> Iterator[Batch]:
         k = self._first

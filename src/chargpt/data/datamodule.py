@@ -24,6 +24,7 @@ class TextDataModule(L.LightningDataModule):
         batch_size: global number of blocks of one forward pass, over all devices.
         train_fraction: share of the characters to train on, from the front.
         validation_tokens: about how many tokens one validation forward pass takes on a device.
+        block_warmup: batches at the start that are cut into shorter blocks; see `RandomBlocks`.
         tokenizer: makes a tokenizer from the whole text (the lecture's choice: validation text included).
         seed: the run's seed; global batch k depends on nothing but it and k.
 
@@ -38,6 +39,7 @@ class TextDataModule(L.LightningDataModule):
         batch_size: int,
         train_fraction: float = 0.9,
         validation_tokens: int = 4096,
+        block_warmup: int = 0,
         tokenizer: Callable[[str], Tokenizer] = CharTokenizer.from_text,
         seed: int = 1337,
     ):
@@ -46,6 +48,8 @@ class TextDataModule(L.LightningDataModule):
         for name, value in sizes.items():
             if value < 1:
                 raise Mistake(f"{name}={value}: it must be 1 or more")
+        if block_warmup < 0:
+            raise Mistake(f"data.block_warmup={block_warmup}: it must not be negative")
         if not 0 < train_fraction < 1:
             raise Mistake(f"train_fraction={train_fraction}: it must lie between 0 and 1, for example 0.9")
         self.corpus = corpus
@@ -53,6 +57,7 @@ class TextDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.train_fraction = train_fraction
         self.validation_batch_size = max(1, validation_tokens // block_size)
+        self._block_warmup = block_warmup
         self._make_tokenizer = tokenizer
         self._seed = seed
         self.tokenizer: Tokenizer | None = None
@@ -109,7 +114,7 @@ class TextDataModule(L.LightningDataModule):
         # Checkpoints are made between optimizer steps, so this is the first batch that was not trained on.
         first = self.trainer.global_step * self.trainer.accumulate_grad_batches
         blocks = partial(RandomBlocks, self._on_device(self.train_tokens_N), self.block_size)
-        return blocks(self.batch_size, self._seed, first=first, **share)
+        return blocks(self.batch_size, self._seed, first=first, warmup=self._block_warmup, **share)
 
     def val_dataloader(self) -> EveryBlock:
         tokens_N = self._on_device(self.val_tokens_N)

@@ -26,6 +26,17 @@ def dropout(x: Float[Tensor, "*shape"], p: float, training: bool) -> Float[Tenso
     return _Dropout.apply(x, p)
 
 
+def vector_dropout(x_BTC: Float[Tensor, "B T C"], p: float, training: bool) -> Float[Tensor, "B T C"]:
+    """The same for whole vectors: each with probability p is 0, so that what follows must do without it.
+
+    Gal and Ghahramani 2016, "A Theoretically Grounded Application of Dropout in RNNs", section 4.2, but drawn anew
+    for each place.
+    """
+    if not training or p == 0:
+        return x_BTC
+    return x_BTC * dropout(x_BTC.new_ones(*x_BTC.shape[:-1], 1), p, training)
+
+
 def keep_mask(shape: torch.Size | tuple[int, ...], p: float) -> tuple[Tensor, float]:
     """A mask from torch's default CPU generator: which elements stay; and the factor 1 / (1 - p) for those."""
     count = torch.Size(shape).numel()

@@ -7,6 +7,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from chargpt.errors import Mistake
+from chargpt.model.dropout import vector_dropout
 
 STRIDE = 2_654_435_761  # Knuth's multiplicative hashing: 2^32 over the golden ratio
 LARGEST = 1 << 31
@@ -23,15 +24,26 @@ class NGrams(nn.Module):
         n_embd: C.
         lengths: the n, whole numbers.
         buckets: rows of a table at most.
+        dropout: in [0, 1), of each n-gram's embedding as a whole: in a run of many epochs the tables know the
+            text by heart, and the blocks would learn nothing else.
     """
 
-    def __init__(self, vocab_size: int, n_embd: int, lengths: Sequence[float] = (2,), buckets: int = 16384):
+    def __init__(
+        self,
+        vocab_size: int,
+        n_embd: int,
+        lengths: Sequence[float] = (2,),
+        buckets: int = 16384,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         if not lengths or not all(isinstance(n, int) and n >= 2 for n in lengths) or buckets < 1:
             raise Mistake(
                 f"model.n_grams: lengths={list(lengths)}, buckets={buckets}: lengths of 2 or more, and a bucket"
             )
-        self.vocab_size, self.lengths = vocab_size, tuple(lengths)
+        if not 0 <= dropout < 1:
+            raise Mistake(f"model.n_grams.dropout={dropout}: it must be at least 0 and less than 1")
+        self.vocab_size, self.lengths, self.dropout = vocab_size, tuple(lengths), dropout
         self.tables = nn.ModuleList(nn.Embedding(min(vocab_size**n, buckets), n_embd) for n in lengths)
         for table in self.tables:
             nn.init.zeros_(table.weight)
@@ -53,8 +65,10 @@ class NGrams(nn.Module):
         if before_BR is None:
             before_BR = tokens_BT.new_zeros(B, self.reach)
         all_BS = torch.cat((before_BR, tokens_BT), dim=1)
-        rows = zip(self.lengths, self.tables, strict=True)
-        return sum(table(self._rows(all_BS, n, table.num_embeddings)[:, -T:]) for n, table in rows)
+        return sum(
+            vector_dropout(table(self._rows(all_BS, n, table.num_embeddings)[:, -T:]), self.dropout, self.training)
+            for n, table in zip(self.lengths, self.tables, strict=True)
+        )
 
     def _rows(self, all_BS: Tensor, n: int, buckets: int) -> Tensor:
         """Of the n-gram that each token from the n-th on ends."""

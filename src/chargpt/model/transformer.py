@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from chargpt.errors import Mistake
 from chargpt.model.attention import KeyValueCache
-from chargpt.model.dropout import dropout
+from chargpt.model.dropout import dropout, vector_dropout
 from chargpt.model.language_model import LanguageModel
 from chargpt.model.n_grams import NGrams
 from chargpt.model.position import PositionEncoding
@@ -92,6 +92,7 @@ class Transformer(LanguageModel):
         final_norm: whether the stream is normed before the head.
         residual: whether blocks have skip connections.
         embedding_dropout: whether dropout falls on the embeddings too (nanoGPT does, the lecture does not).
+        token_dropout: in [0, 1), of a token's embedding as a whole, its n-grams' too.
         tie_weights: whether the head's weights are the token embedding's (Press and Wolf 2017).
         bias: whether the head has one; in conf/ the parts' biases follow it unless set themselves.
 
@@ -121,6 +122,7 @@ class Transformer(LanguageModel):
         final_norm: bool = True,
         residual: bool = True,
         embedding_dropout: bool = False,
+        token_dropout: float = 0.0,
         tie_weights: bool = False,
         bias: bool = True,
     ):
@@ -129,13 +131,15 @@ class Transformer(LanguageModel):
         for name, value in sizes.items():
             if value < 1:
                 raise Mistake(f"model.{name}={value}: it must be 1 or more")
-        if not 0 <= dropout < 1:
-            raise Mistake(f"model.dropout={dropout}: it must be at least 0 and less than 1")
+        for name, value in {"dropout": dropout, "token_dropout": token_dropout}.items():
+            if not 0 <= value < 1:
+                raise Mistake(f"model.{name}={value}: it must be at least 0 and less than 1")
         if tie_weights and bias:
             raise Mistake("model.tie_weights=true wants model.bias=false: the embedding has no bias to share")
         self.vocab_size, self.block_size = vocab_size, block_size
         self.n_head, self.n_embd = n_head, n_embd
         self.embedding_dropout = dropout if embedding_dropout else 0.0
+        self.token_dropout = token_dropout
 
         def new_attention(n_embd: int) -> nn.Module:
             return attention(n_embd, n_head=n_head, dropout=dropout)
@@ -181,11 +185,12 @@ class Transformer(LanguageModel):
         return self.logits(self.head(self.final_norm(x_BTC)))
 
     def _embed(self, tokens_BT: Tensor, positions_T: Tensor, cache: Cache | None) -> Float[Tensor, "B T C"]:
-        x_BTC = self.position.add(self.token_embedding(tokens_BT), positions_T)
+        x_BTC = self.token_embedding(tokens_BT)
         if self.n_grams is not None:
             x_BTC = x_BTC + self.n_grams(tokens_BT, cache.before_BR if cache else None)
             if cache:
                 cache.remember(tokens_BT)
+        x_BTC = self.position.add(vector_dropout(x_BTC, self.token_dropout, self.training), positions_T)
         return self.embedding_norm(dropout(x_BTC, self.embedding_dropout, self.training))
 
     def new_cache(self, batch_size: int) -> Cache:

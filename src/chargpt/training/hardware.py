@@ -49,7 +49,8 @@ def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
     settings = dict(settings)
     _check(settings)
     settings.pop("max_time")
-    settings.pop("compile", None)
+    for ours in ("compile", "ema_decay"):
+        settings.pop(ours, None)
     settings["val_check_interval"] *= settings["accumulate_grad_batches"]
     if settings["precision"] in ("auto", "fastest"):
         settings["precision"] = _best_precision(settings["accelerator"], settings["precision"] == "fastest")

@@ -1,5 +1,6 @@
 """Muon: momentum, made orthogonal."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -41,11 +42,29 @@ def orthogonalize(
     if upright:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
-    for a, b, c in POLAR_EXPRESS[:steps]:
-        square = x @ x.mT
-        mixed = torch.baddbmm(square, square, square, beta=b / SAFETY**3, alpha=c / SAFETY**5)
-        x = torch.baddbmm(x, mixed, x, beta=a / SAFETY)
+    polynomials = [(a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in POLAR_EXPRESS[:steps]]
+    if dtype == torch.float32 and x.shape[-1] >= 2 * x.shape[-2]:
+        x = _factor(x @ x.mT, polynomials) @ x
+    else:
+        for a, b, c in polynomials:
+            square = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.mT if upright else x).to(matrices_NOI.dtype)
+
+
+def _factor(square: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
+    """What the iteration multiplies a matrix x by, from x x^T alone: long rows are read twice, not at each step.
+
+    Only in float32: to the smallest singular values of x x^T a coarser rounding would be noise.
+    """
+    steps: list[Tensor] = []
+    for a, b, c in polynomials:
+        if steps:
+            square = steps[-1] @ square @ steps[-1]
+        step = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        step.diagonal(dim1=-2, dim2=-1).add_(a)
+        steps.append(step)
+    return functools.reduce(torch.matmul, steps)  # in any order: all are polynomials in one matrix
 
 
 class Muon(MatrixOptimizer):

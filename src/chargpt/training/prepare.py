@@ -18,6 +18,7 @@ from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.randomness import derive
 from chargpt.sampling.trained import find_checkpoint, read_checkpoint
+from chargpt.training.averaging import moving_average
 from chargpt.training.checkpoint import Checkpoints, WholeCheckpointIO
 from chargpt.training.clock import TrainingClock
 from chargpt.training.compilation import Compilation
@@ -105,8 +106,13 @@ def prepare(composed: DictConfig) -> Run:
         "corpus_sha256": data.corpus_sha256,
     }
     checkpoints = Checkpoints(directory, identity)
-    # The signals first: to compile takes long.
-    callbacks += [Interruption(directory, checkpoints), compilation, checkpoints, RankError(directory)]
+    callbacks += [
+        *moving_average(config["trainer"].get("ema_decay")),  # behind all that look at it while it stands in
+        Interruption(directory, checkpoints),  # the signals first: to compile takes long
+        compilation,
+        checkpoints,
+        RankError(directory),
+    ]
     trainer = make_trainer(
         config["trainer"],
         callbacks=callbacks,

@@ -1,0 +1,87 @@
+"""The moving average of the weights: by its formula, validated and saved in their place, and exact on resume."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from chargpt.sampling.evaluate import measure
+from chargpt.sampling.trained import load
+from chargpt.training.module import LanguageModeling
+from tests.training import reading
+
+WORDS = ["trainer.ema_decay=0.8", "hydra.run.dir=run"]
+
+
+@pytest.fixture
+def weights(monkeypatch) -> list[dict[str, torch.Tensor]]:
+    """The model's own weights, before the first step and after each."""
+    seen, zero_grad = [], LanguageModeling.on_train_batch_start
+
+    def remember(self, *args):
+        seen.append(copy.deepcopy(self.model.state_dict()))
+        return zero_grad(self, *args)
+
+    monkeypatch.setattr(LanguageModeling, "on_train_batch_start", remember)
+    return seen
+
+
+def averaged(weights: list[dict[str, torch.Tensor]], decay: float) -> dict[str, torch.Tensor]:
+    mean = {name: weight.double() for name, weight in weights[0].items()}
+    for step, now in enumerate(weights[1:], start=1):
+        d = min(decay, (1 + step) / (10 + step))
+        mean = {name: d * mean[name] + (1 - d) * now[name].double() for name in mean}
+    return mean
+
+
+def test_what_is_saved_and_validated_is_the_average(verb, tiny, weights, tmp_path: Path):
+    outcome = verb("train", *tiny, *WORDS, "trainer.max_steps=40", "trainer.val_check_interval=10")
+    assert outcome.code == 0, outcome.err
+    previous = reading.checkpoint(tmp_path / "run", "previous")
+    assert previous["global_step"] == 30
+    kept, own = ({k: v.double() for k, v in previous[key].items()} for key in ("state_dict", "trained_state_dict"))
+    for name, mean in averaged(weights[:31], 0.8).items():
+        torch.testing.assert_close(kept[f"model.{name}"], mean, rtol=1e-4, atol=1e-6)
+        assert own[f"model.{name}"].float().equal(weights[30][name])
+    trained = load(tmp_path / "run" / "checkpoints" / "previous.ckpt")
+    (row,) = [row for row in reading.history(tmp_path / "run") if row["step"] == "30"]
+    assert float(row["val_loss"]) == pytest.approx(loss_of(trained, tiny), rel=1e-4)
+
+
+def loss_of(trained, tiny: list[str]) -> float:
+    from chargpt.data.datamodule import TextDataModule
+
+    path = next(word.removeprefix("data.path=") for word in tiny if word.startswith("data.path="))
+    data = TextDataModule.from_files(path, block_size=16, batch_size=4)
+    data.read(trained.tokenizer)
+    return measure(trained.model, data.split("val"), 16)
+
+
+def test_with_accumulated_gradients_a_step_counts_once(verb, tiny, weights, tmp_path: Path):
+    words = ["trainer.accumulate_grad_batches=2", "trainer.max_steps=6", "trainer.val_check_interval=3"]
+    outcome = verb("train", *tiny, *WORDS, *words)
+    assert outcome.code == 0, outcome.err
+    kept = reading.checkpoint(tmp_path / "run", "previous")["state_dict"]
+    for name, mean in averaged(weights[:7:2], 0.8).items():
+        torch.testing.assert_close(kept[f"model.{name}"].double(), mean, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_that_goes_on_ends_at_the_same_bits(verb, tiny, tmp_path: Path):
+    whole, words = tmp_path / "whole", [*tiny, "schedule=constant", "trainer.ema_decay=0.8"]
+    assert verb("train", *words, "trainer.max_steps=20", f"hydra.run.dir={whole}").code == 0
+    assert verb("train", *words, "trainer.max_steps=10", "hydra.run.dir=run").code == 0
+    outcome = verb("train", "resume=run", "trainer.max_steps=20")
+    assert outcome.code == 0, outcome.err
+    one, other = (reading.checkpoint(run) for run in (tmp_path / "run", whole))
+    for key in ("state_dict", "trained_state_dict", "optimizer_states"):
+        assert not reading.differences(one[key], other[key]), key
+    assert reading.metrics(tmp_path / "run")["final_val_loss"] == reading.metrics(whole)["final_val_loss"]
+
+
+@pytest.mark.parametrize("decay", ["0", "1", "1.5", "-0.1"])
+def test_a_decay_that_is_none_is_refused(verb, tiny, tmp_path: Path, decay):
+    outcome = verb("train", *tiny, f"trainer.ema_decay={decay}", "hydra.run.dir=run")
+    assert outcome.code == 2
+    assert "trainer.ema_decay" in outcome.err and len(outcome.err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
