@@ -9,6 +9,7 @@ tenth is held out, and the validation split is not looked at. All variants take 
 """
 
 import argparse
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -34,7 +35,12 @@ VARIANTS: dict[str, list[str]] = {
     "GELU": ["model/feed_forward=gelu"],
     "SwiGLU": ["model/feed_forward=swiglu"],
     "no n-grams": ["model/n_grams=none"],
+    "pairs alone": ["model/n_grams=pairs"],
     "pairs and triples": ["model/n_grams=pairs_and_triples"],
+    "65,536 rows for n-grams": ["model.n_grams.buckets=65536"],
+    "no dropout of n-grams": ["model.n_grams.dropout=0"],
+    "no dropout of tokens": ["model.token_dropout=0"],
+    "dropout 0.1 everywhere": ["model.dropout=0.1"],
     "no value embeddings": ["model/values=none"],
     "value residuals": ["model/values=residual"],
     "U-net skips": ["model/skips=u_net"],
@@ -49,8 +55,8 @@ VARIANTS: dict[str, list[str]] = {
     "Muon with weight decay 0.1": ["optimizer.weight_decay=0.1"],
     "cosine schedule": ["schedule=warmup_cosine", "schedule.final=0"],
     "decay over the last 20 %": ["schedule.decay=0.2"],
-    "dropout 0.1": ["model.dropout=0.1"],
-    "float32": ["trainer.precision=32-true"],
+    "shorter blocks for 100 steps": ["data.block_warmup=100"],
+    "average of the weights": ["trainer.ema_decay=0.98"],
 }
 
 
@@ -89,6 +95,7 @@ def rows_of(results: list[dict]) -> list[dict[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("variants", nargs="*", help="all if none is named")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side, a thread each")
     args = parser.parse_args()
     unknown = set(args.variants) - set(VARIANTS)
     if unknown:
@@ -98,10 +105,10 @@ def main() -> None:
     missing = [] if any(row["variant"] == base for row in before) else [base]
     asked = [name for name in VARIANTS if name in (*missing, *(args.variants or VARIANTS))]
     results: list[dict] = [row for row in before if row["variant"] not in asked]
-    for name in asked:
-        for seed in SEEDS:
-            results.append(run(name, seed))
-            print(results[-1], flush=True)
+    wanted = [(name, seed) for name in asked for seed in SEEDS]
+    for row in held_out.side_by_side(run, wanted, args.jobs):
+        results.append(row)
+        print(row, flush=True)
         results.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
         write_rows(HERE / "ablation.csv", results)
         put(HERE / "README.md", "ablation", table(rows_of(results)))
