@@ -68,11 +68,11 @@ def seconds_per_token(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
 
 def describe(rows: list[dict], law: Law) -> None:
     """README.md's tables."""
-    widths, steps = (sorted({int(row[key]) for row in rows}) for key in ("n_embd", "steps"))
     for name, share in (("grid", 1.0), ("repetition", 0.125)):
         found = {(int(r["n_embd"]), int(r["steps"])): r for r in rows if float(r["share"]) == share}
+        widths, steps = (sorted({key[i] for key in found}) for i in (0, 1))
         lines = []
-        for width in [w for w in widths if any(w == key[0] for key in found)]:
+        for width in widths:
             line = {"channels": str(width), "parameters of the blocks": f"{12 * LAYERS * width**2:,}"}
             for n in steps:
                 epochs = n * TOKENS / (share * WHOLE)

@@ -67,6 +67,10 @@ SETTINGS = {
     "negative steps": ("trainer.max_steps=-5", "trainer.max_steps=-5"),
     "no end at all": ("trainer.max_steps=-1", "trainer.max_time"),
     "negative clipping": ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1"),
+    "a word for the average": ("trainer.ema_decay=some", "a number"),
+    "an average of split weights": ("trainer=fsdp trainer.accelerator=cpu trainer.ema_decay=0.9", "FSDP"),
+    "a negative warm-up of blocks": ("data.block_warmup=-1", "data.block_warmup=-1"),
+    "token dropout of all": ("model=gpt_modern model.token_dropout=1.0", "model.token_dropout=1.0"),
     "a word for deterministic": ("trainer.deterministic=sometimes", "deterministic"),
     "negative length of the samples": ("callbacks.samples.max_new_tokens=-3", "max_new_tokens=-3"),
     # hardware

@@ -189,3 +189,11 @@ def test_the_first_batches_are_the_same_tokens_in_shorter_blocks(block_size, war
 def test_blocks_grow_at_each_third_of_the_warmup():
     blocks = RandomBlocks(POSITIONS_N, 64, 4, seed=3, warmup=6)
     assert [blocks.batch(k)[0].shape[1] for k in range(8)] == [8, 8, 16, 16, 32, 32, 64, 64]
+
+
+@pytest.mark.parametrize(("first", "lengths"), [(0, [8, 16, 32, 64]), (3, [16, 32, 64]), (6, [64]), (9, [64])])
+def test_its_layouts_are_those_that_are_still_to_come(first, lengths):
+    blocks = RandomBlocks(POSITIONS_N, 64, 4, seed=3, warmup=6, first=first)
+    assert [inputs_BT.shape for inputs_BT, _ in blocks.layouts()] == [(4 * 64 // n, n) for n in lengths]
+    kinds = {(batch[0].shape, batch[0].stride()) for batch in itertools.islice(blocks, 10)}
+    assert {(batch[0].shape, batch[0].stride()) for batch in blocks.layouts()} == kinds

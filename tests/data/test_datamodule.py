@@ -194,3 +194,10 @@ def test_another_tokenizer_may_take_several_characters_a_token():
 
 def test_characters_are_one_a_token():
     assert prepared("ab" * 500).characters_per_token == 1
+
+
+def test_it_warms_its_blocks_up_from_the_first_step_that_is_to_come(text):
+    data = prepared(text, block_warmup=6)
+    data.trainer = trainer(global_step=2)
+    lengths = [inputs_BT.shape[1] for inputs_BT, _ in itertools.islice(data.train_dataloader(), 5)]
+    assert lengths == [2, 2, 4, 4, 8]

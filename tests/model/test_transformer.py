@@ -15,6 +15,7 @@ from chargpt.model.attention import CausalSelfAttention
 from chargpt.model.feed_forward import FeedForward, LinearReLU, SquaredReLU, SwiGLU
 from chargpt.model.initialization import gpt2, normal
 from chargpt.model.loss import cross_entropy
+from chargpt.model.n_grams import NGrams
 from chargpt.model.position import Learned, PositionEncoding, Rotary
 from chargpt.model.surroundings import Surroundings
 from chargpt.model.transformer import Block, Transformer
@@ -376,3 +377,25 @@ def test_heads_that_do_not_divide_the_channels_are_refused_with_what_to_change(s
 def test_rotary_positions_refuse_an_odd_head_size(small):
     with pytest.raises(Mistake, match="head size"):
         small(n_head=4, position=Rotary)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_token_dropout_takes_tokens_with_their_n_grams_and_leaves_their_positions(small, tokens_BT, position):
+    model = small(position=position, n_grams=NGrams, token_dropout=0.4)
+    nn.init.normal_(model.n_grams.tables[0].weight)
+    whole_BTC = model.eval()._embed(tokens_BT, torch.arange(8), None)
+    nothing_BTC = model.position.add(torch.zeros_like(whole_BTC), torch.arange(8))
+    dropped = 0
+    for _ in range(200):
+        found_BTC = model.train()._embed(tokens_BT, torch.arange(8), None)
+        gone_BT = torch.isclose(found_BTC, nothing_BTC).all(-1)
+        kept_BTC = nothing_BTC + (whole_BTC - nothing_BTC) / 0.6
+        torch.testing.assert_close(found_BTC[~gone_BT], kept_BTC[~gone_BT], rtol=1e-3, atol=1e-4)
+        dropped += gone_BT.float().mean().item() / 200
+    assert abs(dropped - 0.4) < 0.05
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0])
+def test_token_dropout_outside_of_its_range_is_refused(small, p):
+    with pytest.raises(Mistake, match="token_dropout"):
+        small(token_dropout=p)

@@ -1,14 +1,21 @@
 """The moving average of the weights: by its formula, validated and saved in their place, and exact on resume."""
 
 import copy
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
 from chargpt.sampling.evaluate import measure
 from chargpt.sampling.trained import load
+from chargpt.training.averaging import MovingAverage
 from chargpt.training.module import LanguageModeling
+from tests.conftest import REPO, process
 from tests.training import reading
 
 WORDS = ["trainer.ema_decay=0.8", "hydra.run.dir=run"]
@@ -85,3 +92,75 @@ def test_a_decay_that_is_none_is_refused(verb, tiny, tmp_path: Path, decay):
     assert outcome.code == 2
     assert "trainer.ema_decay" in outcome.err and len(outcome.err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_run_itself_is_the_one_without_an_average(verb, tiny, tmp_path: Path):
+    assert verb("train", *tiny, "trainer.ema_decay=0.8", "hydra.run.dir=with").code == 0
+    assert verb("train", *tiny, "hydra.run.dir=without").code == 0
+    one, other = reading.checkpoint(tmp_path / "with"), reading.checkpoint(tmp_path / "without")
+    assert not reading.differences(one["trained_state_dict"], other["state_dict"])
+    assert not reading.differences(one["optimizer_states"], other["optimizer_states"])
+    assert "trained_state_dict" not in other
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_in_bfloat16_the_average_is_in_float32_also_after_a_resume(verb, tiny, tmp_path: Path, precision):
+    words = [*tiny, "trainer.ema_decay=0.99", "schedule=constant", f"trainer.precision={precision}"]
+    whole = tmp_path / "whole"
+    assert verb("train", *words, "trainer.max_steps=20", f"hydra.run.dir={whole}").code == 0
+    assert verb("train", *words, "trainer.max_steps=10", "hydra.run.dir=run").code == 0
+    outcome = verb("train", "resume=run", "trainer.max_steps=20")
+    assert outcome.code == 0, outcome.err
+    mine, theirs = (reading.checkpoint(run)["state_dict"] for run in (tmp_path / "run", whole))
+    assert {weight.dtype for weight in theirs.values()} == {torch.float32}
+    assert not reading.differences(mine, theirs)
+
+
+def test_what_is_saved_while_the_average_stands_in_is_the_same():
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module = L.LightningModule()
+    module.layer = torch.nn.Linear(3, 2)
+    part, own = MovingAverage(0.9), copy.deepcopy(module.state_dict())
+    part.on_train_start(trainer, module)
+    for average in part._average.values():
+        average.fill_(7.0)
+    for stands_in in (False, True):
+        if stands_in:
+            part.on_validation_start(trainer, module)
+            assert all(weight.eq(7.0).all() for weight in module.state_dict().values())
+        saved = {"state_dict": dict(module.state_dict())}
+        part.on_save_checkpoint(trainer, module, saved)
+        assert all(weight.eq(7.0).all() for weight in saved["state_dict"].values())
+        assert not reading.differences(dict(saved["trained_state_dict"]), dict(own))
+    part.on_exception(trainer, module, ValueError())
+    assert not reading.differences(dict(module.state_dict()), dict(own))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_cut_off_between_two_validations_goes_on_to_the_same_bits(tiny, tmp_path: Path):
+    words = [*tiny, "trainer.ema_decay=0.9", "trainer.max_steps=400", "trainer.val_check_interval=200"]
+    assert process(tmp_path, "train", *words, "hydra.run.dir=whole").code == 0
+    command = [sys.executable, str(REPO / "train.py"), *words, "hydra.run.dir=run"]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rows = tmp_path / "run" / "history.csv"
+    deadline = time.monotonic() + 60
+    while not (rows.exists() and len(rows.read_text().splitlines()) > 4):
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 3
+    assert 0 < reading.status(tmp_path / "run")["step"] < 400
+    assert process(tmp_path, "train", "resume=run").code == 0
+    one, other = (reading.checkpoint(tmp_path / run) for run in ("run", "whole"))
+    for key in ("state_dict", "trained_state_dict"):
+        assert not reading.differences(one[key], other[key]), key
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_average(tiny, tmp_path: Path):
+    words = [*tiny, "model.dropout=0", "trainer.ema_decay=0.9"]
+    for devices in (1, 2):
+        outcome = process(tmp_path, "train", *words, f"trainer.devices={devices}", f"hydra.run.dir=on_{devices}")
+        assert outcome.code == 0, outcome.err
+    alone, both = (reading.metrics(tmp_path / f"on_{devices}")["final_val_loss"] for devices in (1, 2))
+    assert both == pytest.approx(alone, abs=1e-4)

@@ -5,6 +5,8 @@ import logging
 import shutil
 
 import pytest
+import torch
+import yaml
 
 from tests.training import reading
 
@@ -169,3 +171,26 @@ def test_one_that_was_cut_off_before_its_first_checkpoint_can_be_resumed_by_name
     assert outcome.code == 0, outcome.err
     assert reading.metrics(run)["steps"] == 20
     assert [row["step"] for row in reading.history(run)] == ["1", "5", "10", "15", "20"]
+
+
+def test_a_run_from_before_a_setting_came_is_the_same_run(verb, tiny, run, told):
+    """What it does not name, and what is as it was then."""
+    old = run / ".hydra" / "config.yaml"
+    config = yaml.safe_load(old.read_text())
+    assert config["data"].pop("block_warmup") == 0
+    assert config["trainer"].pop("ema_decay") is None
+    old.write_text(yaml.safe_dump(config))
+    for name in ("last", "previous", "best"):
+        path = run / "checkpoints" / f"{name}.ckpt"
+        state = torch.load(path, weights_only=True)
+        del state["chargpt"]["config"]["data"]["block_warmup"], state["chargpt"]["config"]["trainer"]["ema_decay"]
+        torch.save(state, path)
+    outcome = verb("train", *tiny, *AUTO)
+    assert outcome.code == 0, outcome.err
+    assert "is finished already" in told.text
+    again = verb("train", *tiny, *AUTO, "data.block_warmup=0", "trainer.max_steps=30")
+    assert again.code == 0, again.err
+    assert reading.metrics(run)["steps"] == 30
+    other = verb("train", *tiny, *AUTO, "data.block_warmup=5")
+    assert other.code == 2
+    assert "data.block_warmup" in other.err

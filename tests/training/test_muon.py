@@ -59,6 +59,23 @@ def test_bfloat16_brings_no_singular_value_out_of_reach(shape):
     assert s.quantile(0.1) > 0.8
 
 
+@pytest.mark.parametrize("shape", [(2, 128, 512), (2, 512, 128)])
+@pytest.mark.parametrize("rank", [128, 5])
+def test_long_float32_matrices_come_out_as_by_the_iteration_itself(shape, rank):
+    """They take a short cut by x x^T, whose singular values are the squares."""
+    draw = torch.Generator().manual_seed(0)
+    n, rows, columns = shape
+    left, right = torch.randn(n, rows, rank, generator=draw), torch.randn(n, rank, columns, generator=draw)
+    matrices_NOI = left * torch.logspace(0, -5, rank) @ right
+    x = matrices_NOI.double() / (matrices_NOI.double().norm(dim=(1, 2), keepdim=True) * 1.01 + 1e-7)
+    for a, b, c in POLAR_EXPRESS:
+        gram = x @ x.mT / SAFETY**2
+        x = (a * x + b * gram @ x + c * gram @ gram @ x) / SAFETY
+    found_NOI = orthogonalize(matrices_NOI)
+    torch.testing.assert_close(found_NOI.double(), x, atol=2e-3, rtol=0)
+    assert torch.linalg.svdvals(found_NOI).max() < 1.2
+
+
 def test_a_gradient_of_nothing_is_no_step():
     assert not orthogonalize(torch.zeros(2, 4, 3)).any()
 

@@ -34,6 +34,7 @@ ALSO: dict[str, Types] = {
     "trainer.precision": (int, str),
     "trainer.max_time": (int, float, str, dict, type(None)),
     "trainer.gradient_clip_val": (int, float, type(None)),
+    "trainer.ema_decay": (int, float, type(None)),
     "trainer.deterministic": (bool, str),
     "resume": (str,),
     "name": (str, int, float, bool),

@@ -61,6 +61,11 @@ class RandomBlocks:
             return inputs_BT, targets_BT
         return inputs_BT.reshape(-1, length), targets_BT.reshape(-1, length)
 
+    def layouts(self) -> Iterator[Batch]:
+        """A batch of each length that is still to come."""
+        numbers = {self.length(k): k for k in range(self._first, max(self._first, self._warmup) + 1)}
+        yield from map(self.batch, numbers.values())
+
     def length(self, k: int) -> int:
         """Of the blocks of batch k, in tokens."""
         whole = self._blocks.shape[1] - 1

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from chargpt.sweeps.recorded import RecordedRun
-from chargpt.training.resume import HARDWARE
+from chargpt.training.resume import HARDWARE, LATER
 
 SECTIONS = ("seed", "model", "optimizer", "schedule", "data", "trainer")  # of twins the first is shown
 # What does not identify a run: another value gives the same weights, or nearly.
@@ -37,7 +37,7 @@ def varying(runs: Sequence[RecordedRun]) -> Columns:
 
     def differing(settings: Sequence[Mapping[str, Any]]) -> Columns:
         names = dict.fromkeys(name for each in settings for name in each)
-        columns = {name: [each.get(name, ABSENT) for each in settings] for name in names}
+        columns = {name: [each.get(name, LATER.get(name, ABSENT)) for each in settings] for name in names}
         kept = [n for n, each in enumerate(settings) if each]
         return {name: c for name, c in columns.items() if len({hashable(c[n]) for n in kept}) > 1}
 

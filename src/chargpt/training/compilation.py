@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
+from chargpt.data.blocks import RandomBlocks
 from chargpt.errors import Failed, Mistake
 from chargpt.training.clock import TrainingClock, synchronize
 
@@ -90,15 +91,14 @@ class Compilation(L.Callback):
 
     @staticmethod
     def _warm_up(loss: Loss, trainer: L.Trainer, pl_module: L.LightningModule, passes: int) -> None:
-        """The passes of a step on a batch laid out as the sampler's are, so that nothing is compiled again."""
-        data = trainer.datamodule
-        shape = (data.batch_size // trainer.world_size, data.block_size + 1)
-        blocks = torch.zeros(shape, dtype=torch.long, device=pl_module.device)
+        """The passes of a step on batches laid out as those to come, so that nothing is compiled again."""
+        batches: RandomBlocks = trainer.train_dataloader
         parameters = [p for p in pl_module.parameters() if p.requires_grad]
-        for _ in range(passes):
-            with trainer.precision_plugin.train_step_context():
-                value = loss(blocks[:, :-1], blocks[:, 1:])
-            torch.autograd.grad(value, parameters, allow_unused=True)
+        for inputs_BT, targets_BT in batches.layouts():
+            for _ in range(passes):
+                with trainer.precision_plugin.train_step_context():
+                    value = loss(inputs_BT, targets_BT)
+                torch.autograd.grad(value, parameters, allow_unused=True)
 
 
 def _hindrance(device_type: str) -> str | None:

@@ -133,6 +133,10 @@ def _check(settings: dict[str, Any]) -> None:
         )
     if settings["deterministic"] not in (True, False, "warn"):
         raise Mistake(f"trainer.deterministic={settings['deterministic']}: it is true, false or warn")
+    if settings.get("ema_decay") is not None and str(settings["strategy"]).startswith("fsdp"):
+        raise Mistake(
+            "trainer.ema_decay wants whole weights, which FSDP splits: leave it out, or take trainer=ddp"
+        )
     clip = settings["gradient_clip_val"]
     if clip is not None and not clip > 0:
         raise Mistake(f"trainer.gradient_clip_val={clip}: it must be more than 0, or null for no clipping")

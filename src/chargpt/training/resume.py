@@ -27,18 +27,23 @@ MAY_CHANGE = (
     "data.validation_tokens",
     "name",
 )
+# Settings that came later, each with the value that means what was before: a run from then has them all the same.
+LATER = {"data.block_warmup": 0, "model.n_grams.dropout": 0, "model.token_dropout": 0, "trainer.ema_decay": None}
 FREE_GROUPS = ("logger", "callbacks", "hydra", "resume")
 
 
 def identity(config: DictConfig) -> dict[str, Any]:
-    """What makes a run this run and no other, by dotted names: model, recipe, data and seed."""
+    """What makes a run this run and no other, by dotted names: model, recipe, data and seed.
+
+    What is null, or as it was before there was such a setting, is not named.
+    """
     found: dict[str, Any] = {}
 
     def collect(part: Any, path: str) -> None:
         if isinstance(part, dict) and part:
             for key, value in part.items():
                 collect(value, f"{path}.{key}" if path else key)
-        elif path not in MAY_CHANGE:
+        elif path not in MAY_CHANGE and part is not None and part != LATER.get(path):
             found[path] = part
 
     collect(OmegaConf.to_container(OmegaConf.masked_copy(config, list(SAVED)), resolve=True), "")
@@ -85,7 +90,7 @@ def changed(
                 f"{override.input_line} would make it another run: {has}. Leave it out, or start a new run "
                 f"without resume="
             )
-        if _given(before) == _given(now) or (key == "data" and before["_target_"] == now["_target_"]):
+        if _given(before, path) == _given(now, path) or (key == "data" and before["_target_"] == now["_target_"]):
             continue  # the same again; what differs within it is said by overrides of its own
         if path not in MAY_CHANGE:
             shown = "" if OmegaConf.is_config(before) else f"={before}"
@@ -97,8 +102,11 @@ def changed(
     return OmegaConf.to_container(config, resolve=True)
 
 
-def _given(part: Any) -> Any:
-    """A part of a config without what is null: such a key may have come with a later version of the part."""
+def _given(part: Any, path: str) -> Any:
+    """A part of a config without what an earlier version of the part did not have: nulls, and `LATER`."""
     if OmegaConf.is_config(part):
         part = OmegaConf.to_container(part, resolve=True)
-    return {k: _given(v) for k, v in part.items() if v is not None} if isinstance(part, dict) else part
+    if isinstance(part, dict):
+        given = {key: _given(value, f"{path}.{key}") for key, value in part.items()}
+        return {key: value for key, value in given.items() if value is not None}
+    return None if path in LATER and part == LATER[path] else part
