@@ -1,7 +1,8 @@
 """The table of models out of finished runs: python experiments/models/table.py outputs/models/*/
 
-Runs of one name (another seed each) become one row. Writes results.csv and puts the table into README.md, here and
-in the project's own, between the marks <!-- models --> and <!-- /models -->.
+Runs of one name (another seed each) become one row, in place of what results.csv had of that name; its other rows
+stay. Writes results.csv and puts the table into README.md, here and in the project's own, between the marks
+<!-- models --> and <!-- /models -->.
 """
 
 import csv
@@ -13,10 +14,12 @@ from pathlib import Path
 
 from chargpt.sweeps.finished import FinishedRun, read_run
 from chargpt.sweeps.markdown import mean_and_spread, put, table
+from chargpt.sweeps.rows import write_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-KEYS = ("val_loss", "final_val_loss", "initial_loss", "train_seconds", "parameters", "steps", "seed", "torch")
+KEYS = ("val_loss", "final_val_loss", "initial_loss", "val_bpc", "train_seconds", "parameters", "steps", "seed")
+KEYS += ("devices", "device", "torch")
 
 
 def name_of(run: FinishedRun) -> str:
@@ -24,15 +27,15 @@ def name_of(run: FinishedRun) -> str:
     return " ".join(chosen) or f"model={run.choices['model']}"
 
 
-def row(name: str, runs: list[FinishedRun]) -> dict[str, str]:
+def row(name: str, runs: list[dict[str, str]]) -> dict[str, str]:
     def all_of(key: str) -> list[float]:
-        return [run.metrics[key] for run in runs]
+        return [float(run[key]) for run in runs]
 
-    first = runs[0].metrics
+    first = runs[0]
     return {
         "run": f"`{name}`",
-        "parameters": f"{first['parameters']:,}",
-        "steps": f"{first['steps']:,}",
+        "parameters": f"{int(first['parameters']):,}",
+        "steps": f"{int(first['steps']):,}",
         "validation loss": mean_and_spread(all_of("val_loss")),
         "bits a character": f"{statistics.mean(all_of('val_bpc')):.3f}",
         "training": f"{statistics.mean(all_of('train_seconds')):.0f} s",
@@ -42,14 +45,17 @@ def row(name: str, runs: list[FinishedRun]) -> dict[str, str]:
 
 
 def main() -> None:
+    with (HERE / "results.csv").open(newline="") as file:
+        before = list(csv.DictReader(file))
+    new = [
+        {"run": name_of(run)} | {key: str(run.metrics[key]) for key in KEYS} for run in map(read_run, sys.argv[1:])
+    ]
+    kept = [run for run in before if run["run"] not in {run["run"] for run in new}]
     groups = defaultdict(list)
-    for run in map(read_run, sys.argv[1:]):
-        groups[name_of(run)].append(run)
-    with (HERE / "results.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("run", *KEYS))
-        writer.writerows((name, *(run.metrics[k] for k in KEYS)) for name, runs in groups.items() for run in runs)
-    worst_first = sorted(groups.items(), key=lambda item: -item[1][0].metrics["val_loss"])
+    for run in kept + new:
+        groups[run["run"]].append(run)
+    worst_first = sorted(groups.items(), key=lambda item: -float(item[1][0]["val_loss"]))
+    write_rows(HERE / "results.csv", [run for _, runs in worst_first for run in runs])
     content = table([row(name, runs) for name, runs in worst_first])
     for readme in (HERE / "README.md", ROOT / "README.md"):
         put(readme, "models", content)
