@@ -9,7 +9,6 @@ held out to measure on.
 
 import argparse
 import os
-import statistics
 import sys
 from pathlib import Path
 
@@ -32,7 +31,7 @@ TOKENS = 12 * 128  # a step
 WHOLE = int(0.9 * int(0.9 * 1_115_394))  # characters to train on
 # (channels, steps, share of the text): first all sizes and lengths on all of it, then repetition of an eighth.
 RUNS = [(width, steps, 1.0) for steps in (100, 200, 400, 800) for width in (256, 192, 128, 64)]
-RUNS += [(width, steps, 0.125) for steps in (100, 400, 1600) for width in (128, 64)]
+RUNS += [(width, steps, 0.125) for steps in (50, 100, 400, 1600) for width in (128, 64)]
 RUNS += [(width, 1600, 1.0) for width in (128, 64)]
 BUDGETS = (1, 5, 15)  # minutes of one core
 
@@ -46,19 +45,23 @@ def run(width: int, steps: int, share: float) -> dict[str, float]:
     return {"n_embd": width, "steps": steps, "share": share} | found
 
 
-def arrays(rows: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """N of the blocks, D seen, U distinct, and the loss of each run."""
+def arrays(rows: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """N of the blocks, D seen, and the loss of each run."""
     parameters = np.array([12 * LAYERS * int(row["n_embd"]) ** 2 for row in rows], dtype=float)
     tokens = np.array([int(row["steps"]) * TOKENS for row in rows], dtype=float)
-    distinct = np.array([float(row["share"]) * WHOLE for row in rows])
-    return parameters, tokens, distinct, np.array([float(row["final_val_loss"]) for row in rows])
+    return parameters, tokens, np.array([float(row["final_val_loss"]) for row in rows])
+
+
+def whole(rows: list[dict]) -> list[dict]:
+    """The runs on all of the text."""
+    return [row for row in rows if float(row["share"]) == 1]
 
 
 def seconds_per_token(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each size: N, and the median over its runs."""
+    """Of each size: N, and the least over its runs, which now and then had to share their core."""
     widths = sorted({int(row["n_embd"]) for row in rows})
     spent = [
-        statistics.median(
+        min(
             float(row["train_seconds"]) / int(row["steps"]) / TOKENS for row in rows if int(row["n_embd"]) == width
         )
         for width in widths
@@ -83,7 +86,7 @@ def describe(rows: list[dict], law: Law) -> None:
     sizes, spent = seconds_per_token(rows)
     lines = []
     for minutes in BUDGETS:
-        parameters, tokens, loss = best_size(law, sizes, spent, WHOLE, 60 * minutes)
+        parameters, tokens, loss = best_size(law, sizes, spent, 60 * minutes)
         lines.append(
             {
                 "minutes of one core": str(minutes),
@@ -97,7 +100,7 @@ def describe(rows: list[dict], law: Law) -> None:
     put(HERE / "README.md", "budgets", table(lines))
     numbers = f"E = {law.E:.3f}, A = {law.A:.3g}, alpha = {law.alpha:.3f}, B = {law.B:.3g}, beta = {law.beta:.3f}"
     errors = f"root mean square error {law.rms:.4f} nats, {law.left_out:.4f} on runs left out of the fit"
-    put(HERE / "README.md", "fit", f"{numbers}, R = {law.R:.2f}; {errors}; {len(rows)} runs.\n")
+    put(HERE / "README.md", "fit", f"{numbers}; {errors}; {len(whole(rows))} runs on the whole text.\n")
 
 
 def draw(rows: list[dict], law: Law) -> None:
@@ -109,25 +112,27 @@ def draw(rows: list[dict], law: Law) -> None:
             mine = [row for row in rows if int(row["n_embd"]) == width and float(row["share"]) == share]
             if not mine:
                 continue
-            _, tokens, _, losses = arrays(mine)
-            axis.plot(tokens / 1e6, losses, "o", ms=5, color=colours[width], label=f"{width} channels")
-            line = np.geomspace(tokens.min(), tokens.max(), 100)
-            size = np.full_like(line, 12 * LAYERS * width**2)
-            axis.plot(line / 1e6, law(size, line, np.full_like(line, share * WHOLE)), color=colours[width], lw=1.2)
+            _, tokens, losses = arrays(mine)
+            style = "o" if share == 1 else "o-"
+            axis.plot(tokens / 1e6, losses, style, ms=5, lw=1.2, color=colours[width], label=f"{width} channels")
+            if share == 1:
+                line = np.geomspace(tokens.min(), tokens.max(), 100)
+                axis.plot(line / 1e6, law(12 * LAYERS * width**2, line), color=colours[width], lw=1.2)
         axis.set(xscale="log", title=title, xlabel="tokens seen, millions", ylabel="loss, nats a character")
     axes[0].legend(frameon=False)
     sizes, spent = seconds_per_token(rows)
     for minutes in BUDGETS:
         tokens = 60 * minutes / spent
-        losses = law(sizes, tokens, np.full_like(sizes, WHOLE))
+        losses = law(sizes, tokens)
         axes[2].plot(sizes / 1e6, losses, "-o", ms=4, label=f"{minutes} min")
     axes[2].set(xscale="log", title="The law, at equal time", xlabel="parameters of the blocks, millions")
     axes[2].legend(frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.xaxis.set_minor_formatter(lambda value, _: "")
+        at = sorted({float(x) for line in axis.lines if line.get_marker() == "o" for x in line.get_xdata()})
+        axis.set_xticks(at, [f"{value:.2g}" for value in at])
+        axis.set_xticks([], minor=True)
     figure.savefig(HERE / "scaling.png", dpi=150)
 
 
@@ -143,7 +148,7 @@ def main() -> None:
         rows.append(row)
         print(row, flush=True)
         write_rows(HERE / "scaling.csv", rows)
-    law = fit(*arrays(rows))
+    law = fit(*arrays(whole(rows)))
     print(law)
     describe(rows, law)
     draw(rows, law)
