@@ -1,10 +1,6 @@
 """The moving average of the weights: by its formula, validated and saved in their place, and exact on resume."""
 
 import copy
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import lightning as L
@@ -15,7 +11,7 @@ from chargpt.sampling.evaluate import measure
 from chargpt.sampling.trained import load
 from chargpt.training.averaging import MovingAverage
 from chargpt.training.module import LanguageModeling
-from tests.conftest import REPO, process
+from tests.conftest import process
 from tests.training import reading
 
 WORDS = ["trainer.ema_decay=0.8", "hydra.run.dir=run"]
@@ -136,22 +132,17 @@ def test_what_is_saved_while_the_average_stands_in_is_the_same():
     assert not reading.differences(dict(module.state_dict()), dict(own))
 
 
-@pytest.mark.slow
-def test_a_run_that_is_cut_off_between_two_validations_goes_on_to_the_same_bits(tiny, tmp_path: Path):
-    words = [*tiny, "trainer.ema_decay=0.9", "trainer.max_steps=400", "trainer.val_check_interval=200"]
-    assert process(tmp_path, "train", *words, "hydra.run.dir=whole").code == 0
-    command = [sys.executable, str(REPO / "train.py"), *words, "hydra.run.dir=run"]
-    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    rows = tmp_path / "run" / "history.csv"
-    deadline = time.monotonic() + 60
-    while not (rows.exists() and len(rows.read_text().splitlines()) > 4):
-        assert running.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(60) == 3
-    assert 0 < reading.status(tmp_path / "run")["step"] < 400
-    assert process(tmp_path, "train", "resume=run").code == 0
-    one, other = (reading.checkpoint(tmp_path / run) for run in ("run", "whole"))
+def test_a_run_that_is_cut_off_between_two_validations_goes_on_to_the_same_bits(verb, tiny, tmp_path: Path):
+    words, whole = [*tiny, "trainer.ema_decay=0.9"], tmp_path / "whole"
+    assert verb("train", *words, f"hydra.run.dir={whole}").code == 0
+    cut = [
+        f"+callbacks.cut.{word}" for word in ("_target_=tests.training.staged.SignalAt", "name=SIGTERM", "batch=7")
+    ]
+    assert verb("train", *words, *cut, "hydra.run.dir=run").code == 3
+    assert reading.status(tmp_path / "run")["step"] == 7
+    outcome = verb("train", "resume=run")
+    assert outcome.code == 0, outcome.err
+    one, other = (reading.checkpoint(run) for run in (tmp_path / "run", whole))
     for key in ("state_dict", "trained_state_dict"):
         assert not reading.differences(one[key], other[key]), key
 

@@ -43,7 +43,7 @@ def identity(config: DictConfig) -> dict[str, Any]:
         if isinstance(part, dict) and part:
             for key, value in part.items():
                 collect(value, f"{path}.{key}" if path else key)
-        elif path not in MAY_CHANGE and part is not None and part != LATER.get(path):
+        elif path not in MAY_CHANGE and not _as_before(part, path):
             found[path] = part
 
     collect(OmegaConf.to_container(OmegaConf.masked_copy(config, list(SAVED)), resolve=True), "")
@@ -102,11 +102,16 @@ def changed(
     return OmegaConf.to_container(config, resolve=True)
 
 
+def _as_before(value: Any, path: str) -> bool:
+    """Whether a setting says what a config without it means."""
+    return value is None or (path in LATER and value == LATER[path])
+
+
 def _given(part: Any, path: str) -> Any:
-    """A part of a config without what an earlier version of the part did not have: nulls, and `LATER`."""
+    """A part of a config without the settings that an earlier version of it may not have had."""
     if OmegaConf.is_config(part):
         part = OmegaConf.to_container(part, resolve=True)
     if isinstance(part, dict):
         given = {key: _given(value, f"{path}.{key}") for key, value in part.items()}
         return {key: value for key, value in given.items() if value is not None}
-    return None if path in LATER and part == LATER[path] else part
+    return None if _as_before(part, path) else part
