@@ -104,7 +104,7 @@ def test_a_rank_that_dies_ends_the_run_at_once_with_its_own_error(tiny, tmp_path
     assert str(tmp_path) not in left
 
 
-@pytest.mark.parametrize("after", ["start", "steps"])
+@pytest.mark.parametrize("after", ["begin", "start", "steps"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_starter_saves_the_run_whenever_it_comes(tiny, tmp_path, number, after):
     words = [*tiny, QUIET, "trainer.devices=2", "trainer.max_steps=4000", "trainer.log_every_n_steps=1"]
@@ -116,14 +116,14 @@ def test_a_signal_to_the_starter_saves_the_run_whenever_it_comes(tiny, tmp_path,
             time.sleep(0.01)
     else:
         while not list(tmp_path.glob("outputs/*/*")):
-            time.sleep(0.01)
-        time.sleep(1.5)  # in the middle of its imports
+            time.sleep(0.001)
+        time.sleep(1.5 if after == "start" else 0)  # in its imports; or before it has handlers
     run.send_signal(number)
     _, said = run.communicate(timeout=60)
     assert run.returncode == 3, said
     assert "interrupted" in said.splitlines()[-1]
     assert "Traceback" not in said
-    if after == "start" and not list(tmp_path.iterdir()):
+    if after != "steps" and not list(tmp_path.iterdir()):
         return  # nothing had begun, nothing stays
     assert "Go on with: python train.py resume=" in said.splitlines()[-1]
     assert reading.status(only_run(tmp_path))["state"] == "interrupted"

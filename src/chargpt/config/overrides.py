@@ -1,8 +1,7 @@
 """Checks the words of the command line against the config before anything is composed, built or imported.
 
 Hydra alone tells a mistyped key in ten lines and lets a value of any type through; here each mistake is one
-line with the nearest valid name. A setting's type is the type of its value in `conf/`; the few that take more
-than one are listed in `ALSO`.
+line with the nearest valid name.
 """
 
 import difflib
@@ -16,36 +15,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString, Sweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from chargpt.config.value_types import check_type
 from chargpt.errors import Mistake
 
-Types = tuple[type, ...]
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-_NAMES |= {list: "a list", dict: "a group of settings"}
-_GIVEN = _NAMES | {float: "a decimal number"}
-
-# Settings that take other types than that of the value that stands in conf/.
-ALSO: dict[str, Types] = {
-    "data.cache_dir": (str, type(None)),
-    "data.path": (str,),
-    "trainer.devices": (int, str, list),
-    "trainer.precision": (int, str),
-    "trainer.max_time": (int, float, str, dict, type(None)),
-    "trainer.gradient_clip_val": (int, float, type(None)),
-    "trainer.ema_decay": (int, float, type(None)),
-    "trainer.deterministic": (bool, str),
-    "resume": (str,),
-    "name": (str, int, float, bool),
-    "prompt": (str, type(None)),
-    "text": (str, type(None)),
-    "runs": (str,),
-    "folder": (str, type(None)),
-    "top_k": (int, type(None)),
-    "top_p": (int, float, type(None)),
-    "data": (dict, type(None)),
-}
 # Settings that only some choice of a group has.
 ELSEWHERE = {"data.path": "data=text_file"}
 # Groups that no default names: a choice in them is added.
@@ -233,32 +208,5 @@ def _check_value(override: Override, base: DictConfig, keys: set[str], sweep: bo
         )
     if override.is_delete():
         return
-    accepted, group = _accepted(base, key), key.replace(".", "/")
     for given in _values(override):
-        value = given.text if isinstance(given, QuotedString) else given
-        interpolated = isinstance(value, str) and "${" in value
-        if accepted and not interpolated and type(value) not in accepted:
-            shown = repr(value) if isinstance(value, str) else "null" if value is None else value
-            wanted = [_NAMES[t] for t in accepted if not (t is int and float in accepted)]
-            choose = f". To choose one by its name: {group}={value}" if group in keys and group != key else ""
-            raise Mistake(
-                f"{key}={shown}: {key} is {' or '.join(wanted)}, not {_GIVEN.get(type(value), 'that')}{choose}"
-            )
-
-
-def _accepted(base: DictConfig, key: str) -> Types:
-    if key in ALSO:
-        return ALSO[key]
-    try:
-        value = OmegaConf.select(base, key)
-    except OmegaConfBaseException:
-        return ()
-    if isinstance(value, DictConfig):
-        return (dict,)
-    if isinstance(value, ListConfig):
-        return (list,)
-    if isinstance(value, float):
-        return (int, float)
-    if isinstance(value, str):
-        return (str, int, float, bool)  # name=3 is a name
-    return (type(value),) if value is not None else ()
+        check_type(key, given.text if isinstance(given, QuotedString) else given, base, keys)

@@ -60,7 +60,7 @@ def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
     _quieten()
     fixed["plugins"] = [*fixed.get("plugins", []), *_environment()]
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **settings | _given_shape(),
             **fixed,
             max_epochs=-1,
@@ -80,6 +80,10 @@ def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
         message = " ".join(str(error).split())
         other = "" if settings["accelerator"] == "auto" else "; trainer=auto takes what there is"
         raise Mistake(f"trainer: {message} ({_found()}){other}") from error
+    # Its own handler of SIGTERM speaks to the other ranks, who may be in the middle of saying something else: then
+    # all wait for ever. Ours only sets a flag (interruption.py).
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def _environment() -> list[ClusterEnvironment]:

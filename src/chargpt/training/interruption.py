@@ -32,7 +32,7 @@ class Interruption(L.Callback):
         if trainer.world_size > 1:
             if pl_module.device.type != "cpu":  # the flag goes by the CPUs: no step waits for the GPU
                 self._group = torch.distributed.new_group(backend="gloo")
-            # Lightning's own flag, sent round at each step, for a handler that ours replaces.
+            # Lightning's own flag, sent round at each step, for a handler that is not there (hardware.py).
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._remember)

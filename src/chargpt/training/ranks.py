@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 
 from chargpt.config.overrides import quoted
@@ -21,6 +22,21 @@ from chargpt.training.run_directory import RunDirectory
 
 GRACE = 8.0  # seconds that the other ranks have to leave by themselves, once one is gone
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals that come meanwhile wait until the end of it; and, in a process that is started in it, until
+    `let_through`: nobody dies of one before he can handle it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_through() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 class Ranks:
@@ -53,13 +69,15 @@ class Ranks:
         self._mistakes = [int(os.environ[MISTAKES])] if MISTAKES in os.environ else []
         self._interrupted = False
         self._ready, ready = os.pipe()
-        self._start(0, {READY: str(ready)}, [ready])
+        with held_back():
+            self._start(0, {READY: str(ready)}, [ready])
+            self._handlers = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
         os.close(ready)
 
     def _start(self, rank: int, more: dict[str, str], descriptors: list[int]) -> None:
         # The first speaks to the terminal, the others to a file. Each has a process group of its own: a Ctrl-C at
         # the terminal reaches it once, from here.
-        with self._logs[rank].open("wb") if rank else nullcontext() as output:
+        with held_back(), self._logs[rank].open("wb") if rank else nullcontext() as output:
             self._processes.append(
                 subprocess.Popen(
                     self._command,
@@ -86,7 +104,6 @@ class Ranks:
         Returns:
             The exit code of the run.
         """
-        before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
         deadline, asked = float("inf"), False
         try:
             while any(process.poll() is None for process in self._processes):
@@ -103,7 +120,7 @@ class Ranks:
         finally:
             self._kill()
             os.close(self._ready)
-            for number, handler in before.items():
+            for number, handler in self._handlers.items():
                 signal.signal(number, handler)
         for file in self._logs:
             if file.exists() and not file.stat().st_size:

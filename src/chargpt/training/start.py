@@ -17,7 +17,7 @@ from chargpt.config.entry import chosen_place, place_run, task_words
 from chargpt.errors import FAILED, INTERRUPTED, MISTAKE, Mistake
 from chargpt.rank import ASKED, OURS, ask_to_stop, number, processes, started_as_rank
 from chargpt.training import home, lock
-from chargpt.training.ranks import Ranks
+from chargpt.training.ranks import Ranks, held_back, let_through
 from chargpt.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def _train(config: DictConfig) -> None:
     # Until the run is under way and saves itself.
     before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        let_through()
         from chargpt.training.run import train as train_here  # torch and Lightning take seconds
 
         train_here(config)
@@ -92,11 +93,12 @@ def _count(config: DictConfig, directory: RunDirectory) -> int:
 
 def _train_in_ranks(count: int, resume: str, directory: RunDirectory) -> int:
     """Starts the ranks, waits for them; the exit code of the run."""
-    if resume == "never" and not lock.holds(directory.path):
-        directory.claim(chosen_place())
-        place_run(directory.path)
-        lock.hold(directory.path)
-    ranks = Ranks(count, resume, directory)
+    with held_back():
+        if resume == "never" and not lock.holds(directory.path):
+            directory.claim(chosen_place())
+            place_run(directory.path)
+            lock.hold(directory.path)
+        ranks = Ranks(count, resume, directory)
     code = ranks.wait()
     if code in (MISTAKE, INTERRUPTED):  # where nothing has begun, nothing stays
         directory.abandon()

@@ -1,0 +1,71 @@
+"""What type of value a setting takes: that of its value in `conf/`, and what `ALSO` says of a few."""
+
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from chargpt.errors import Mistake
+
+Types = tuple[type, ...]
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+_NAMES |= {list: "a list", dict: "a group of settings"}
+_GIVEN = _NAMES | {float: "a decimal number"}
+
+# Settings that take other types than that of the value that stands in conf/.
+ALSO: dict[str, Types] = {
+    "data.cache_dir": (str, type(None)),
+    "data.path": (str,),
+    "trainer.devices": (int, str, list),
+    "trainer.precision": (int, str),
+    "trainer.max_time": (int, float, str, dict, type(None)),
+    "trainer.gradient_clip_val": (int, float, type(None)),
+    "trainer.ema_decay": (int, float, type(None)),
+    "trainer.deterministic": (bool, str),
+    "resume": (str,),
+    "name": (str, int, float, bool),
+    "prompt": (str, type(None)),
+    "text": (str, type(None)),
+    "runs": (str,),
+    "folder": (str, type(None)),
+    "top_k": (int, type(None)),
+    "top_p": (int, float, type(None)),
+    "data": (dict, type(None)),
+}
+
+
+def check_type(key: str, value: Any, base: DictConfig, keys: set[str]) -> None:
+    """Raises `Mistake` if the setting does not take a value of this type.
+
+    Args:
+        key: of the setting, with dots.
+        base: the config without the value.
+        keys: all settings and groups, for a hint.
+    """
+    accepted, group = _accepted(base, key), key.replace(".", "/")
+    interpolated = isinstance(value, str) and "${" in value
+    if accepted and not interpolated and type(value) not in accepted:
+        shown = repr(value) if isinstance(value, str) else "null" if value is None else value
+        wanted = [_NAMES[t] for t in accepted if not (t is int and float in accepted)]
+        choose = f". To choose one by its name: {group}={value}" if group in keys and group != key else ""
+        raise Mistake(
+            f"{key}={shown}: {key} is {' or '.join(wanted)}, not {_GIVEN.get(type(value), 'that')}{choose}"
+        )
+
+
+def _accepted(base: DictConfig, key: str) -> Types:
+    if key in ALSO:
+        return ALSO[key]
+    try:
+        value = OmegaConf.select(base, key)
+    except OmegaConfBaseException:
+        return ()
+    if isinstance(value, DictConfig):
+        return (dict,)
+    if isinstance(value, ListConfig):
+        return (list,)
+    if isinstance(value, float):
+        return (int, float)
+    if isinstance(value, str):
+        return (str, int, float, bool)  # name=3 is a name
+    return (type(value),) if value is not None else ()
