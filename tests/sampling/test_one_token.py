@@ -28,6 +28,7 @@ PARTS = [
         "model/attention=causal_qk_norm",
         "model/norm=rms_norm_plain",
     ],
+    ["model=gpt_ensemble", "model.members=2"],
     ["+lecture=head"],
     ["+lecture=feed_forward"],
     ["+lecture=residual"],
@@ -55,7 +56,7 @@ def test_it_gives_the_models_logits(words, batch_size):
     model = made(words)
     assert OneToken.knows(model)
     tokens_BT = torch.randint(11, (batch_size, 16), generator=torch.Generator().manual_seed(1))
-    cache, step = model.new_cache(batch_size), OneToken(model, batch_size)
+    cache, step = model.new_cache(batch_size), OneToken.of(model, batch_size)
     model(tokens_BT[:, :2], cache)
     for t in range(2, 16):
         torch.testing.assert_close(

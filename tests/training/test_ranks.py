@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from chargpt.training import lock, ranks
+from chargpt.training.run_directory import RunDirectory
 from tests.conftest import REPO, process
 from tests.sweeps.processes import steps_done
 from tests.training import reading
@@ -102,6 +104,33 @@ def test_a_rank_that_dies_ends_the_run_at_once_with_its_own_error(tiny, tmp_path
         assert "staged.py" in (run / f"error_rank_{rank}.txt").read_text()
     left = subprocess.run(["ps", "-ef"], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) not in left
+
+
+SPEAKS_THEN_WAITS = """
+import os, sys, time
+if os.environ["LOCAL_RANK"] == "1":
+    sys.exit(3)
+os.write(int(os.environ["CHARGPT_READY"]), b"1")
+time.sleep(100)
+"""
+
+
+def test_a_rank_that_leaves_while_the_first_waits_for_it_ends_the_run(tmp_path, monkeypatch):
+    """As a signal has it while torch is imported: the first is inside a C++ call by then, for half an hour."""
+    script = tmp_path / "train.py"
+    script.write_text(SPEAKS_THEN_WAITS)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    monkeypatch.setattr(ranks, "GRACE", 0.5)
+    directory = RunDirectory(tmp_path / "run")
+    directory.path.mkdir()
+    lock.hold(directory.path)
+    try:
+        watched = ranks.Ranks(2, "never", directory)
+        start = time.monotonic()
+        assert watched.wait() != 0
+        assert time.monotonic() - start < 50
+    finally:
+        lock.release(directory.path)
 
 
 @pytest.mark.parametrize("after", ["begin", "start", "steps"])

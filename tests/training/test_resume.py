@@ -198,7 +198,11 @@ MODERN = ["model=gpt_modern", "trainer.precision=bf16-mixed"]
 
 
 @pytest.mark.parametrize("passes", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("recipe", [[], MODERN, [*MODERN, "optimizer=soap"]], ids=["adamw", "muon", "soap"])
+@pytest.mark.parametrize(
+    "recipe",
+    [[], MODERN, [*MODERN, "optimizer=soap"], ["model=gpt_ensemble", "model.members=2"]],
+    ids=["adamw", "muon", "soap", "ensemble"],
+)
 def test_30_steps_and_then_30_more_are_60(verb, tiny, uncut, tmp_path: Path, recipe, passes):
     words = [
         *recipe,

@@ -5,6 +5,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from chargpt.model.attention import CausalSelfAttention
+from chargpt.model.ensemble import Ensemble
 from chargpt.model.language_model import LanguageModel
 
 
@@ -38,9 +39,10 @@ def attention_maps(model: LanguageModel, tokens_T: Integer[Tensor, " T"]) -> lis
         tokens_T: at most `block_size` tokens.
 
     Returns:
-        One tensor a layer; none for a model without attention.
+        One tensor a layer, of an ensemble's first member; none for a model without attention.
     """
     maps: list[Tensor] = []
+    model = model.members[0] if isinstance(model, Ensemble) else model
     layers = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
     hooks = [
         layer.register_forward_pre_hook(

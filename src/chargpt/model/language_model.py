@@ -11,10 +11,12 @@ class LanguageModel(nn.Module):
     Attributes:
         vocab_size: V.
         block_size: the longest context T.
+        least_batch: sequences that it must be trained on at a time.
     """
 
     vocab_size: int
     block_size: int
+    least_batch: int = 1
 
     def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: list | None = None) -> Float[Tensor, "B T V"]:
         """Logits of the token after each position. With a cache, tokens_BT follow the tokens in it."""

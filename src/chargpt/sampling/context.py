@@ -31,7 +31,7 @@ class Context:
         self._tokens_BT = torch.empty(batch_size, 0, dtype=torch.long, device=model.device)
         self._cache = model.new_cache(batch_size)
         by_rows = OneToken.knows(model) and not torch.is_autocast_enabled(model.device.type)
-        self._one_token = OneToken(model, batch_size, quantize) if by_rows else None
+        self._one_token = OneToken.of(model, batch_size, quantize) if by_rows else None
 
     @torch.inference_mode()
     def extend(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B V"]:

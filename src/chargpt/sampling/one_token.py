@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from chargpt.errors import Mistake
 from chargpt.model.attention import CausalSelfAttention, KeyValueCache
+from chargpt.model.ensemble import Ensemble, together
 from chargpt.model.feed_forward import FeedForward
 from chargpt.model.language_model import LanguageModel
 from chargpt.model.position import Learned, PositionEncoding, Rotary, rotate
@@ -52,14 +53,26 @@ class OneToken:
         self._residual = [b.residual for b in model.blocks]
         self._final_norm, self._head = _norm(model.final_norm), product(model.head)
 
-    @staticmethod
-    def knows(model: LanguageModel) -> bool:
+    @classmethod
+    def knows(cls, model: LanguageModel) -> bool:
         """Whether all parts of the model are those written here."""
+        if type(model) is Ensemble:
+            return all(cls.knows(member) for member in model.members)
         if type(model) is not Transformer or type(model.position) not in (PositionEncoding, Learned, Rotary):
             return False
         if model.values is not None and type(model.values[0]) not in (ValueEmbedding, ValueResidual):
             return False
         return all(type(b) is Block and type(b.attention) is CausalSelfAttention for b in model.blocks)
+
+    @classmethod
+    def of(
+        cls, model: LanguageModel, batch_size: int, quantize: str | None = None
+    ) -> Callable[[Integer[Tensor, " B"], list], Float[Tensor, "B V"]]:
+        """The same for an ensemble too: a step of each member."""
+        if not isinstance(model, Ensemble):
+            return cls(model, batch_size, quantize)
+        steps = [cls.of(member, batch_size, quantize) for member in model.members]
+        return lambda tokens_B, caches: together([s(tokens_B, c) for s, c in zip(steps, caches, strict=True)])
 
     def __call__(self, tokens_B: Integer[Tensor, " B"], cache: Cache) -> Float[Tensor, "B V"]:
         """Logits after tokens_B, which follow those in the cache and join them. Valid until the next call."""

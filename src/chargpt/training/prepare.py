@@ -122,11 +122,7 @@ def prepare(composed: DictConfig) -> Run:
         enable_checkpointing=True,
     )
     compilation.decide(trainer)
-    if data.batch_size % trainer.world_size:
-        raise Mistake(
-            f"data.batch_size={data.batch_size} cannot be shared equally by {trainer.world_size} devices: "
-            f"make it a multiple of {trainer.world_size}"
-        )
+    _check_batch(data.batch_size, model, trainer.world_size)
     run = Run(config, directory, resumed, checkpoint, progress, data, module, trainer, clock, curves)
     if progress:
         _check_progress(run, progress)
@@ -159,6 +155,19 @@ def _resumed_config(
         raise Mistake(f"resume={directory.path} goes on in that directory: leave hydra.run.dir out")
     saved = progress["chargpt"]["config"] if progress else directory.read_config()
     return changed(saved, composed, task_words(), directory.read_choices())
+
+
+def _check_batch(batch_size: int, model: LanguageModel, devices: int) -> None:
+    if batch_size % devices:
+        raise Mistake(
+            f"data.batch_size={batch_size} cannot be shared equally by {devices} devices: make it a multiple of "
+            f"{devices}"
+        )
+    if batch_size < (least := model.least_batch * devices):
+        raise Mistake(
+            f"data.batch_size={batch_size}: each of the model's {model.least_batch} members wants a sequence of "
+            f"its own on each device: make it {least} or more"
+        )
 
 
 def _check_progress(run: Run, progress: dict[str, Any]) -> None:

@@ -106,9 +106,9 @@ class Ranks:
         """
         deadline, asked = float("inf"), False
         try:
-            while any(process.poll() is None for process in self._processes):
+            while None in (codes := [process.poll() for process in self._processes]):
                 self._start_others_when_ready()
-                ended = [process.returncode for process in self._processes if process.returncode is not None]
+                ended = [code for code in codes if code is not None]
                 if ended and deadline == float("inf"):
                     deadline = time.monotonic() + (GRACE if any(ended) else 5 * GRACE)
                 if time.monotonic() > deadline:

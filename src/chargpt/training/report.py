@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def opening(run: "Run") -> None:
     """Five lines: the model, the text, the steps, the device, the place."""
     model, data, trainer = run.model, run.data, run.trainer
-    names = {"n_layer": "layers", "n_head": "heads", "n_embd": "channels"}
+    names = {"members": "members", "n_layer": "layers", "n_head": "heads", "n_embd": "channels"}
     settings = run.config["model"]
     numbers = {name: settings[key] for key, name in names.items() if key in settings}
     parts = [f"{number} {name if number != 1 else name.removesuffix('s')}" for name, number in numbers.items()]

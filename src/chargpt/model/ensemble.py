@@ -1,0 +1,79 @@
+"""Several models that learn apart and guess together: what one knows by heart, the others do not believe."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+
+from chargpt.errors import Mistake
+from chargpt.model.language_model import LanguageModel
+from chargpt.model.transformer import Cache, Transformer
+
+
+class Ensemble(LanguageModel):
+    """Probabilities are the mean of the members' (Lakshminarayanan et al. 2017, deep ensembles).
+
+    In training each member is given a share of the batch of its own, so that a step costs as much as one model's
+    with the whole batch, and the loss is the mean of the members' losses.
+
+    Args:
+        vocab_size: V.
+        block_size: the longest context T.
+        members: how many; each has first weights of its own.
+        member: makes one from the sizes and `settings`.
+        settings: what each member is made with besides.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        block_size: int,
+        members: int,
+        member: Callable[..., LanguageModel] = Transformer,
+        **settings: Any,
+    ):
+        super().__init__()
+        if members < 1:
+            raise Mistake(f"model.members={members}: it must be 1 or more")
+        self.vocab_size, self.block_size, self.least_batch = vocab_size, block_size, members
+        self.members = nn.ModuleList(member(vocab_size, block_size, **settings) for _ in range(members))
+
+    def forward(
+        self, tokens_BT: Integer[Tensor, "B T"], cache: list[Cache] | None = None
+    ) -> Float[Tensor, "B T V"]:
+        """In training, the logits of the member that each sequence was given to; else those of all together.
+
+        Raises:
+            ValueError: in training, fewer sequences than members.
+        """
+        if not self.training:
+            caches = cache or [None] * len(self.members)
+            return together([m(tokens_BT, c) for m, c in zip(self.members, caches, strict=True)])
+        if len(tokens_BT) < self.least_batch:
+            raise ValueError(f"{len(tokens_BT)} sequences are too few for {len(self.members)} members")
+        shares = tokens_BT.tensor_split(len(self.members))
+        return torch.cat([m(share) for m, share in zip(self.members, shares, strict=True)])
+
+    def new_cache(self, batch_size: int) -> list[Cache]:
+        """A member's memory for each."""
+        return [member.new_cache(batch_size) for member in self.members]
+
+    def token_vectors(self) -> Float[Tensor, "V C"]:
+        """The first member's."""
+        return self.members[0].token_vectors()
+
+    def hidden_matrices(self) -> list[tuple[nn.Parameter, int]]:
+        return [matrix for member in self.members for matrix in member.hidden_matrices()]
+
+    def flops_per_token(self) -> int:
+        """A token of training goes through one member."""
+        return self.members[0].flops_per_token()
+
+
+def together(logits: Sequence[Float[Tensor, "*B V"]]) -> Float[Tensor, "*B V"]:
+    """The logarithm of the mean of their softmaxes: logits too."""
+    log_probabilities = torch.stack([some.float().log_softmax(dim=-1) for some in logits])
+    return log_probabilities.logsumexp(dim=0) - math.log(len(logits))

@@ -1,0 +1,69 @@
+"""An ensemble against its members: their mean probability, and each one's gradient from its own share alone."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from chargpt.errors import Mistake
+from chargpt.model.ensemble import Ensemble, together
+from chargpt.model.transformer import Transformer
+from tests.model.conftest import SMALL
+
+SETTINGS = {name: value for name, value in SMALL.items() if name not in ("vocab_size", "block_size")}
+
+
+def ensemble(members: int, **changes) -> Ensemble:
+    torch.manual_seed(0)
+    return Ensemble(11, 8, members, **SETTINGS | changes)
+
+
+def test_its_probabilities_are_the_mean_of_its_members(tokens_BT):
+    model = ensemble(3).eval()
+    expected_BTV = sum(member(tokens_BT).softmax(dim=-1) for member in model.members) / 3
+    torch.testing.assert_close(model(tokens_BT).exp(), expected_BTV)
+
+
+def test_logits_far_apart_and_impossible_tokens_stay_finite_where_one_member_says_so():
+    logits = [torch.tensor([[0.0, -torch.inf]]), torch.tensor([[-300.0, 300.0]])]
+    torch.testing.assert_close(together(logits).exp(), torch.tensor([[0.5, 0.5]]))
+
+
+def test_members_begin_apart():
+    first, second = ensemble(2).members
+    assert not torch.equal(first.token_embedding.weight, second.token_embedding.weight)
+
+
+@pytest.mark.parametrize("batch_size", [6, 7])
+def test_in_training_each_learns_from_its_share_of_the_batch_as_if_alone(batch_size):
+    model = ensemble(3)
+    tokens_BT = torch.randint(11, (batch_size, 8), generator=torch.Generator().manual_seed(1))
+    targets_BT = tokens_BT.roll(-1, dims=1)
+    F.cross_entropy(model(tokens_BT).flatten(0, 1), targets_BT.flatten()).backward()
+    sizes = [3, 2, 2] if batch_size == 7 else [2, 2, 2]
+    shares = zip(model.members, tokens_BT.split(sizes), targets_BT.split(sizes), strict=True)
+    for member, share_BT, share_targets_BT in shares:
+        found = [p.grad.clone() for p in member.parameters()]
+        member.zero_grad()
+        F.cross_entropy(member(share_BT).flatten(0, 1), share_targets_BT.flatten()).backward()
+        for gradient, p in zip(found, member.parameters(), strict=True):
+            torch.testing.assert_close(gradient, p.grad * len(share_BT) / batch_size)
+
+
+def test_fewer_sequences_than_members_are_refused():
+    model, tokens_BT = ensemble(3), torch.zeros(2, 8, dtype=torch.long)
+    with pytest.raises(ValueError, match="2 sequences are too few for 3 members"):
+        model(tokens_BT)
+    assert model.eval()(tokens_BT).shape == (2, 8, 11)
+
+
+def test_no_members_are_refused():
+    with pytest.raises(Mistake, match=r"model\.members=0"):
+        ensemble(0)
+
+
+def test_it_counts_what_its_members_have():
+    one, three = Transformer(**SMALL), ensemble(3)
+    assert three.parameter_count() == 3 * one.parameter_count()
+    assert len(three.hidden_matrices()) == 3 * len(one.hidden_matrices())
+    assert three.flops_per_token() == one.flops_per_token()
+    assert three.token_vectors() is three.members[0].token_embedding.weight
