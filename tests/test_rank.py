@@ -1,9 +1,11 @@
 """Which of several processes this one is, and how many there are to be."""
 
+import signal
+
 import pytest
 from omegaconf import OmegaConf
 
-from chargpt.rank import processes
+from chargpt.rank import processes, signals_to_pass_on
 
 
 @pytest.mark.parametrize(
@@ -13,3 +15,13 @@ from chargpt.rank import processes
 def test_how_many_processes_devices_mean(devices, count):
     assert processes(devices) == count
     assert processes(OmegaConf.create({"devices": devices}).devices) == count
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_hang_up_is_passed_on_unless_nohup_had_it_ignored(ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        assert (signal.SIGHUP in signals_to_pass_on()) is not ignored
+        assert {signal.SIGINT, signal.SIGTERM} <= set(signals_to_pass_on())
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Sequence
 
 STARTER = "CHARGPT_STARTER"  # the process that started this one and waits for it
@@ -9,6 +10,7 @@ OURS = "CHARGPT_LOCK"  # set for ranks that we have started ourselves: the descr
 SWEEP = "CHARGPT_SWEEP"  # set for the jobs of a sweep
 MISTAKES = "CHARGPT_MISTAKES"  # the pipe to whoever wants to know why a job was refused
 READY = "CHARGPT_READY"  # the pipe by which the first rank says that nothing is wrong, and the others may start
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that ask a process to stop
 ASKED: list[int] = []  # signals that asked this process to stop before its run was under way
 
 
@@ -17,6 +19,11 @@ def ask_to_stop(number: int, frame: object) -> None:
     `except:`; then the run stops at its first step."""
     ASKED.append(number)
     raise KeyboardInterrupt
+
+
+def signals_to_pass_on() -> list[signal.Signals]:
+    """To the processes that this one has started: all but a hang-up that `nohup` has it ignore."""
+    return [n for n in ASKING if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
 
 
 def started_as_rank() -> bool:

@@ -105,7 +105,7 @@ def build(compose, text, text_file, tmp_path, monkeypatch):
         if OmegaConf.is_missing(config.data, "path"):
             config.data.path = str(text_file)
         run = prepare(config)
-        tokens_BT = run.data.train_tokens_N[: run.model.block_size].long()[None]
+        tokens_BT = run.data.train_tokens_N[: run.model.block_size].long().repeat(run.model.batch_multiple, 1)
         logits_BTV = run.model(tokens_BT)
         assert logits_BTV.shape == (*tokens_BT.shape, run.data.tokenizer.vocab_size)
         assert logits_BTV.isfinite().all()

@@ -76,7 +76,7 @@ SETTINGS = {
     # hardware
     "99 devices": ("trainer.devices=99", "multiple of 99"),
     "a batch that the devices cannot share": ("trainer.devices=3", "multiple of 3"),
-    "more members than sequences": ("model=gpt_ensemble data.batch_size=2", "make it 3 or more"),
+    "a batch that the members cannot share": ("model=gpt_ensemble data.batch_size=8", "make it a multiple of 3"),
     "no members": ("model=gpt_ensemble model.members=0", "model.members=0"),
     "nonsense precision": ("trainer.precision=17", "bf16-mixed"),
     "nonsense accelerator": ("trainer.accelerator=quantum", "quantum"),

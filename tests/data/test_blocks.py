@@ -62,12 +62,13 @@ def test_iterating_twice_gives_the_same_batches():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_the_slices_of_all_ranks_are_the_batch_of_one_process(world_size):
+def test_the_blocks_of_all_ranks_in_turn_are_the_batch_of_one_process(world_size):
     whole = RandomBlocks(POSITIONS_N, 8, 8, seed=3)
     ranks = [RandomBlocks(POSITIONS_N, 8, 8, seed=3, rank=r, world_size=world_size) for r in range(world_size)]
     for k in (0, 1, 17):
-        slices = [rank.batch(k) for rank in ranks]
-        assert same(whole.batch(k), map(torch.cat, zip(*slices, strict=True)))
+        shares = [rank.batch(k) for rank in ranks]
+        in_turn = [torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*shares, strict=True)]
+        assert same(whole.batch(k), in_turn)
 
 
 def test_other_batches_and_other_seeds_draw_other_blocks():

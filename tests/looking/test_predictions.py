@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from chargpt.looking.predictions import attention_maps, log_probabilities
+from chargpt.model.ensemble import Ensemble
 from tests.model.lecture import MultiHeadAttention
 from tests.sampling.conftest import make
 
@@ -43,6 +44,14 @@ def test_the_weights_are_the_lectures_by_hand():
         scores_TT = head.query(x_TC) @ head.key(x_TC).T / 8**0.5
         scores_TT = scores_TT.masked_fill(torch.tril(torch.ones(7, 7)) == 0, float("-inf"))
         torch.testing.assert_close(found_TT, scores_TT.softmax(-1))
+
+
+def test_of_an_ensemble_the_first_member_is_looked_at():
+    model = Ensemble(11, 8, 2, member=lambda vocab_size, block_size: make("Rotary")).eval()
+    for first, of_all in zip(
+        attention_maps(model.members[0], TOKENS_T[:7]), attention_maps(model, TOKENS_T[:7]), strict=True
+    ):
+        assert of_all.equal(first)
 
 
 def test_a_table_has_no_attention():

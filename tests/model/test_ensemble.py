@@ -33,27 +33,34 @@ def test_members_begin_apart():
     assert not torch.equal(first.token_embedding.weight, second.token_embedding.weight)
 
 
-@pytest.mark.parametrize("batch_size", [6, 7])
-def test_in_training_each_learns_from_its_share_of_the_batch_as_if_alone(batch_size):
+def test_in_training_each_learns_from_its_share_of_the_batch_as_if_alone():
     model = ensemble(3)
-    tokens_BT = torch.randint(11, (batch_size, 8), generator=torch.Generator().manual_seed(1))
+    tokens_BT = torch.randint(11, (6, 8), generator=torch.Generator().manual_seed(1))
     targets_BT = tokens_BT.roll(-1, dims=1)
     F.cross_entropy(model(tokens_BT).flatten(0, 1), targets_BT.flatten()).backward()
-    sizes = [3, 2, 2] if batch_size == 7 else [2, 2, 2]
-    shares = zip(model.members, tokens_BT.split(sizes), targets_BT.split(sizes), strict=True)
+    shares = zip(model.members, tokens_BT.split(2), targets_BT.split(2), strict=True)
     for member, share_BT, share_targets_BT in shares:
         found = [p.grad.clone() for p in member.parameters()]
         member.zero_grad()
         F.cross_entropy(member(share_BT).flatten(0, 1), share_targets_BT.flatten()).backward()
         for gradient, p in zip(found, member.parameters(), strict=True):
-            torch.testing.assert_close(gradient, p.grad * len(share_BT) / batch_size)
+            torch.testing.assert_close(gradient, p.grad / 3)
 
 
-def test_fewer_sequences_than_members_are_refused():
+def test_sequences_that_the_members_cannot_share_are_refused_in_training_alone():
     model, tokens_BT = ensemble(3), torch.zeros(2, 8, dtype=torch.long)
-    with pytest.raises(ValueError, match="2 sequences are too few for 3 members"):
+    with pytest.raises(ValueError, match="2 sequences are no equal shares for 3 members"):
         model(tokens_BT)
     assert model.eval()(tokens_BT).shape == (2, 8, 11)
+
+
+def test_a_cache_is_for_all_members_also_in_training(tokens_BT):
+    model = ensemble(2)
+    whole_BTV = model.eval()(tokens_BT)
+    model.train()
+    cache = model.new_cache(len(tokens_BT))
+    model(tokens_BT[:, :5], cache)
+    torch.testing.assert_close(model(tokens_BT[:, 5:], cache), whole_BTV[:, 5:])
 
 
 def test_no_members_are_refused():

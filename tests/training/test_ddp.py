@@ -73,6 +73,17 @@ def test_two_processes_learn_what_one_learns(two, one):
         torch.testing.assert_close(theirs[name], weights, rtol=0, atol=1e-5, msg=name)
 
 
+def test_members_learn_from_the_same_sequences_in_two_processes(verb, tiny, tmp_path: Path):
+    members = ["model=gpt_ensemble", "model.members=2", "model.n_grams.dropout=0", "model.token_dropout=0"]
+    words = [*tiny, *members, *PLAIN]
+    assert verb("train", *words, "hydra.run.dir=one").code == 0
+    outcome = process(tmp_path, "train", *words, "trainer.devices=2", "hydra.run.dir=two")
+    assert outcome.code == 0, outcome.err
+    mine, theirs = (reading.checkpoint(tmp_path / r)["state_dict"] for r in ("one", "two"))
+    for name, weights in mine.items():
+        torch.testing.assert_close(theirs[name], weights, rtol=0, atol=1e-5, msg=name)
+
+
 def test_two_processes_measure_what_one_measures_although_the_blocks_do_not_divide(two, one, text):
     predictions = len(text) - int(0.9 * len(text)) - 1
     blocks = -(-predictions // 16)

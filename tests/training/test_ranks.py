@@ -106,19 +106,21 @@ def test_a_rank_that_dies_ends_the_run_at_once_with_its_own_error(tiny, tmp_path
     assert str(tmp_path) not in left
 
 
-SPEAKS_THEN_WAITS = """
+TWO_RANKS = """
 import os, sys, time
 if os.environ["LOCAL_RANK"] == "1":
-    sys.exit(3)
+    sys.exit({code})
 os.write(int(os.environ["CHARGPT_READY"]), b"1")
-time.sleep(100)
+time.sleep({seconds})
 """
 
 
-def test_a_rank_that_leaves_while_the_first_waits_for_it_ends_the_run(tmp_path, monkeypatch):
-    """As a signal has it while torch is imported: the first is inside a C++ call by then, for half an hour."""
+@pytest.mark.parametrize(("code", "seconds", "expected"), [(3, 100, 1), (0, 5, 0)])
+def test_the_first_rank_is_waited_for_unless_another_has_failed(tmp_path, monkeypatch, code, seconds, expected):
+    """One that a signal ends while it imports torch leaves the first in a C++ call, for half an hour; one that is
+    done leaves the sample to it."""
     script = tmp_path / "train.py"
-    script.write_text(SPEAKS_THEN_WAITS)
+    script.write_text(TWO_RANKS.format(code=code, seconds=seconds))
     monkeypatch.setattr(sys, "argv", [str(script)])
     monkeypatch.setattr(ranks, "GRACE", 0.5)
     directory = RunDirectory(tmp_path / "run")
@@ -127,7 +129,7 @@ def test_a_rank_that_leaves_while_the_first_waits_for_it_ends_the_run(tmp_path, 
     try:
         watched = ranks.Ranks(2, "never", directory)
         start = time.monotonic()
-        assert watched.wait() != 0
+        assert watched.wait() == expected
         assert time.monotonic() - start < 50
     finally:
         lock.release(directory.path)

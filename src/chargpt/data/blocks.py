@@ -17,8 +17,8 @@ Batch = tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]
 class RandomBlocks:
     """Batch k of random blocks, inputs and targets shifted by one; an endless iterator over k.
 
-    Global batch k is a pure function of (seed, k). Rank r of W takes the r-th of W equal slices of it, so that
-    any number of processes trains on the same data.
+    Global batch k is a pure function of (seed, k). Rank r of W takes blocks r, r + W, r + 2W, ... of it, so that
+    any number of processes trains on the same data, and the members of an ensemble each on theirs.
 
     Args:
         tokens_N: the split, on the device that trains.
@@ -46,14 +46,13 @@ class RandomBlocks:
         self._blocks = tokens_N.unfold(0, block_size + 1, 1)
         self._batch_size = batch_size
         self._seed = seed
-        share = batch_size // world_size
-        self._slice = slice(rank * share, (rank + 1) * share)
+        self._mine = slice(rank, None, world_size)
         self._first = first
         self._warmup = warmup
 
     def batch(self, k: int) -> Batch:
         starts_B = torch.randint(len(self._blocks), (self._batch_size,), generator=generator(self._seed, BATCH, k))
-        starts_B = starts_B[self._slice].to(self._blocks.device, non_blocking=True)
+        starts_B = starts_B[self._mine].to(self._blocks.device, non_blocking=True)
         blocks = self._blocks[starts_B].long()
         inputs_BT, targets_BT = blocks[:, :-1], blocks[:, 1:]
         length = self.length(k)

@@ -18,6 +18,7 @@ from chargpt.looking.characters import kind, labels
 from chargpt.looking.fonts import REPLACEMENT, drawable
 from chargpt.looking.pictures import draw_attention, draw_surprise
 from chargpt.looking.predictions import attention_maps, log_probabilities
+from chargpt.model.ensemble import Ensemble
 from chargpt.sampling.trained import TrainedModel, latest, load
 from chargpt.sampling.write import checked_device, given_text
 from chargpt.whole import whole
@@ -92,8 +93,11 @@ def _draw(trained: TrainedModel, tokens_T: Integer[Tensor, " T"]) -> tuple[list[
     pictures = [Picture("surprise", draw_surprise(expected_TV, tokens_T, names, vocabulary, heading))]
     size = _square(trained, tokens_T)
     maps = attention_maps(model, tokens_T[:size])
+    whose = f" of the first of {len(model.members)} members" if isinstance(model, Ensemble) else ""
     for layer, maps_HTT in enumerate(maps, 1):
-        heading = f"{title}: layer {layer} of {len(maps)}, how much each character takes from those before it"
+        heading = (
+            f"{title}: layer {layer} of {len(maps)}{whose}, how much each character takes from those before it"
+        )
         pictures.append(Picture(f"attention_layer_{layer}", draw_attention(maps_HTT, names[:size], heading)))
     return pictures, surprise
 

@@ -16,8 +16,9 @@ from chargpt.model.transformer import Cache, Transformer
 class Ensemble(LanguageModel):
     """Probabilities are the mean of the members' (Lakshminarayanan et al. 2017, deep ensembles).
 
-    In training each member is given a share of the batch of its own, so that a step costs as much as one model's
-    with the whole batch, and the loss is the mean of the members' losses.
+    In training each member is given an equal share of the batch, and the loss is the mean of the members' losses,
+    as if each stood alone; the validation loss is that of all together. Optimizers that do not look at the size of
+    a gradient (AdamW, Muon) train each as if it were alone; a limit on the gradient's norm is one for all.
 
     Args:
         vocab_size: V.
@@ -38,23 +39,24 @@ class Ensemble(LanguageModel):
         super().__init__()
         if members < 1:
             raise Mistake(f"model.members={members}: it must be 1 or more")
-        self.vocab_size, self.block_size, self.least_batch = vocab_size, block_size, members
+        self.vocab_size, self.block_size, self.batch_multiple = vocab_size, block_size, members
         self.members = nn.ModuleList(member(vocab_size, block_size, **settings) for _ in range(members))
 
     def forward(
         self, tokens_BT: Integer[Tensor, "B T"], cache: list[Cache] | None = None
     ) -> Float[Tensor, "B T V"]:
-        """In training, the logits of the member that each sequence was given to; else those of all together.
+        """In training, the logits of the member that each sequence was given to: the first ones to the first, and
+        so on. Otherwise those of all together.
 
         Raises:
-            ValueError: in training, fewer sequences than members.
+            ValueError: in training, sequences that cannot be shared out equally.
         """
-        if not self.training:
+        if not self.training or cache is not None:
             caches = cache or [None] * len(self.members)
             return together([m(tokens_BT, c) for m, c in zip(self.members, caches, strict=True)])
-        if len(tokens_BT) < self.least_batch:
-            raise ValueError(f"{len(tokens_BT)} sequences are too few for {len(self.members)} members")
-        shares = tokens_BT.tensor_split(len(self.members))
+        if len(tokens_BT) % len(self.members):
+            raise ValueError(f"{len(tokens_BT)} sequences are no equal shares for {len(self.members)} members")
+        shares = tokens_BT.chunk(len(self.members))
         return torch.cat([m(share) for m, share in zip(self.members, shares, strict=True)])
 
     def new_cache(self, batch_size: int) -> list[Cache]:

@@ -11,12 +11,12 @@ class LanguageModel(nn.Module):
     Attributes:
         vocab_size: V.
         block_size: the longest context T.
-        least_batch: sequences that it must be trained on at a time.
+        batch_multiple: it is trained on a multiple of so many sequences at a time.
     """
 
     vocab_size: int
     block_size: int
-    least_batch: int = 1
+    batch_multiple: int = 1
 
     def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: list | None = None) -> Float[Tensor, "B T V"]:
         """Logits of the token after each position. With a cache, tokens_BT follow the tokens in it."""

@@ -21,14 +21,13 @@ from omegaconf import DictConfig
 from chargpt.config.entry import task_words
 from chargpt.config.overrides import quoted
 from chargpt.errors import DONE, INTERRUPTED, MISTAKE, Mistake
-from chargpt.rank import MISTAKES, STARTER, SWEEP
+from chargpt.rank import MISTAKES, STARTER, SWEEP, signals_to_pass_on
 from chargpt.sweeps import naming  # noqa: F401 - its resolver is needed where a launcher runs the job
 from chargpt.training import home
 from chargpt.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 IN_PROCESS = "BasicLauncher"  # Hydra's own, which runs one job after the other: each may speak to the terminal
 
 
@@ -104,7 +103,7 @@ class Job:
 
         before = {}
         with contextlib.suppress(ValueError):  # not in the main thread: then the launcher has signals of its own
-            before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+            before = {number: signal.signal(number, pass_on) for number in signals_to_pass_on()}
         try:
             code = process.wait()
         except BaseException:  # preempted: the launcher has thrown its own

@@ -34,9 +34,9 @@ class Interruption(L.Callback):
                 self._group = torch.distributed.new_group(backend="gloo")
             # Lightning's own flag, sent round at each step, for a handler that is not there (hardware.py).
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        self._signal = next(iter(ASKED), 0)
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._remember)
-        self._signal = next(iter(ASKED), 0)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -163,10 +163,10 @@ def _check_batch(batch_size: int, model: LanguageModel, devices: int) -> None:
             f"data.batch_size={batch_size} cannot be shared equally by {devices} devices: make it a multiple of "
             f"{devices}"
         )
-    if batch_size < (least := model.least_batch * devices):
+    if batch_size % (multiple := model.batch_multiple * devices):
         raise Mistake(
-            f"data.batch_size={batch_size}: each of the model's {model.least_batch} members wants a sequence of "
-            f"its own on each device: make it {least} or more"
+            f"data.batch_size={batch_size}: each of the model's {model.batch_multiple} members wants an equal "
+            f"share on each device: make it a multiple of {multiple}"
         )
 
 

@@ -16,19 +16,18 @@ from types import FrameType
 
 from chargpt.config.overrides import quoted
 from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE
-from chargpt.rank import MISTAKES, OURS, READY, STARTER, starter_is_gone
+from chargpt.rank import ASKING, MISTAKES, OURS, READY, STARTER, signals_to_pass_on, starter_is_gone
 from chargpt.training import lock
 from chargpt.training.run_directory import RunDirectory
 
 GRACE = 8.0  # seconds that the other ranks have to leave by themselves, once one is gone
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
     """Signals that come meanwhile wait until the end of it; and, in a process that is started in it, until
     `let_through`: nobody dies of one before he can handle it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
     try:
         yield
     finally:
@@ -36,7 +35,7 @@ def held_back() -> Iterator[None]:
 
 
 def let_through() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
 
 
 class Ranks:
@@ -67,11 +66,10 @@ class Ranks:
         self._processes: list[subprocess.Popen] = []
         self._killed: set[int] = set()
         self._mistakes = [int(os.environ[MISTAKES])] if MISTAKES in os.environ else []
-        self._interrupted = False
+        self._asked = 0  # the signal that came
         self._ready, ready = os.pipe()
-        with held_back():
-            self._start(0, {READY: str(ready)}, [ready])
-            self._handlers = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+        self._handlers = {number: signal.signal(number, self._pass_on) for number in signals_to_pass_on()}
+        self._start(0, {READY: str(ready)}, [ready])
         os.close(ready)
 
     def _start(self, rank: int, more: dict[str, str], descriptors: list[int]) -> None:
@@ -88,6 +86,8 @@ class Ranks:
                     process_group=0,
                 )
             )
+        if self._asked:
+            self._processes[-1].send_signal(self._asked)
 
     def _start_others_when_ready(self) -> None:
         """Once the first has built everything and found no mistake: so that one process tells it, and at once."""
@@ -109,7 +109,8 @@ class Ranks:
             while None in (codes := [process.poll() for process in self._processes]):
                 self._start_others_when_ready()
                 ended = [code for code in codes if code is not None]
-                if ended and deadline == float("inf"):
+                # The first one has more to do than the others: it writes the sample and the figures.
+                if deadline == float("inf") and (any(ended) or codes[0] is not None):
                     deadline = time.monotonic() + (GRACE if any(ended) else 5 * GRACE)
                 if time.monotonic() > deadline:
                     self._kill()
@@ -128,7 +129,7 @@ class Ranks:
         codes = [process.returncode for process in self._processes]
         if not any(codes):
             return DONE
-        if self._interrupted or set(codes) <= {DONE, INTERRUPTED}:
+        if self._asked or set(codes) <= {DONE, INTERRUPTED}:
             return INTERRUPTED
         return MISTAKE if set(codes) <= {DONE, MISTAKE} else FAILED
 
@@ -153,10 +154,10 @@ class Ranks:
                 process.wait()
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._interrupted = True
+        self._asked = signal.SIGTERM if number == signal.SIGHUP else number
         for process in self._processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+                process.send_signal(self._asked)
 
 
 def _free_port() -> int:
