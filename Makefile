@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Extra words for train.py: make train ARGS="model=bigram"
 ARGS ?=
+# Tests run in so many processes, a file of them in one.
+WORKERS ?= 2
 
 .PHONY: train test test-all lint install clean
 
@@ -13,11 +15,11 @@ train: $(VENV)/.installed
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow"
-	$(BIN)/python -m pytest -m slow -n 2
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -24,6 +24,7 @@ def test_the_notebook_is_made_from_the_script_and_holds_no_outputs(notebook):
     assert not any(cell.get("outputs") for cell in notebook.cells)
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom_and_its_claims_hold(notebook):
     try:
         TinyShakespeare().read()

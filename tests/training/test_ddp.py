@@ -73,6 +73,7 @@ def test_two_processes_learn_what_one_learns(two, one):
         torch.testing.assert_close(theirs[name], weights, rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_members_learn_from_the_same_sequences_in_two_processes(verb, tiny, tmp_path: Path):
     members = ["model=gpt_ensemble", "model.members=2", "model.n_grams.dropout=0", "model.token_dropout=0"]
     words = [*tiny, *members, *PLAIN]
