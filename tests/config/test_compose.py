@@ -102,6 +102,7 @@ def build(compose, text, text_file, tmp_path, monkeypatch):
     def build(chosen: Choices, *words: str) -> Run:
         config = compose(*words_of(chosen), *words)
         config.model.update({key: size for key, size in SMALL.items() if key in config.model})
+        config.data.batch_size *= config.model.get("members", 1)  # whatever the recipe, each has a share
         if OmegaConf.is_missing(config.data, "path"):
             config.data.path = str(text_file)
         run = prepare(config)
