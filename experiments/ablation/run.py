@@ -64,7 +64,7 @@ VARIANTS: dict[str, list[str]] = {
 def run(name: str, seed: int) -> dict[str, str | float]:
     length = [f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}"]
     data = held_out.words(HERE / "runs")
-    folder = HERE / "runs" / name.replace(" ", "_") / str(seed)
+    folder = HERE / "runs" / "".join(c if c.isalnum() else "_" for c in name) / str(seed)
     found = held_out.train(folder, [*length, *VARIANTS[name], *data, f"seed={seed}"])
     return {"variant": name, "seed": seed} | found
 
