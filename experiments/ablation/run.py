@@ -5,7 +5,7 @@
 
 Each run is `python train.py ... seed=...`, 300 steps of the default recipe, on the training split alone: its last
 tenth is held out, and the validation split is not looked at. All variants take the same steps on the same batches;
-`train_seconds` says what a part costs.
+`train_seconds` says what a part costs; empty where a run went beside other work.
 """
 
 import argparse
@@ -71,13 +71,13 @@ def run(name: str, seed: int) -> dict[str, str | float]:
 
 def rows_of(results: list[dict]) -> list[dict[str, str]]:
     def of(name: str, key: str) -> list[float]:
-        return [float(row[key]) for row in results if row["variant"] == name]
+        return [float(row[key]) for row in results if row["variant"] == name and row[key] != ""]
 
     names = list(dict.fromkeys(row["variant"] for row in results))
-    loss, seconds = (statistics.mean(of(names[0], key)) for key in ("final_val_loss", "train_seconds"))
+    loss, seconds = statistics.mean(of(names[0], "final_val_loss")), of(names[0], "train_seconds")
     lines = []
     for name in names:
-        losses, its_seconds = of(name, "final_val_loss"), statistics.mean(of(name, "train_seconds"))
+        losses, its_seconds = of(name, "final_val_loss"), of(name, "train_seconds")
         words = " ".join(VARIANTS[name])
         lines.append(
             {
@@ -85,8 +85,10 @@ def rows_of(results: list[dict]) -> list[dict[str, str]]:
                 "words": f"`{words}`" if words else "",
                 "loss": mean_and_spread(losses, 4),
                 "difference": f"{statistics.mean(losses) - loss:+.4f}",
-                "seconds": f"{its_seconds:.1f}",
-                "of the time": f"{its_seconds / seconds:.2f}",
+                "seconds": f"{statistics.mean(its_seconds):.1f}" if its_seconds else "",
+                "of the time": f"{statistics.mean(its_seconds) / statistics.mean(seconds):.2f}"
+                if its_seconds and seconds
+                else "",
                 "parameters": f"{int(of(name, 'parameters')[0]):,}",
             }
         )
@@ -101,12 +103,14 @@ def main() -> None:
     unknown = set(args.variants) - set(VARIANTS)
     if unknown:
         raise SystemExit(f"there is no variant {sorted(unknown)[0]!r}; there are {', '.join(VARIANTS)}")
-    before = held_out.measured(HERE / "ablation.csv")
-    base = next(iter(VARIANTS))  # what the others are compared with
-    missing = [] if any(row["variant"] == base for row in before) else [base]
-    asked = [name for name in VARIANTS if name in (*missing, *(args.variants or VARIANTS))]
-    results: list[dict] = [row for row in before if row["variant"] not in asked]
-    wanted = [(name, seed) for seed in SEEDS for name in asked]  # cut off, it has a seed of each
+    results: list[dict] = [
+        row for row in held_out.measured(HERE / "ablation.csv") if row["variant"] not in args.variants
+    ]
+    have = {(row["variant"], int(row["seed"])) for row in results}
+    asked = (
+        [next(iter(VARIANTS)), *args.variants] if args.variants else list(VARIANTS)
+    )  # the first to compare with
+    wanted = [(name, seed) for seed in SEEDS for name in VARIANTS if name in asked and (name, seed) not in have]
     for row in held_out.side_by_side(run, wanted, args.jobs):
         results.append(row)
         print(row, flush=True)
