@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from chargpt.config.overrides import quoted
 from chargpt.data.corpus import TinyShakespeare
 from chargpt.sweeps.finished import read_run
 from chargpt.whole import write_whole
@@ -48,7 +49,7 @@ def side_by_side(run: Callable[..., dict], wanted: Iterable[tuple[Any, ...]], jo
 def train(folder: Path, settings: list[str]) -> dict[str, float]:
     """The metrics of the run in a folder, begun or gone on with if it is not finished; on one thread."""
     command = [sys.executable, str(ROOT / "train.py"), "trainer=cpu", "callbacks.samples.max_new_tokens=0"]
-    place = ["resume=auto", f"hydra.run.dir={folder}"]
+    place = ["resume=auto", f"hydra.run.dir={quoted(str(folder))}"]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*command, *settings, *place], check=True, stdout=subprocess.DEVNULL, env=one_thread)
     return {key: read_run(folder).metrics[key] for key in KEYS}

@@ -89,7 +89,7 @@ def verb(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path
     return run
 
 
-def process(folder: Path, name: str, *words: str, timeout: float = 300, **environment: str) -> Outcome:
+def process(folder: Path, name: str, *words: str, timeout: float = 120, **environment: str) -> Outcome:
     """A verb as a person runs it: a process of its own, in `folder`."""
     done = subprocess.run(
         [sys.executable, str(REPO / f"{name}.py"), *words],

@@ -64,7 +64,7 @@ VARIANTS: dict[str, list[str]] = {
 def run(name: str, seed: int) -> dict[str, str | float]:
     length = [f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}"]
     data = held_out.words(HERE / "runs")
-    folder = HERE / "runs" / "".join(c if c.isalnum() else "_" for c in name) / str(seed)
+    folder = HERE / "runs" / name.replace(" ", "_") / str(seed)
     found = held_out.train(folder, [*length, *VARIANTS[name], *data, f"seed={seed}"])
     return {"variant": name, "seed": seed} | found
 
@@ -107,9 +107,8 @@ def main() -> None:
         row for row in held_out.measured(HERE / "ablation.csv") if row["variant"] not in args.variants
     ]
     have = {(row["variant"], int(row["seed"])) for row in results}
-    asked = (
-        [next(iter(VARIANTS)), *args.variants] if args.variants else list(VARIANTS)
-    )  # the first to compare with
+    base = next(iter(VARIANTS))  # what the others are compared with
+    asked = [base, *args.variants] if args.variants else list(VARIANTS)
     wanted = [(name, seed) for seed in SEEDS for name in VARIANTS if name in asked and (name, seed) not in have]
     for row in held_out.side_by_side(run, wanted, args.jobs):
         results.append(row)

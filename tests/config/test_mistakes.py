@@ -21,7 +21,7 @@ SETTINGS = {
     "mistyped key": ("model.n_layers=3", "did you mean model.n_layer "),
     "key without its prefix": ("n_layer=3", "did you mean model.n_layer?"),
     "mistyped group": ("modle=gpt_nano", "did you mean model?"),
-    "mistyped choice": ("model=gpt_smal", "did you mean gpt_small "),
+    "mistyped choice": ("model=gpt_smal", "did you mean gpt_small or gpt_ensemble?"),
     "mistyped choice of a part": ("model/norm=rmsnorm", "rms_norm"),
     "choice of a part with a dot": ("model.norm=rms_norm", "model/norm=rms_norm"),
     "unknown key of a part": ("model/norm=rms_norm model.norm.epss=1e-5", "did you mean model.norm.eps "),

@@ -69,7 +69,7 @@ def test_a_search_of_6_that_is_killed_in_the_third_goes_on_to_6(search, tmp_path
 @pytest.mark.slow
 def test_halving_stops_the_worse_trials_early_and_counts_them(search, tmp_path):
     words = [*search, "hydra/sweeper=halving", "hydra.sweeper.n_trials=6", "trainer.val_check_interval=10"]
-    outcome = process(tmp_path, "train", "-m", *words)
+    outcome = process(tmp_path, "train", "-m", *words, timeout=300)
     assert outcome.code == 0, outcome.err
     states = [trial.state for trial in study(tmp_path).trials]
     assert set(states) == {TrialState.COMPLETE, TrialState.PRUNED}
