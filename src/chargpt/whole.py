@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write `path` through: a reader sees the old content or the new, never a part.
+    """A file to write `path` through, and to read back: others see the old content or the new, never a part.
 
     What is written goes to a temporary file beside `path`, which is flushed to the disk and renamed; when anything
     is raised meanwhile, `path` stays what it was and nothing is left.
@@ -18,7 +18,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     partial = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -95,7 +95,7 @@ def test_the_config_is_left_as_it_was():
         "torch.serialization.load",
         "hydra.utils.instantiate",
         "chargpt.config.build.build",
-        "chargpt.sampling.trained.read_checkpoint",
+        "chargpt.checkpoint_file.read",
         "torch.nnn.Linear",
         "chargpt",
         "",
@@ -116,7 +116,7 @@ def test_the_config_is_left_as_it_was():
         "torch.nn.Module.__init_subclass__",
         "torch.nn.modules.module.warnings.warn",
         # ours, but they write files
-        "chargpt.training.checkpoint.WholeCheckpointIO.save_checkpoint",
+        "chargpt.training.checkpoint.SealedCheckpointIO.save_checkpoint",
         "chargpt.whole.write_whole",
         "chargpt.training.run_directory.RunDirectory.claim",
         "chargpt.training.run.train",

@@ -52,13 +52,13 @@ class Durations(L.Callback):
 
 
 class Fault(L.Callback):
-    """Raises the learning rate of one step, by default beyond what any model survives."""
+    """Raises the learning rate of one step, where it is above a limit: by default beyond what a model survives."""
 
-    def __init__(self, step: int, lr: float = 1e30):
-        self.step, self.lr = step, lr
+    def __init__(self, step: int, lr: float = 1e30, above: float = 0.0):
+        self.step, self.lr, self.above = step, lr, above
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
-        if trainer.global_step + 1 == self.step:
+        if trainer.global_step + 1 == self.step and optimizer.param_groups[0]["lr"] > self.above:
             for group in optimizer.param_groups:
                 group["lr"] = self.lr
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from chargpt.errors import Failed
-from chargpt.training.checkpoint import WholeCheckpointIO
+from chargpt.training.checkpoint import SealedCheckpointIO
 
 
 @pytest.fixture
-def io() -> WholeCheckpointIO:
-    return WholeCheckpointIO()
+def io() -> SealedCheckpointIO:
+    return SealedCheckpointIO()
 
 
 def test_what_is_saved_is_loaded(io, tmp_path: Path):

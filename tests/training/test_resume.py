@@ -226,16 +226,55 @@ def test_a_higher_end_moves_the_schedule_at_once(verb, finished, copy):
     assert rates[120] == pytest.approx(1e-4, rel=0.1)
 
 
-def test_a_damaged_last_checkpoint_is_a_mistake_and_the_one_before_it_goes_on(cut_off, uncut, verb, copy):
+def damage(checkpoint: Path) -> None:
+    """Flips a bit, in a file of its own: `best.ckpt` may be another name of it."""
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.unlink()
+    checkpoint.write_bytes(content)
+
+
+@pytest.mark.parametrize("lost", [["last"], ["last", "previous"]], ids="-".join)
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_it(cut_off, uncut, verb, copy, caplog, lost):
     run = copy(cut_off["ctrl-c"].run)
-    last = run / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:5000])
+    for name in lost:
+        damage(run / "checkpoints" / f"{name}.ckpt")
     outcome = verb("train", QUIET, "resume=run")
-    assert outcome.code == 2
-    assert "last.ckpt" in outcome.err
-    outcome = verb("train", QUIET, "resume=run/checkpoints/previous.ckpt")
     assert outcome.code == 0, outcome.err
+    told = [line for line in caplog.messages if "is damaged" in line]
+    assert [f"{name}.ckpt is damaged" in line for name, line in zip(lost, told, strict=True)] == [True] * len(lost)
     assert_same(run, uncut(*LONG))
+
+
+def test_a_damaged_checkpoint_never_becomes_the_one_before(cut_off, verb, copy):
+    """Cut off right after it fell back: what it went on from is still there."""
+    run = copy(cut_off["ctrl-c"].run)
+    damage(run / "checkpoints" / "last.ckpt")
+    before = reading.checkpoint(run, "previous")["global_step"]
+    signal_at = "+callbacks.cut._target_=tests.training.staged.SignalAt"
+    at = ["+callbacks.cut.name=SIGTERM", f"+callbacks.cut.batch={before + 3}"]
+    assert verb("train", QUIET, "resume=run", signal_at, *at).code == 3
+    assert reading.checkpoint(run, "previous")["global_step"] == before
+    assert reading.checkpoint(run, "last")["global_step"] == before + 3
+
+
+def test_a_damaged_checkpoint_that_was_named_is_a_mistake(cut_off, verb, copy):
+    run = copy(cut_off["ctrl-c"].run)
+    damage(run / "checkpoints" / "last.ckpt")
+    outcome = verb("train", QUIET, "resume=run/checkpoints/last.ckpt")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "last.ckpt is damaged" in outcome.err
+
+
+def test_without_its_best_checkpoint_a_run_goes_on_from_the_last_as_the_best(cut_off, verb, copy, caplog):
+    run = copy(cut_off["ctrl-c"].run)
+    (run / "checkpoints" / "best.ckpt").unlink()
+    step = reading.checkpoint(run)["global_step"]
+    assert reading.checkpoint(run)["callbacks"]["Curves"]["best_step"] < step
+    outcome = verb("train", QUIET, "resume=run")
+    assert outcome.code == 0, outcome.err
+    assert f"the best is looked for anew from step {step}" in caplog.text
+    assert reading.metrics(run)["best_step"] >= step
 
 
 @pytest.mark.parametrize(

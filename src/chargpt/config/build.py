@@ -13,13 +13,15 @@ from typing import Any
 
 from chargpt.errors import Mistake
 
+# The parts of the config that say what a run is, and travel in its checkpoints.
+SAVED = ("name", "seed", "model", "data", "optimizer", "schedule", "trainer")
 # Modules that build and do nothing else: from all of chargpt.training a checkpoint could write files.
 ALLOWED = ("chargpt.data.datamodule.", "chargpt.data.tokenizer.", "chargpt.model.")
 ALLOWED += ("chargpt.training.optimizer.", "chargpt.training.muon.")
 ALLOWED += ("chargpt.training.schedule.", "chargpt.training.soap.", "torch.nn.", "torch.optim.")
 
 
-def build(config: Any, path: str = "config", **arguments: Any) -> Any:
+def build(config: Any, path: str = "config", kind: type = object, **arguments: Any) -> Any:
     """The object that `config` (plain data) describes, its parts built first.
 
     A mapping with `_target_` becomes a call of that name with the other keys as keyword arguments, or, with
@@ -29,14 +31,22 @@ def build(config: Any, path: str = "config", **arguments: Any) -> Any:
     Args:
         config: plain data, interpolations resolved.
         path: where in the whole config this stands, for messages.
+        kind: what it must come to.
         arguments: further keyword arguments for the outermost call.
 
     Raises:
         Mistake: a target that is not allowed or does not exist, arguments that it does not take, values that
-            it refuses.
+            it refuses, or a thing of another kind.
     """
+    built = _build(config, path, **arguments)
+    if not isinstance(built, kind):
+        raise Mistake(f"{path} is a {type(built).__name__}, and must be a {kind.__name__}")
+    return built
+
+
+def _build(config: Any, path: str, **arguments: Any) -> Any:
     if isinstance(config, Mapping):
-        parts = {k: build(v, f"{path}.{k}") for k, v in config.items() if k not in ("_target_", "_partial_")}
+        parts = {k: _build(v, f"{path}.{k}") for k, v in config.items() if k not in ("_target_", "_partial_")}
         if "_target_" not in config:
             return parts
         target = _locate(config["_target_"], path)
@@ -45,7 +55,7 @@ def build(config: Any, path: str = "config", **arguments: Any) -> Any:
             return _Part(target, parts, path)
         return _call(target, parts, path)
     if isinstance(config, Sequence) and not isinstance(config, str):
-        return [build(item, f"{path}[{i}]") for i, item in enumerate(config)]
+        return [_build(item, f"{path}[{i}]") for i, item in enumerate(config)]
     return config
 
 
@@ -79,13 +89,25 @@ def _locate(name: Any, path: str) -> Any:
                 near = difflib.get_close_matches(piece, [n for n in dir(owner) if n[0] != "_"], n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise Mistake(f"{path}._target_={name}: there is no {piece} in {owner.__name__}{hint}")
-        if not callable(found) or not (getattr(found, "__module__", None) or "").startswith(_ROOTS):
+        if not _is_part(found):
             raise Mistake(f"{path}._target_={name} is not a part that can be built")
         return found
     raise Mistake(f"{path}._target_={name}: there is no such module")
 
 
-_ROOTS = ("chargpt.", "torch.nn.", "torch.optim.")
+def _is_part(found: Any) -> bool:
+    """Whether it is something of ours that can be called, or one of torch's layers or optimizers."""
+    home = getattr(found, "__module__", None) or ""
+    if home.startswith("chargpt."):
+        return callable(found)
+    import torch
+
+    kinds = (torch.nn.Module, torch.optim.Optimizer)
+    return (
+        home.startswith(("torch.nn.modules.", "torch.optim."))
+        and inspect.isclass(found)
+        and issubclass(found, kinds)
+    )
 
 
 def _call(target: Any, parts: dict[str, Any], path: str, *args: Any) -> Any:

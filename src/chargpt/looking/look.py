@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from chargpt.config.build import build
+from chargpt.data.datamodule import TextDataModule
 from chargpt.errors import Mistake
 from chargpt.looking.characters import kind, labels
 from chargpt.looking.fonts import REPLACEMENT, drawable
 from chargpt.looking.pictures import draw_attention, draw_surprise
 from chargpt.looking.predictions import attention_maps, log_probabilities
 from chargpt.model.ensemble import Ensemble
-from chargpt.sampling.trained import TrainedModel, latest, load
+from chargpt.sampling.trained import TrainedModel, latest, load, text_settings
 from chargpt.sampling.write import checked_device, given_text
 from chargpt.whole import whole
 
@@ -66,7 +67,7 @@ class Picture:
 
 def _tokens(trained: TrainedModel, text: str | None) -> Integer[Tensor, " T"]:
     if text is None:  # what it was validated on
-        data = build(trained.config["data"], "data")
+        data = build(text_settings(trained.config), "data", TextDataModule)
         data.read(trained.tokenizer)
         return data.split("val")[:SQUARE].long()
     tokens_T = trained.tokenizer.encode(given_text("text", text)).long()

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from chargpt.config.build import build
 from chargpt.data.blocks import EveryBlock
+from chargpt.data.datamodule import TextDataModule
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.model.loss import bits_per_character, cross_entropy, perplexity
-from chargpt.sampling.trained import latest, load
+from chargpt.sampling.trained import latest, load, text_settings
 from chargpt.sampling.write import checked_device
 
 SPLITS = ("train", "val", "all")
@@ -25,9 +26,9 @@ def evaluate(run: str, split: str, device: str, data: DictConfig | None = None) 
     if split not in SPLITS:
         raise Mistake(f"split={split}: it is one of {', '.join(SPLITS)}")
     trained = load(latest() if run == "latest" else run, checked_device(device))
-    settings = trained.config["data"] if data is None else OmegaConf.to_container(data)
+    settings = text_settings(trained.config) if data is None else OmegaConf.to_container(data)
     blocks = {"block_size": 1, "batch_size": 1, "seed": 0}  # only the text is wanted, however short
-    text = build({**settings, **blocks}, "data")
+    text = build({**settings, **blocks}, "data", TextDataModule)
     text.read(trained.tokenizer)
     tokens_N = text.split(split)
     loss = measure(trained.model, tokens_N, settings["validation_tokens"])

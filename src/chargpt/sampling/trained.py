@@ -1,6 +1,5 @@
 """A trained model from its run directory or checkpoint, with its tokenizer, without Lightning or Hydra."""
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import torch
 
+from chargpt import checkpoint_file
 from chargpt.config.build import build
 from chargpt.data.tokenizer import Tokenizer
 from chargpt.errors import Mistake
@@ -83,10 +83,10 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
         Mistake: there is no such run, it has no checkpoint yet, or the checkpoint is not one of ours.
     """
     path = find_checkpoint(Path(run).expanduser())
-    checkpoint = read_checkpoint(path)
+    checkpoint = checkpoint_file.read(path)
     ours = checkpoint["chargpt"]
-    tokenizer = build(ours["tokenizer"], "tokenizer")
-    model = build(ours["config"]["model"], "model", vocab_size=tokenizer.vocab_size)
+    tokenizer = build(ours["tokenizer"], "tokenizer", Tokenizer)
+    model = build(ours["config"]["model"], "model", LanguageModel, vocab_size=tokenizer.vocab_size)
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
     try:
         model.load_state_dict(weights)
@@ -94,6 +94,16 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
         raise Mistake(f"{path}: its weights do not fit its own config: {str(error).splitlines()[-1]}") from error
     model.eval().requires_grad_(False)
     return TrainedModel(model.to(device), tokenizer, ours["config"], checkpoint["global_step"], path)
+
+
+def text_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The `data` of a saved config. A cache folder that is not there is not made in a stranger's name."""
+    settings = dict(config["data"])
+    if (folder := settings.get("cache_dir")) and not (
+        isinstance(folder, str) and Path(folder).expanduser().is_dir()
+    ):
+        settings["cache_dir"] = None
+    return settings
 
 
 def find_checkpoint(run: Path, names: tuple[str, ...] = ("best.ckpt", "last.ckpt", "previous.ckpt")) -> Path:
@@ -114,29 +124,6 @@ def latest(outputs: str | Path = "outputs") -> Path:
     if not finished:
         raise Mistake(f"run=latest finds no finished run under {outputs}/: train one first, python train.py")
     return max(finished, key=lambda run: (run / "metrics.json").stat().st_mtime)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours: plain data and tensors, never code.
-
-    Raises:
-        Mistake: unreadable, damaged, or not of this bench.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of a pickle that is none of ours
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise Mistake(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # damaged bytes make the unpickler fail in any way
-        raise Mistake(
-            f"{path} is damaged or no checkpoint ({type(error).__name__}): nothing was loaded from it. "
-            f"Its neighbours in {path.parent} may be whole"
-        ) from error
-    needed = {"chargpt", "state_dict", "global_step"}
-    ours = checkpoint.get("chargpt") if isinstance(checkpoint, dict) and needed <= checkpoint.keys() else None
-    if not isinstance(ours, dict) or not {"config", "tokenizer", "corpus_sha256", "devices"} <= ours.keys():
-        raise Mistake(f"{path} is a torch file, but not a checkpoint of this bench")
-    return checkpoint
 
 
 def _others(run: Path) -> str:

@@ -41,12 +41,12 @@ def read_run(path: str | Path) -> FinishedRun:
     path = Path(path)
     try:
         metrics = json.loads((path / "metrics.json").read_text())
-        settings = OmegaConf.load(path / ".hydra" / "hydra.yaml").hydra
+        settings = OmegaConf.to_container(OmegaConf.load(path / ".hydra" / "hydra.yaml").hydra)
     except OSError as error:
         raise Mistake(
             f"{path} is not a finished run: {error.filename} cannot be read ({error.strerror})"
         ) from error
-    return FinishedRun(path, metrics, list(settings.overrides.task), dict(settings.runtime.choices))
+    return FinishedRun(path, metrics, settings["overrides"]["task"], settings["runtime"]["choices"])
 
 
 def read_curve(run: Path, name: str) -> tuple[list[int], list[float]]:

@@ -5,37 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 import chargpt
-from chargpt.errors import Failed
+from chargpt import checkpoint_file
+from chargpt.checkpoint_file import KEY
 from chargpt.training.curves import Curves
+from chargpt.training.divergence import check_weights
 from chargpt.training.run_directory import RunDirectory
-from chargpt.whole import whole
-
-KEY = "chargpt"  # our part of Lightning's checkpoint
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
-    """A checkpoint is whole or absent."""
+class SealedCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints in our file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(path) as file:
-                torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch's writer hides the disk's own words
-            cause = error if isinstance(error, OSError) else error.__context__
-            reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
-            free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
-            raise Failed(
-                f"{path} cannot be saved: {reason} ({free:,.0f} MiB are free there). The checkpoint before it is "
-                f"whole; make room, and go on from it with resume="
-            ) from error
+        checkpoint_file.save(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return checkpoint_file.read(Path(path))
 
 
 class Checkpoints(Checkpoint):
@@ -47,11 +36,13 @@ class Checkpoints(Checkpoint):
     Args:
         run: where to.
         identity: plain data that goes into each checkpoint: the config and the tokenizer.
+        last_is_whole: whether `last.ckpt` is what the run goes on from; otherwise it may be damaged.
     """
 
-    def __init__(self, run: RunDirectory, identity: dict[str, Any]):
+    def __init__(self, run: RunDirectory, identity: dict[str, Any], last_is_whole: bool = False):
         self._run = run
         self._identity = identity
+        self._last_is_whole = last_is_whole
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         curves = next(c for c in trainer.callbacks if isinstance(c, Curves))
@@ -62,12 +53,14 @@ class Checkpoints(Checkpoint):
             self._run.write_status("running", trainer.global_step)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Writes `last.ckpt`; what stood there becomes `previous.ckpt`. Called on all ranks."""
+        """Writes `last.ckpt`; what stood there becomes `previous.ckpt`, if it is whole. Called on all ranks."""
+        check_weights(trainer, trainer.lightning_module)
         for logger in trainer.loggers:
             logger.save()
-        if self._run.last.exists():
+        if self._last_is_whole:
             self.copy(self._run.last, self._run.previous)
         trainer.save_checkpoint(self._run.last)
+        self._last_is_whole = True
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -9,6 +9,7 @@ import torch
 from chargpt.errors import Diverged
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.training.clock import TrainingClock
+from chargpt.training.divergence import ADVICE, first_lost
 from chargpt.training.hardware import peak_flops
 
 
@@ -20,6 +21,7 @@ class Curves(L.Callback):
 
     Attributes:
         initial_loss, val_loss, best_val_loss, best_step: for metrics.json, in nats a token.
+        best_from: the step of the checkpoint that a run goes on from, where it is to count as the best so far.
         mfu: model FLOPs utilization: which share of the device's best the last steps used; None where that best
             is not known, as for a CPU.
     """
@@ -30,6 +32,7 @@ class Curves(L.Callback):
         self.val_loss: float | None = None
         self.best_val_loss = math.inf
         self.best_step = 0
+        self.best_from: int | None = None
         self.tokens_per_second = 0.0
         self.mfu: float | None = None
         self._lr = 0.0
@@ -57,12 +60,22 @@ class Curves(L.Callback):
             return
         if step % trainer.log_every_n_steps and step != 1 and not trainer.should_stop:
             return
-        losses = [loss.to(pl_module.device) for loss in pl_module.train_losses]
-        loss = trainer.strategy.reduce(torch.stack(losses).mean(), reduce_op="mean").item()
+        self.log_point(trainer, pl_module)
+
+    def log_point(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A point of the training curves, now. Called on all ranks.
+
+        Raises:
+            Diverged: the loss of a step since the last point is not a number; says which step's.
+        """
+        step, passes = trainer.global_step, trainer.accumulate_grad_batches
+        losses = torch.stack([loss.to(pl_module.device) for loss in pl_module.train_losses])
+        losses_N = trainer.strategy.reduce(losses, reduce_op="mean")
+        loss = losses_N.mean().item()
         pl_module.train_losses.clear()
         seconds = self._clock.train_seconds
         data = trainer.datamodule
-        tokens = data.batch_size * data.block_size * trainer.accumulate_grad_batches * (step - self._last_step)
+        tokens = data.batch_size * data.block_size * passes * (step - self._last_step)
         self.tokens_per_second = tokens / max(1e-9, seconds - self._last_seconds)
         self._last_step, self._last_seconds = step, seconds
         self.train_loss = loss
@@ -77,8 +90,8 @@ class Curves(L.Callback):
         self._log(trainer, point, step)
         if not math.isfinite(loss):
             raise Diverged(
-                f"the training loss is {loss} at step {step} (learning rate {self._lr:.3g}, gradient norm "
-                f"{norm:.3g}): try a lower optimizer.lr or trainer.gradient_clip_val=1.0"
+                f"the training loss is {loss} at step {first_lost(losses_N, step, passes)} (learning rate "
+                f"{self._lr:.3g}, gradient norm {norm:.3g}): {ADVICE}"
             )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -90,8 +103,8 @@ class Curves(L.Callback):
         self._log(trainer, point | {"val/bits_per_character": bits}, trainer.global_step)
         if not math.isfinite(self.val_loss):  # before it is saved over the last good checkpoint
             raise Diverged(
-                f"the validation loss is {self.val_loss} at step {trainer.global_step}: try a lower optimizer.lr "
-                f"or trainer.gradient_clip_val=1.0"
+                f"the validation loss is {self.val_loss} at step {trainer.global_step} (learning rate "
+                f"{self._lr:.3g}): {ADVICE}"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,6 +129,8 @@ class Curves(L.Callback):
             setattr(self, name, state_dict[name])
         self._last_step, self._last_seconds = state_dict["last_step"], state_dict["last_seconds"]
         self._waiting = state_dict["waiting"]
+        if self.best_from is not None and self.val_loss is not None:
+            self.best_val_loss, self.best_step = self.val_loss, self.best_from
 
     @staticmethod
     def best_step_in(checkpoint: dict[str, Any]) -> int:

@@ -12,6 +12,8 @@ import torch
 from chargpt.errors import Interrupted
 from chargpt.rank import ASKED, starter_is_gone
 from chargpt.training.checkpoint import Checkpoints
+from chargpt.training.curves import Curves
+from chargpt.training.divergence import is_lost
 from chargpt.training.run_directory import RunDirectory
 
 
@@ -19,7 +21,7 @@ class Interruption(L.Callback):
     """Stops the run between two steps after the first signal, with everything saved; a second one kills it.
 
     The handler only sets a flag: a signal that lands in the middle of a step must not touch the model. All
-    ranks agree on the step before which they stop.
+    ranks agree on the step before which they stop; also where a rank has lost its loss.
     """
 
     def __init__(self, run: RunDirectory, checkpoints: Checkpoints):
@@ -44,10 +46,13 @@ class Interruption(L.Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         stop = self._signal or (signal.SIGTERM if starter_is_gone() else 0)
+        lost = is_lost(trainer, pl_module)
         if trainer.world_size > 1:
-            anyone = torch.tensor(stop)
+            anyone = torch.tensor([stop, lost])
             torch.distributed.all_reduce(anyone, torch.distributed.ReduceOp.MAX, group=self._group)
-            stop = int(anyone.item())
+            stop, lost = anyone.tolist()
+        if lost:
+            next(c for c in trainer.callbacks if isinstance(c, Curves)).log_point(trainer, pl_module)
         if stop:
             self._checkpoints.save(trainer)
             step = trainer.global_step

@@ -43,6 +43,7 @@ class LanguageModeling(L.LightningModule):
         # Kept as tensors and read once per logging interval, so that no step waits for the device.
         self.train_losses: list[Tensor] = []
         self.grad_norm: Tensor | None = None
+        self.lr_scale: Callable[[], float] = lambda: 1.0  # halved when a run has gone back
         self.time_used: Callable[[], float] = lambda: 0.0  # share of the time budget; set by the clock
         self.train_loss = self.loss  # or the same, compiled
 
@@ -122,7 +123,7 @@ class LanguageModeling(L.LightningModule):
         optimizer = self._make_optimizer(self.model)
 
         def factor(step: int) -> float:
-            return self._schedule(step, self.trainer.max_steps, self.time_used())
+            return self._schedule(step, self.trainer.max_steps, self.time_used()) * self.lr_scale()
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,6 +1,7 @@
 """All that a run needs, built and checked before anything of it is on disk."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,27 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from chargpt.config.build import build
+from chargpt.config.build import SAVED, build
 from chargpt.config.entry import chosen_place, place_run, task_words
 from chargpt.data.datamodule import TextDataModule
+from chargpt.data.tokenizer import Tokenizer
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.randomness import derive
-from chargpt.sampling.trained import find_checkpoint, read_checkpoint
+from chargpt.sampling.trained import text_settings
 from chargpt.training.averaging import moving_average
-from chargpt.training.checkpoint import Checkpoints, WholeCheckpointIO
+from chargpt.training.checkpoint import Checkpoints, SealedCheckpointIO
 from chargpt.training.clock import TrainingClock
 from chargpt.training.compilation import Compilation
 from chargpt.training.curves import Curves
+from chargpt.training.divergence import Rollbacks
 from chargpt.training.hardware import make_trainer
 from chargpt.training.interruption import Interruption
 from chargpt.training.module import LanguageModeling
 from chargpt.training.rank_error import RankError
-from chargpt.training.resume import SAVED, changed, tell_changes
+from chargpt.training.resume import changed, tell_changes
 from chargpt.training.run_directory import RunDirectory
+from chargpt.training.saved_state import best_is_whole, find_state
 from chargpt.training.seconds import seconds_of
 
 log = logging.getLogger(__name__)
@@ -53,63 +57,56 @@ class Run:
     trainer: L.Trainer
     clock: TrainingClock
     curves: Curves
+    rollbacks: Rollbacks
 
     @property
     def model(self) -> LanguageModel:
         return self.module.model
 
 
-def prepare(composed: DictConfig) -> Run:
-    """Builds every part, so that each mistake is told before a directory is made."""
-    hydra_config = HydraConfig.get()
+def prepare(composed: DictConfig, diverged_at: Sequence[int] = ()) -> Run:
+    """Builds every part, so that each mistake is told before a directory is made.
+
+    Args:
+        diverged_at: the steps at which this process has seen the run diverge, before it went back.
+    """
     config = OmegaConf.to_container(composed, resolve=True)
-    directory, checkpoint, progress, tokenizer = RunDirectory(hydra_config.run.dir), None, None, None
+    directory, checkpoint, progress = RunDirectory(HydraConfig.get().run.dir), None, None
     resumed = config["resume"] != "never"
     if resumed:
-        directory, checkpoint = _find(Path(config["resume"]).expanduser())
-        progress = checkpoint and read_checkpoint(checkpoint)
+        directory, checkpoint, progress = find_state(Path(config["resume"]).expanduser())
         config |= _resumed_config(directory, progress, config)
         place_run(directory.path)
         config |= {k: OmegaConf.to_container(composed[k], resolve=True) for k in ("logger", "callbacks")}
-        tokenizer = progress and build(progress["chargpt"]["tokenizer"], "tokenizer")
     if Path(str(config["name"])).name != str(config["name"]):
         raise Mistake(f"name={config['name']}: it is the name of a folder in outputs/, and no path")
     saved = {key: config[key] for key in SAVED}
     torch.manual_seed(derive(config["seed"]))
-    data = build(config["data"], "data")
-    data.read(tokenizer)
-    if progress and progress["chargpt"]["corpus_sha256"] != data.corpus_sha256:
-        raise Mistake(
-            f"{directory.path} was trained on another text: corpus sha256 "
-            f"{progress['chargpt']['corpus_sha256'][:12]}..., now {data.corpus_sha256[:12]}..."
-        )
-    model = build(config["model"], "model", vocab_size=data.tokenizer.vocab_size)
-    if data.block_size > model.block_size:
-        raise Mistake(
-            f"data.block_size={data.block_size} is more than the model takes: leave it out, and set "
-            f"model.block_size={data.block_size}"
-        )
-    optimizer, schedule = build(config["optimizer"], "optimizer"), build(config["schedule"], "schedule")
-    optimizer(model)  # Lightning makes its own after the model is on its device; this one only checks
-    module = LanguageModeling(model, optimizer, schedule, config["seed"])
+    data = _read_text(config, directory, progress)
+    module = _build_module(config, data)
     seconds = seconds_of(config["trainer"]["max_time"])
     clock = TrainingClock(seconds)
-    module.time_used = clock.time_used
+    rollbacks = Rollbacks(config["on_divergence"], diverged_at)
+    module.time_used, module.lr_scale = clock.time_used, lambda: rollbacks.lr_scale
     compilation = Compilation(config["trainer"].get("compile", "auto"), seconds, clock)
     callbacks = [clock, *_instantiate(config["callbacks"], "callbacks")]
     curves = next((c for c in callbacks if isinstance(c, Curves)), None)
     if curves is None:
         raise Mistake("callbacks.curves cannot be left out: history.csv and metrics.json come from it")
+    if progress and not best_is_whole(directory, progress):
+        curves.best_from = progress["global_step"]
+        log.warning("%s is not whole: the best is looked for anew from step %d", directory.best, curves.best_from)
     identity = {
         "config": saved,
         "tokenizer": data.tokenizer.as_config(),
         "corpus_sha256": data.corpus_sha256,
     }
-    checkpoints = Checkpoints(directory, identity)
+    checkpoints = Checkpoints(directory, identity, last_is_whole=checkpoint == directory.last)
     callbacks += [
         *moving_average(config["trainer"].get("ema_decay")),  # behind all that look at it while it stands in
         Interruption(directory, checkpoints),  # the signals first: to compile takes long
         compilation,
+        rollbacks,
         checkpoints,
         RankError(directory),
     ]
@@ -117,34 +114,46 @@ def prepare(composed: DictConfig) -> Run:
         config["trainer"],
         callbacks=callbacks,
         logger=_instantiate(config["logger"], "logger"),
-        plugins=[WholeCheckpointIO()],
+        plugins=[SealedCheckpointIO()],
         default_root_dir=str(directory.path),
         enable_checkpointing=True,
     )
     compilation.decide(trainer)
-    _check_batch(data.batch_size, model, trainer.world_size)
-    run = Run(config, directory, resumed, checkpoint, progress, data, module, trainer, clock, curves)
+    _check_batch(data.batch_size, module.model, trainer.world_size)
+    run = Run(config, directory, resumed, checkpoint, progress, data, module, trainer, clock, curves, rollbacks)
     if progress:
         _check_progress(run, progress)
+        _check_weights(run, progress)
         tell_changes(progress["chargpt"]["config"], saved)
-        try:
-            module.load_state_dict(progress["state_dict"])
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise Mistake(f"{checkpoint}: its weights do not fit its own config: {reason}") from error
     return run
 
 
-def _find(resume: Path) -> tuple[RunDirectory, Path | None]:
-    """The run that `resume=` names, and the checkpoint to go on from; None if it was cut off before its first."""
-    directory = RunDirectory(resume)
-    begun = directory.status_file.exists() and directory.read_config()
-    if begun and not (directory.last.exists() or directory.previous.exists()):
-        return directory, None
-    checkpoint = find_checkpoint(resume, ("last.ckpt", "previous.ckpt"))
-    if checkpoint.parent.name != "checkpoints":
-        raise Mistake(f"resume={checkpoint} is not in a run directory: name the run, resume=outputs/...")
-    return RunDirectory(checkpoint.parent.parent), checkpoint
+def _read_text(config: dict[str, Any], directory: RunDirectory, progress: dict[str, Any] | None) -> TextDataModule:
+    """The text, in the vocabulary of the run that goes on."""
+    data = build(config["data"], "data", TextDataModule)
+    if not progress:
+        data.read()
+        return data
+    data.read(build(progress["chargpt"]["tokenizer"], "tokenizer", Tokenizer))
+    before = progress["chargpt"]["corpus_sha256"]
+    if before != data.corpus_sha256:
+        raise Mistake(
+            f"{directory.path} was trained on another text: corpus sha256 {before[:12]}..., now "
+            f"{data.corpus_sha256[:12]}..."
+        )
+    return data
+
+
+def _build_module(config: dict[str, Any], data: TextDataModule) -> LanguageModeling:
+    model = build(config["model"], "model", LanguageModel, vocab_size=data.tokenizer.vocab_size)
+    if data.block_size > model.block_size:
+        raise Mistake(
+            f"data.block_size={data.block_size} is more than the model takes: leave it out, and set "
+            f"model.block_size={data.block_size}"
+        )
+    optimizer, schedule = build(config["optimizer"], "optimizer"), build(config["schedule"], "schedule")
+    optimizer(model)  # Lightning makes its own after the model is on its device; this one only checks
+    return LanguageModeling(model, optimizer, schedule, config["seed"])
 
 
 def _resumed_config(
@@ -153,7 +162,10 @@ def _resumed_config(
     hydra_config = HydraConfig.get()
     if chosen_place() and Path(hydra_config.run.dir).resolve() != directory.path.resolve():
         raise Mistake(f"resume={directory.path} goes on in that directory: leave hydra.run.dir out")
-    saved = progress["chargpt"]["config"] if progress else directory.read_config()
+    saved = OmegaConf.to_container(directory.read_config() or OmegaConf.create())
+    if progress:
+        saved |= progress["chargpt"]["config"]
+    saved["data"] = text_settings(saved)
     return changed(saved, composed, task_words(), directory.read_choices())
 
 
@@ -197,6 +209,14 @@ def _check_progress(run: Run, progress: dict[str, Any]) -> None:
             run.trainer.world_size,
             before,
         )
+
+
+def _check_weights(run: Run, progress: dict[str, Any]) -> None:
+    try:
+        run.module.load_state_dict(progress["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Mistake(f"{run.checkpoint}: its weights do not fit its own config: {reason}") from error
 
 
 def _instantiate(configs: dict[str, Any] | None, group: str) -> list[Any]:

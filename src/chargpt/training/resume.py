@@ -6,12 +6,11 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from chargpt.config.build import SAVED
 from chargpt.errors import Mistake
 
 log = logging.getLogger(__name__)
 
-# The parts of the config that say what a run is, and travel in its checkpoints.
-SAVED = ("name", "seed", "model", "data", "optimizer", "schedule", "trainer")
 # What another `trainer=` choice brings to a resumed run. The rest of `trainer` is the recipe's.
 MACHINE = ("accelerator", "devices", "strategy", "num_nodes", "compile", "deterministic")
 # What makes the hardware. A recipe may ask for a precision, so it is changed by its own name alone.
@@ -26,6 +25,7 @@ MAY_CHANGE = (
     "data.path",
     "data.validation_tokens",
     "name",
+    "on_divergence",
 )
 # Settings that came later, each with the value that means what was before: a run from then has them all the same.
 LATER = {"data.block_warmup": 0, "model.n_grams.dropout": 0, "model.token_dropout": 0, "trainer.ema_decay": None}

@@ -21,6 +21,7 @@ from chargpt.sampling.trained import load
 from chargpt.training import lock, report
 from chargpt.training.checkpoint import Checkpoints
 from chargpt.training.curves import Curves
+from chargpt.training.divergence import MOST
 from chargpt.training.hardware import device_name
 from chargpt.training.history import History
 from chargpt.training.prepare import Run, prepare
@@ -28,9 +29,11 @@ from chargpt.training.run_directory import provenance, write_hydra, write_json
 from chargpt.training.tensorboard import TensorBoard
 from chargpt.whole import write_whole
 
+log = logging.getLogger(__name__)
+
 
 def train(composed: DictConfig) -> None:
-    """Trains what the config says.
+    """Trains what the config says; with `on_divergence=rollback`, from the last good checkpoint again.
 
     Raises:
         Mistake: before anything was written.
@@ -38,23 +41,48 @@ def train(composed: DictConfig) -> None:
         Diverged: the loss is no longer a number.
     """
     keep_heap()
+    diverged_at: list[int] = []
+    while True:
+        try:
+            _train(composed, diverged_at)
+            return
+        except _GoBack as back:
+            diverged_at = back.diverged_at
+            composed.resume = str(back.directory)
+
+
+class _GoBack(Exception):
+    """To the last good checkpoint, or to the beginning where there is none."""
+
+    def __init__(self, run: Run):
+        self.directory, self.diverged_at = run.directory.path, [*run.rollbacks.steps, run.trainer.global_step]
+
+
+def _train(composed: DictConfig, diverged_at: list[int]) -> None:
     said = logging.handlers.MemoryHandler(10_000)  # until train.log has a place
     logging.getLogger().addHandler(said)
     try:
-        run = prepare(composed)
+        run = prepare(composed, diverged_at)
     finally:
         logging.getLogger().removeHandler(said)
     rank_zero = run.trainer.is_global_zero
-    with _recorded(run):
+    with _recorded(run), contextlib.ExitStack() as until_the_end:
         if rank_zero:
             try:
-                open_directory(run, composed, said)
+                until_the_end.enter_context(open_directory(run, composed, said))
             except OSError as error:
                 raise Mistake(f"{run.directory.path} cannot be written: {error.strerror}") from error
             report.opening(run)
             rank.tell_ready()
         weights_only = True if run.checkpoint else None
-        run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=weights_only)
+        try:
+            run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=weights_only)
+        except Diverged as error:
+            if not run.rollbacks.may_go_back():
+                raise
+            times = len(run.rollbacks.steps) + 1
+            log.warning("%s. Going back, with the learning rate halved (%d of %d)", error, times, MOST)
+            raise _GoBack(run) from error
         if rank_zero:
             metrics, text = finish(run)
     if rank_zero:
@@ -77,6 +105,8 @@ def _recorded(run: Run) -> Iterator[None]:
         if run.trainer.is_global_zero:
             raise
         # The others leave in silence: a code other than 0 would have Lightning kill rank 0.
+    except _GoBack:
+        raise
     except Diverged as error:
         record("diverged", str(error))
         if run.trainer.is_global_zero:
@@ -105,8 +135,9 @@ def _recorded(run: Run) -> Iterator[None]:
         raise
 
 
-def open_directory(run: Run, composed: DictConfig, said: logging.handlers.MemoryHandler) -> None:
-    """Makes the run directory, or opens it again, and writes down what is about to run."""
+@contextlib.contextmanager
+def open_directory(run: Run, composed: DictConfig, said: logging.handlers.MemoryHandler) -> Iterator[None]:
+    """Makes the run directory, or opens it again, and writes down what is about to run, and then what is said."""
     hydra_config = HydraConfig.get()
     directory = run.directory
     if not run.resumed:
@@ -130,7 +161,8 @@ def open_directory(run: Run, composed: DictConfig, said: logging.handlers.Memory
     step = 0
     if run.progress is not None:
         step = run.progress["global_step"]
-        if Curves.best_step_in(run.progress) == step:  # cut off before the best was told from the last
+        # Cut off before the best was told from the last, or the best is lost.
+        if step in (Curves.best_step_in(run.progress), run.curves.best_from):
             Checkpoints.copy(run.checkpoint, directory.best)
     for logger in run.trainer.loggers:
         if run.resumed and isinstance(logger, History | TensorBoard):
@@ -141,6 +173,11 @@ def open_directory(run: Run, composed: DictConfig, said: logging.handlers.Memory
     if directory.metrics.exists():
         directory.metrics.replace(directory.metrics_before)
     directory.write_status("running", step)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(file)
+        file.close()
 
 
 def finish(run: Run) -> tuple[dict[str, Any], str]:
@@ -158,6 +195,7 @@ def finish(run: Run) -> tuple[dict[str, Any], str]:
         "val_perplexity": perplexity(curves.best_val_loss),
         "best_step": curves.best_step,
         "steps": steps,
+        "rollbacks": len(run.rollbacks.steps),
         **{f"{activity}_seconds": spent for activity, spent in seconds.items()},
         "wall_seconds": sum(seconds.values()),
         "tokens_per_second": tokens / seconds["train"],

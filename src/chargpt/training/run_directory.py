@@ -15,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from chargpt.config.build import SAVED
+from chargpt.config.plain import not_plain
 from chargpt.errors import Mistake
 from chargpt.training import lock
-from chargpt.training.resume import SAVED
 from chargpt.whole import write_whole
 
 # What may stand in a directory before its run begins: from whoever starts it, or from an attempt that failed.
@@ -125,7 +126,9 @@ class RunDirectory:
         """The parts of the config that were saved for it; None if there are none, or damaged ones."""
         with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
             config = OmegaConf.load(self.hydra / "config.yaml")
-            return OmegaConf.masked_copy(config, list(SAVED)) if all(key in config for key in SAVED) else None
+            if all(key in config for key in SAVED):
+                config = OmegaConf.masked_copy(config, [*SAVED, "on_divergence"])
+                return None if not_plain(OmegaConf.to_container(config), "config") else config
         return None
 
     def first_error(self) -> str:
@@ -139,7 +142,7 @@ class RunDirectory:
     def read_choices(self) -> dict[str, str]:
         """The choice that was made in each group of the config."""
         with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
-            return dict(OmegaConf.load(self.hydra / "hydra.yaml").hydra.runtime.choices)
+            return OmegaConf.to_container(OmegaConf.load(self.hydra / "hydra.yaml").hydra.runtime.choices)
         return {}
 
     def write_status(self, state: str, step: int, reason: str = "") -> None:

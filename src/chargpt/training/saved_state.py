@@ -1,0 +1,52 @@
+"""What a run goes on from: the newest whole checkpoint of its directory."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from chargpt import checkpoint_file
+from chargpt.errors import Mistake
+from chargpt.sampling.trained import find_checkpoint
+from chargpt.training.curves import Curves
+from chargpt.training.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
+
+
+def find_state(resume: Path) -> tuple[RunDirectory, Path | None, dict[str, Any] | None]:
+    """The run that `resume=` names, the checkpoint to go on from, and the content of it.
+
+    From a damaged `last.ckpt` it falls back to the one before it, and from that to the best. A run that was cut
+    off before its first checkpoint has none.
+
+    Raises:
+        Mistake: there is no such run, or nothing whole in it; or the file that was named is damaged.
+    """
+    directory = RunDirectory(resume)
+    begun = directory.status_file.exists() and directory.read_config()
+    there = [path for path in (directory.last, directory.previous, directory.best) if path.exists()]
+    if begun and not there:
+        return directory, None, None
+    if not there:
+        checkpoint = find_checkpoint(resume)  # a file, or nothing
+        if checkpoint.parent.name != "checkpoints":
+            raise Mistake(f"resume={checkpoint} is not in a run directory: name the run, resume=outputs/...")
+        return RunDirectory(checkpoint.parent.parent), checkpoint, checkpoint_file.read(checkpoint)
+    for checkpoint in there[:-1]:
+        try:
+            return directory, checkpoint, checkpoint_file.read(checkpoint)
+        except Mistake as mistake:
+            log.warning("%s. Trying the one before it", mistake)
+    return directory, there[-1], checkpoint_file.read(there[-1])
+
+
+def best_is_whole(directory: RunDirectory, progress: dict[str, Any]) -> bool:
+    """Whether the best checkpoint by the time of `progress` is there and whole, or is about to be made of it."""
+    best = Curves.best_step_in(progress)
+    if best in (0, progress["global_step"]):  # there is none yet, or it is made of this one
+        return True
+    try:
+        checkpoint_file.read(directory.best)
+    except Mistake:
+        return False
+    return True

@@ -1,0 +1,115 @@
+"""A run whose loss is no longer a number: stopped at its step with what was good, or taken back to it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from chargpt.training.divergence import first_lost
+from tests.training import reading
+
+QUIET = "callbacks.samples.max_new_tokens=0"
+STEADY = ["optimizer=sgd", "optimizer.lr=0.01", "schedule=constant", "trainer.gradient_clip_val=null", QUIET]
+STEADY += ["trainer.log_every_n_steps=20", "trainer.val_check_interval=3", "hydra.run.dir=run"]
+COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
+
+
+def fault(step: int, above: float = 0.0) -> list[str]:
+    """Breaks the weights in this step, where the learning rate is above a limit."""
+    words = [f"+callbacks.fault.step={step}", f"+callbacks.fault.above={above}"]
+    return ["+callbacks.fault._target_=tests.training.staged.Fault", *words]
+
+
+def told(caplog) -> list[str]:
+    return [line for line in caplog.messages if "Going back" in line]
+
+
+def test_the_run_stops_at_the_step_of_the_first_loss_that_is_no_number(verb, tiny, tmp_path: Path):
+    """Weights broken in step 7: the loss of step 8, between two points of the curves, is the first to show it."""
+    outcome = verb("train", *tiny, *STEADY, *fault(7))
+    assert outcome.code == 1
+    line = outcome.err.splitlines()[-1]
+    assert line.startswith("train.py: the training loss is nan at step 8 (learning rate 0.01, gradient norm ")
+    assert reading.status(tmp_path / "run")["step"] == 8
+    assert [row["step"] for row in reading.history(tmp_path / "run")] == ["1", "3", "6", "8"]
+    assert reading.checkpoint(tmp_path / "run")["global_step"] == 6
+
+
+def test_weights_that_are_no_numbers_are_not_saved_for_a_signal_either(verb, tiny, tmp_path: Path):
+    """It comes right after the step that broke them, whose own loss was good."""
+    cut = ["+callbacks.cut._target_=tests.training.staged.SignalAt", "+callbacks.cut.name=SIGTERM"]
+    outcome = verb("train", *tiny, *STEADY, *fault(8), *cut, "+callbacks.cut.batch=8")
+    assert outcome.code == 1
+    assert "the weights are no longer numbers after step 8" in outcome.err
+    assert reading.checkpoint(tmp_path / "run")["global_step"] == 6
+
+
+@pytest.mark.parametrize(("losses", "passes", "step"), [([1, 2, None], 1, 9), ([1, None, None], 1, 8)])
+def test_the_first_lost_step_is_told(losses, passes, step):
+    values = torch.tensor([float("nan") if loss is None else loss for loss in losses])
+    assert first_lost(values, 9, passes) == step
+
+
+def test_of_a_step_in_several_passes_any_can_be_the_first():
+    values = torch.tensor([1, 1, 1, float("inf"), 1, 1])
+    assert [first_lost(values, 9, passes) for passes in (1, 2, 3)] == [7, 8, 9]
+
+
+def test_a_run_goes_back_to_its_last_good_checkpoint_with_half_the_learning_rate(verb, tiny, tmp_path, caplog):
+    outcome = verb("train", *tiny, *STEADY, *fault(8, above=0.006), "on_divergence=rollback")
+    assert outcome.code == 0, outcome.err
+    assert len(told(caplog)) == 1
+    assert "(1 of 3)" in told(caplog)[0]
+    rates = {int(row["step"]): float(row["lr"]) for row in reading.history(tmp_path / "run") if row["lr"]}
+    assert rates == {1: 0.01, 20: 0.005}
+    metrics = reading.metrics(tmp_path / "run")
+    assert (metrics["rollbacks"], metrics["steps"]) == (1, 20)
+    assert [row["step"] for row in reading.history(tmp_path / "run")] == [
+        "1",
+        "3",
+        "6",
+        "9",
+        "12",
+        "15",
+        "18",
+        "20",
+    ]
+
+
+def test_a_run_that_went_back_and_is_cut_off_is_the_run_that_is_not(verb, tiny, tmp_path: Path, caplog):
+    words = [*tiny, *STEADY, "on_divergence=rollback", *fault(8, above=0.006)]
+    assert verb("train", *words, "hydra.run.dir=whole").code == 0
+    cut = ["+callbacks.cut._target_=tests.training.staged.SignalAt", "+callbacks.cut.name=SIGTERM"]
+    assert verb("train", *words, *cut, "+callbacks.cut.batch=13").code == 3
+    caplog.clear()
+    outcome = verb("train", "resume=run", QUIET, *fault(8, above=0.006))
+    assert outcome.code == 0, outcome.err
+    assert not told(caplog)
+    assert reading.metrics(tmp_path / "run")["rollbacks"] == 1
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert not reading.differences(reading.learned(run), reading.learned(whole))
+    assert reading.history(run, *COLUMNS) == reading.history(whole, *COLUMNS)
+
+
+@pytest.mark.parametrize("step", [2, 8], ids=["before the first checkpoint", "after it"])
+def test_three_times_are_enough(verb, tiny, tmp_path: Path, caplog, step):
+    outcome = verb("train", *tiny, *STEADY, *fault(step), "on_divergence=rollback")
+    assert outcome.code == 1
+    assert [f"({n} of 3)" in line for n, line in enumerate(told(caplog), 1)] == [True] * 3
+    assert reading.status(tmp_path / "run")["state"] == "diverged"
+    assert "learning rate 0.00125" in outcome.err.splitlines()[-1]
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_another_way_is_a_mistake(verb, tiny, tmp_path: Path):
+    outcome = verb("train", *tiny, "on_divergence=pray")
+    assert outcome.code == 2
+    assert "stop, rollback" in outcome.err
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_together(verb, tiny, tmp_path: Path):
+    words = [*STEADY, *fault(8, above=0.006), "on_divergence=rollback", "trainer.devices=2"]
+    outcome = verb("train", *tiny, *words)
+    assert outcome.code == 0, outcome.err
+    assert reading.metrics(tmp_path / "run")["rollbacks"] == 1
