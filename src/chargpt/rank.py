@@ -10,7 +10,8 @@ OURS = "CHARGPT_LOCK"  # set for ranks that we have started ourselves: the descr
 SWEEP = "CHARGPT_SWEEP"  # set for the jobs of a sweep
 MISTAKES = "CHARGPT_MISTAKES"  # the pipe to whoever wants to know why a job was refused
 READY = "CHARGPT_READY"  # the pipe by which the first rank says that nothing is wrong, and the others may start
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that ask a process to stop
+# Signals that ask a process to stop; the last is Slurm's, before the end of a job's time.
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 ASKED: list[int] = []  # signals that asked this process to stop before its run was under way
 
 
@@ -22,8 +23,13 @@ def ask_to_stop(number: int, frame: object) -> None:
 
 
 def signals_to_pass_on() -> list[signal.Signals]:
-    """To the processes that this one has started: all but a hang-up that `nohup` has it ignore."""
-    return [n for n in ASKING if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    """To the processes that this one has started: all but a hang-up that `nohup` has it ignore, and a SIGUSR1 that
+    a launcher waits for itself."""
+    ours = {
+        signal.SIGHUP: lambda now: now is not signal.SIG_IGN,
+        signal.SIGUSR1: lambda now: now is signal.SIG_DFL,
+    }
+    return [n for n in ASKING if n not in ours or ours[n](signal.getsignal(n))]
 
 
 def started_as_rank() -> bool:

@@ -59,8 +59,21 @@ def test_one_that_was_cut_off_goes_on(verb, tiny, run, state, told):
     assert [row["step"] for row in reading.history(run)] == ["1", "5", "10", "15", "20"]
 
 
-def test_one_that_failed_begins_again_and_its_log_is_kept(verb, tiny, run, told):
+def test_one_that_failed_goes_on_from_its_last_checkpoint(verb, tiny, run, told):
+    broken = ["+callbacks.broken._target_=tests.training.staged.Break", "+callbacks.broken.step=15"]
+    shutil.rmtree(run)
+    with pytest.raises(RuntimeError):
+        verb("train", *tiny, *AUTO, *broken)
+    assert reading.status(run)["state"] == "failed"
+    outcome = verb("train", *tiny, *AUTO)
+    assert outcome.code == 0, outcome.err
+    assert "run goes on where it stopped" in told.text
+    assert [row["step"] for row in reading.history(run)] == ["1", "5", "10", "15", "20"]
+
+
+def test_one_that_failed_before_its_first_checkpoint_begins_again_and_its_log_is_kept(verb, tiny, run, told):
     (run / "metrics.json").unlink()
+    shutil.rmtree(run / "checkpoints")
     set_state(run, "failed", "RuntimeError: the disk is full")
     (run / "train.log").write_text("what happened\n")
     outcome = verb("train", *tiny, *AUTO)

@@ -119,3 +119,25 @@ def test_a_second_ctrl_c_quits_at_once_and_leaves_the_last_checkpoint(handlers, 
     whole = uncut()
     assert not reading.differences(reading.learned(run), reading.learned(whole))
     assert reading.history(run, *COLUMNS) == reading.history(whole, *COLUMNS)
+
+
+SCONTROL = '#!/bin/sh\necho "$@" >> "$(dirname "$0")/asked"\n'
+
+
+@pytest.mark.parametrize(("slurm", "asked"), [({"SLURM_JOB_ID": "77"}, "requeue 77\n"), ({}, None)])
+def test_slurms_warning_saves_and_requeues_the_job(verb, tiny, uncut, tmp_path: Path, monkeypatch, slurm, asked):
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(SCONTROL)
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    outcome = verb("train", *tiny, *MORE, *cut("SIGUSR1", batch=6))
+    assert outcome.code == 3
+    run = tmp_path / "run"
+    assert (reading.status(run)["state"], reading.status(run)["reason"]) == ("interrupted", "SIGUSR1")
+    found = (tmp_path / "bin" / "asked").read_text() if (tmp_path / "bin" / "asked").exists() else None
+    assert found == asked
+    assert verb("train", *tiny, *MORE, "resume=auto").code == 0, "what the job's script says when it runs again"
+    assert not reading.differences(reading.learned(run), reading.learned(uncut()))

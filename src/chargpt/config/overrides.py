@@ -28,7 +28,7 @@ ADDED = ("lecture", "grid", "speedrun")
 # Groups in which nothing may be chosen.
 MAY_BE_NONE = (("evaluate", "data"),)
 # Texts and paths that people type without quotes: taken as they are, whatever signs they hold.
-RAW = ("prompt", "text", "run", "runs", "resume", "folder", "data.path", "data.cache_dir")
+RAW = ("prompt", "text", "run", "runs", "resume", "rerun", "file", "folder", "data.path", "data.cache_dir")
 
 
 def quote(override: str) -> str:

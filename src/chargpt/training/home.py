@@ -72,16 +72,13 @@ def look(config: DictConfig, directory: RunDirectory) -> str:
     state = directory.read_status()["state"]
     wanted = OmegaConf.create(OmegaConf.to_container(OmegaConf.masked_copy(config, list(saved)), resolve=True))
     _same(directory, saved, wanted)
-    if state == "failed" and not directory.metrics.exists():
-        return (
-            GO_ON if directory.metrics_before.exists() else AGAIN
-        )  # it was finished once, and has that to go on from
     if directory.metrics.exists():
         _same_text(directory, wanted)
         return GO_ON if _further(directory, saved.trainer, wanted.trainer) else DONE
     if state in ("diverged", "pruned"):
         return ENDED
-    return GO_ON if directory.last.exists() or directory.previous.exists() else AGAIN
+    # Also one that failed: of a full disk, of a rank that died, or of a part that is mended now.
+    return GO_ON if any(path.exists() for path in (directory.last, directory.previous, directory.best)) else AGAIN
 
 
 def told(directory: RunDirectory, verdict: str) -> str:

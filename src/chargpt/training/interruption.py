@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, and the end of who started this process: finish the step, save, leave."""
+"""Ctrl-C, SIGTERM, Slurm's SIGUSR1, and the end of who started this process: finish the step, save, leave."""
 
 import shlex
 import signal
@@ -14,6 +14,7 @@ from chargpt.rank import ASKED, starter_is_gone
 from chargpt.training.checkpoint import Checkpoints
 from chargpt.training.curves import Curves
 from chargpt.training.divergence import is_lost
+from chargpt.training.requeue import WARNING, requeue
 from chargpt.training.run_directory import RunDirectory
 
 
@@ -37,7 +38,7 @@ class Interruption(L.Callback):
             # Lightning's own flag, sent round at each step, for a handler that is not there (hardware.py).
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         self._signal = next(iter(ASKED), 0)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, WARNING):
             self._handlers[number] = signal.signal(number, self._remember)
 
     def on_train_batch_start(
@@ -58,6 +59,8 @@ class Interruption(L.Callback):
             step = trainer.global_step
             if trainer.is_global_zero:
                 self._run.write_status("interrupted", step, signal.Signals(stop).name)
+                if stop == WARNING:
+                    requeue()
             words = shlex.quote(f"resume={self._run.path}")
             raise Interrupted(f"interrupted after step {step}, and saved. Go on with: python train.py {words}")
 

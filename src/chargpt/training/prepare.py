@@ -20,6 +20,7 @@ from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.randomness import derive
 from chargpt.sampling.trained import text_settings
+from chargpt.training import rerun
 from chargpt.training.averaging import moving_average
 from chargpt.training.checkpoint import Checkpoints, SealedCheckpointIO
 from chargpt.training.clock import TrainingClock
@@ -45,6 +46,7 @@ class Run:
     Attributes:
         resumed: whether it goes on in a directory of its own.
         checkpoint, progress: what it goes on from, and the content of it; None where it starts from nothing.
+        repeated: the run that this one is to come out like, if it is a rerun.
     """
 
     config: dict[str, Any]
@@ -58,6 +60,7 @@ class Run:
     clock: TrainingClock
     curves: Curves
     rollbacks: Rollbacks
+    repeated: RunDirectory | None
 
     @property
     def model(self) -> LanguageModel:
@@ -72,17 +75,24 @@ def prepare(composed: DictConfig, diverged_at: Sequence[int] = ()) -> Run:
     """
     config = OmegaConf.to_container(composed, resolve=True)
     directory, checkpoint, progress = RunDirectory(HydraConfig.get().run.dir), None, None
+    repeated = None
     resumed = config["resume"] != "never"
     if resumed:
         directory, checkpoint, progress = find_state(Path(config["resume"]).expanduser())
-        config |= _resumed_config(directory, progress, config)
+        if chosen_place() and Path(HydraConfig.get().run.dir).resolve() != directory.path.resolve():
+            raise Mistake(f"resume={directory.path} goes on in that directory: leave hydra.run.dir out")
+        config |= _config_of(directory, progress, config)
         place_run(directory.path)
         config |= {k: OmegaConf.to_container(composed[k], resolve=True) for k in ("logger", "callbacks")}
+    elif repeated := rerun.original(config):
+        config |= _config_of(repeated, None, config)
     if Path(str(config["name"])).name != str(config["name"]):
         raise Mistake(f"name={config['name']}: it is the name of a folder in outputs/, and no path")
     saved = {key: config[key] for key in SAVED}
     torch.manual_seed(derive(config["seed"]))
     data = _read_text(config, directory, progress)
+    if repeated:
+        rerun.check_text(repeated, data.corpus_sha256)
     module = _build_module(config, data)
     seconds = seconds_of(config["trainer"]["max_time"])
     clock = TrainingClock(seconds)
@@ -120,7 +130,9 @@ def prepare(composed: DictConfig, diverged_at: Sequence[int] = ()) -> Run:
     )
     compilation.decide(trainer)
     _check_batch(data.batch_size, module.model, trainer.world_size)
-    run = Run(config, directory, resumed, checkpoint, progress, data, module, trainer, clock, curves, rollbacks)
+    run = Run(
+        config, directory, resumed, checkpoint, progress, data, module, trainer, clock, curves, rollbacks, repeated
+    )
     if progress:
         _check_progress(run, progress)
         _check_weights(run, progress)
@@ -156,12 +168,10 @@ def _build_module(config: dict[str, Any], data: TextDataModule) -> LanguageModel
     return LanguageModeling(model, optimizer, schedule, config["seed"])
 
 
-def _resumed_config(
+def _config_of(
     directory: RunDirectory, progress: dict[str, Any] | None, composed: dict[str, Any]
 ) -> dict[str, Any]:
-    hydra_config = HydraConfig.get()
-    if chosen_place() and Path(hydra_config.run.dir).resolve() != directory.path.resolve():
-        raise Mistake(f"resume={directory.path} goes on in that directory: leave hydra.run.dir out")
+    """The config of a run that goes on or is repeated, with what this command line may change of it."""
     saved = OmegaConf.to_container(directory.read_config() or OmegaConf.create())
     if progress:
         saved |= progress["chargpt"]["config"]

@@ -29,7 +29,7 @@ MAY_CHANGE = (
 )
 # Settings that came later, each with the value that means what was before: a run from then has them all the same.
 LATER = {"data.block_warmup": 0, "model.n_grams.dropout": 0, "model.token_dropout": 0, "trainer.ema_decay": None}
-FREE_GROUPS = ("logger", "callbacks", "hydra", "resume")
+FREE_GROUPS = ("logger", "callbacks", "hydra", "resume", "rerun")
 
 
 def identity(config: DictConfig) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from chargpt.errors import Diverged, Failed, Interrupted, Mistake, Pruned
 from chargpt.memory import keep_heap
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.sampling.trained import load
-from chargpt.training import lock, report
+from chargpt.training import lock, report, rerun
 from chargpt.training.checkpoint import Checkpoints
 from chargpt.training.curves import Curves
 from chargpt.training.divergence import MOST
 from chargpt.training.hardware import device_name
 from chargpt.training.history import History
+from chargpt.training.out_of_memory import is_out_of_memory, told
 from chargpt.training.prepare import Run, prepare
 from chargpt.training.run_directory import provenance, write_hydra, write_json
 from chargpt.training.tensorboard import TensorBoard
@@ -77,6 +78,12 @@ def _train(composed: DictConfig, diverged_at: list[int]) -> None:
         weights_only = True if run.checkpoint else None
         try:
             run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=weights_only)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            data, passes = run.data, run.trainer.accumulate_grad_batches
+            devices = run.trainer.world_size
+            raise Failed(told(run.module, data.batch_size, data.block_size, devices, passes)) from error
         except Diverged as error:
             if not run.rollbacks.may_go_back():
                 raise
@@ -87,6 +94,8 @@ def _train(composed: DictConfig, diverged_at: list[int]) -> None:
             metrics, text = finish(run)
     if rank_zero:
         report.closing(run, metrics, text)
+        if run.repeated:
+            rerun.tell(run.repeated, run.directory)
 
 
 @contextlib.contextmanager
@@ -152,6 +161,8 @@ def open_directory(run: Run, composed: DictConfig, said: logging.handlers.Memory
     said.setTarget(file)
     said.flush()
     config = OmegaConf.create({**OmegaConf.to_container(composed, resolve=True), **run.config})
+    if run.repeated:
+        rerun.copy_record(run.repeated, directory)
     write_hydra(directory.path / ".hydra", config, hydra_config)
     device = device_name(run.trainer.strategy.root_device)
     record = provenance(

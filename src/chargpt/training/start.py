@@ -18,6 +18,8 @@ from chargpt.errors import FAILED, INTERRUPTED, MISTAKE, Mistake
 from chargpt.rank import ASKED, OURS, ask_to_stop, number, processes, started_as_rank
 from chargpt.training import home, lock
 from chargpt.training.ranks import Ranks, held_back, let_through
+from chargpt.training.requeue import WARNING
+from chargpt.training.rerun import name_place, original
 from chargpt.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,9 @@ def train(config: DictConfig) -> None:
         _train(config)
         return
     first = number() == 0  # the others, of torchrun or srun, see the same and touch nothing
+    repeated = original(config)
+    if repeated:
+        name_place(config, repeated)
     directory = RunDirectory(HydraConfig.get().run.dir)
     try:
         if config.resume == "auto":
@@ -48,7 +53,7 @@ def train(config: DictConfig) -> None:
             directory = RunDirectory(found)
             if first:
                 lock.hold(found)
-        count = 1 if started_as_rank() else _count(config, directory)
+        count = 1 if started_as_rank() else _count(config, repeated or directory)
         if count == 1:
             _train(config)
         elif code := _train_in_ranks(count, config.resume, directory):
@@ -63,7 +68,7 @@ def train(config: DictConfig) -> None:
 
 def _train(config: DictConfig) -> None:
     # Until the run is under way and saves itself.
-    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM, WARNING)}
     try:
         let_through()
         from chargpt.training.run import train as train_here  # torch and Lightning take seconds
@@ -76,12 +81,12 @@ def _train(config: DictConfig) -> None:
 
 
 def _count(config: DictConfig, directory: RunDirectory) -> int:
-    """How many processes the run wants on this machine."""
+    """How many processes the run wants on this machine; what the run in `directory` had, if there is one."""
     settings: Any = config.trainer
     words = [word.lstrip("+").partition("=")[0] for word in task_words()]
-    resumed = config.resume != "never" and directory.read_config()
-    if resumed and not {"trainer", "trainer.devices"} & set(words):
-        settings = resumed.trainer
+    saved = (config.resume != "never" or config.rerun) and directory.read_config()
+    if saved and not {"trainer", "trainer.devices"} & set(words):
+        settings = saved.trainer
     if (count := processes(settings.devices)) is not None:
         return count
     if settings.accelerator not in ("auto", "gpu", "cuda"):

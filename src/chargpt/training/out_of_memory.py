@@ -1,0 +1,68 @@
+"""When memory is not enough: how much a step wants, and which settings want less and learn the same."""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from chargpt.training.module import LanguageModeling
+
+PARAMETER_BYTES = 16  # float32: the weight, its gradient, and two averages of an optimizer such as AdamW
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says; torch has a type for it on GPUs alone."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def told(module: LanguageModeling, batch_size: int, block_size: int, devices: int, passes: int) -> str:
+    """What there was not enough memory for, and what to try.
+
+    Args:
+        batch_size: blocks of one forward pass over all devices.
+        passes: forward passes of a step.
+    """
+    want = estimate(module, batch_size // devices, block_size)
+    wanted = f", which want about {want / 2**30:,.1f} GiB on each device" if want else ""
+    line = f"out of memory: {batch_size} blocks of {block_size} tokens in one pass{wanted}. "
+    if parts := fewer(batch_size, module.model.batch_multiple * devices):
+        smaller = f"data.batch_size={batch_size // parts} trainer.accumulate_grad_batches={passes * parts}"
+        return line + f"Start again with {smaller}: a step then still sees {batch_size * passes} blocks"
+    return line + "Start again with a smaller model.block_size or model.n_embd, or on more memory"
+
+
+def fewer(batch_size: int, multiple: int) -> int:
+    """The smallest number of equal parts, above 1, into which a batch can be cut; 0 if it cannot.
+
+    Args:
+        multiple: of which each part must be one.
+    """
+    return next(
+        (n for n in range(2, batch_size + 1) if batch_size % n == 0 and batch_size // n % multiple == 0), 0
+    )
+
+
+def estimate(module: LanguageModeling, blocks: int, block_size: int) -> int:
+    """Bytes for weights, gradients, an optimizer and what a forward pass keeps for its backward pass.
+
+    The last is measured: with as few blocks as the model takes, and multiplied. 0 if not even those have room.
+    """
+    few = module.model.batch_multiple
+    kept: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in module.parameters()}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage.data_ptr(), storage.nbytes())
+        alive.append(tensor)  # else its place would be used again, and not be counted
+        return tensor
+
+    alive: list[Tensor] = []
+    with contextlib.suppress(RuntimeError, MemoryError):
+        tokens_BT = torch.zeros(few, block_size, dtype=torch.long, device=module.device)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            module.loss(tokens_BT, tokens_BT)
+        parameters = sum(p.numel() for p in module.parameters())
+        return PARAMETER_BYTES * parameters + sum(kept.values()) * blocks // few
+    return 0

@@ -1,0 +1,26 @@
+"""Slurm's warning before the end of a job's time: the run saves itself, and the job is put back into the queue."""
+
+import logging
+import os
+import signal
+import subprocess
+
+log = logging.getLogger(__name__)
+
+WARNING = signal.SIGUSR1  # `#SBATCH --signal=USR1@60`
+
+
+def requeue() -> None:
+    """Asks Slurm to run this job again, where there is one; it is told if that fails, and nothing is raised."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        log.warning("Slurm's job %s cannot be requeued: %s", job, str(reason).strip())
+    else:
+        log.info("Slurm's job %s is requeued", job)
