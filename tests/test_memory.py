@@ -1,11 +1,12 @@
-"""The heap keeps what is freed: counted in page faults of a real process."""
+"""What memory there is; and the heap, which keeps what is freed: counted in page faults of a real process."""
 
+import math
 import subprocess
 import sys
 
 import pytest
 
-from chargpt.memory import keep_heap
+from chargpt.memory import available, keep_heap
 
 COUNT = """
 import resource, sys, torch
@@ -35,3 +36,20 @@ def test_memory_that_is_used_again_is_not_fetched_again():
     if not keep_heap():
         pytest.skip("not glibc")
     assert faults("keep") < faults("leave") / 10
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({}, math.inf),
+        ({"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   100 kB\nSwapFree: 20 kB\n"}, 120 * 1024),
+        ({"proc/meminfo": "MemTotal: 9 kB\n"}, math.inf),
+        ({"sys/fs/cgroup/memory.max": "5000\n", "sys/fs/cgroup/memory.current": "2000\n"}, 3000),
+        ({"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "2000\n"}, math.inf),
+    ],
+)
+def test_what_can_be_had_is_what_machine_and_container_still_have(tmp_path, files, found):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert available(tmp_path) == found

@@ -1,7 +1,9 @@
-"""The heap: memory that a training step gives back is kept for the next one."""
+"""This machine's memory: how much there is to be had, and a heap that keeps what a training step gives back."""
 
 import contextlib
 import ctypes
+import math
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 NEVER = 2**31 - 1
@@ -21,3 +23,20 @@ def keep_heap() -> bool:
         # Older versions take no more than 32 MiB here.
         return bool(kept and (mallopt(M_MMAP_THRESHOLD, NEVER) or mallopt(M_MMAP_THRESHOLD, 32 << 20)))
     return False
+
+
+def available(root: Path = Path("/")) -> float:
+    """Bytes that can still be had without anything being killed for them; infinite where the system does not say.
+
+    Args:
+        root: of the file system that has `proc` and `sys`.
+    """
+    found = math.inf
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        kibibytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
+        found = 1024 * (kibibytes["MemAvailable"] + kibibytes.get("SwapFree", 0))
+    with contextlib.suppress(OSError, ValueError):  # of a container; `max` where it has no limit
+        group = root / "sys/fs/cgroup"
+        found = min(found, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return found

@@ -55,6 +55,14 @@ def test_a_batch_that_cannot_be_cut_gets_other_advice():
     assert "smaller model.block_size" in told(module(), 1, 16, 1, 1)
 
 
+def test_what_the_machine_has_not_is_told_before_anything_is_written(verb, tiny, tmp_path: Path):
+    outcome = verb("train", *tiny, "data.batch_size=1000000000", "hydra.run.dir=run")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "out of memory: 1000000000 blocks of 16 tokens" in outcome.err
+    assert "to be had on this machine" in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_step_without_room_ends_in_one_line_and_the_advice_is_good(tiny, tmp_path: Path):
     """With so much address space and no more."""
     limit = 6 * 2**30

@@ -5,9 +5,12 @@ import contextlib
 import torch
 from torch import Tensor
 
+from chargpt.errors import Mistake
+from chargpt.memory import available
 from chargpt.training.module import LanguageModeling
 
 PARAMETER_BYTES = 16  # float32: the weight, its gradient, and two averages of an optimizer such as AdamW
+SMALL = 4096  # tokens of a pass that are not worth a look
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -17,8 +20,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
+def check(module: LanguageModeling, batch_size: int, block_size: int, processes: int, passes: int) -> None:
+    """Looks ahead on a CPU, where a process that wants too much is not told so, but killed.
+
+    Raises:
+        Mistake: the first step would want more than there is.
+    """
+    parameters = PARAMETER_BYTES * sum(p.numel() for p in module.parameters())
+    small = batch_size * block_size <= SMALL
+    want = parameters if small else estimate(module, batch_size // processes, block_size)
+    if (there := available()) < want * processes:
+        line = told(module, batch_size, block_size, processes, passes)
+        raise Mistake(f"{line}. There are {there / 2**30:,.1f} GiB to be had on this machine")
+
+
 def told(module: LanguageModeling, batch_size: int, block_size: int, devices: int, passes: int) -> str:
-    """What there was not enough memory for, and what to try.
+    """What there is not enough memory for, and what to try.
 
     Args:
         batch_size: blocks of one forward pass over all devices.

@@ -20,7 +20,7 @@ from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.randomness import derive
 from chargpt.sampling.trained import text_settings
-from chargpt.training import rerun
+from chargpt.training import out_of_memory, rerun
 from chargpt.training.averaging import moving_average
 from chargpt.training.checkpoint import Checkpoints, SealedCheckpointIO
 from chargpt.training.clock import TrainingClock
@@ -130,6 +130,9 @@ def prepare(composed: DictConfig, diverged_at: Sequence[int] = ()) -> Run:
     )
     compilation.decide(trainer)
     _check_batch(data.batch_size, module.model, trainer.world_size)
+    if trainer.strategy.root_device.type == "cpu":
+        passes, here = trainer.accumulate_grad_batches, trainer.num_devices
+        out_of_memory.check(module, data.batch_size * here // trainer.world_size, data.block_size, here, passes)
     run = Run(
         config, directory, resumed, checkpoint, progress, data, module, trainer, clock, curves, rollbacks, repeated
     )
