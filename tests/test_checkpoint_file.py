@@ -117,6 +117,14 @@ def test_a_config_is_data_and_never_an_order(content, tmp_path: Path, place, val
         checkpoint_file.read(written(tmp_path / "evil.ckpt", content))
 
 
+@pytest.mark.parametrize("group", ["model", "data"])
+@pytest.mark.parametrize("value", [None, 3, "text", []])
+def test_a_group_of_a_config_that_is_none_is_told(content, tmp_path: Path, group, value):
+    content["chargpt"]["config"][group] = value
+    with pytest.raises(Mistake, match=f"{group} in its config"):
+        checkpoint_file.read(written(tmp_path / "a.ckpt", content))
+
+
 def test_a_config_that_names_something_else_is_refused(content, tmp_path: Path):
     content["chargpt"]["config"]["model"] = {"_target_": "os.makedirs", "name": str(tmp_path / "pwned")}
     with pytest.raises(Mistake, match=r"os\.makedirs"):

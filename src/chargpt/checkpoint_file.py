@@ -70,16 +70,31 @@ def read(path: Path) -> dict[str, Any]:
                 sealed = archive.testzip() is None
     except Exception as error:  # damaged bytes make the unpickler fail in any way
         raise Mistake(_damaged(path, type(error).__name__)) from error
-    if problem := _not_ours(checkpoint):
-        raise Mistake(f"{path} is a torch file, but not a checkpoint of this bench: {problem}")
-    version = _version(checkpoint)
+    check(checkpoint, path, "torch", devices=int)
     if not sealed:
+        version = _version(checkpoint)
         raise Mistake(f"{path} is damaged: chargpt {version} sealed its checkpoints with a digest, which is gone")
+    return checkpoint
+
+
+def check(content: Any, path: Path, form: str, **further: type) -> None:
+    """That what was read from a file is a model of ours: weights, and all that is needed to use them.
+
+    Args:
+        content: anything.
+        form: the kind of file, for the message.
+        further: what else our part of it must hold, and of which type.
+
+    Raises:
+        Mistake: it is not, or is of a later version.
+    """
+    if problem := _not_ours(content, further):
+        raise Mistake(f"{path} is a {form} file, but not a checkpoint of this bench: {problem}")
+    version = _version(content)
     if _numbers(version) > _numbers(chargpt.__version__):
         raise Mistake(
             f"{path} was written by chargpt {version}, and this is {chargpt.__version__}: bring it up to date"
         )
-    return checkpoint
 
 
 def _seal(file: BinaryIO) -> None:
@@ -128,7 +143,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(piece) for piece in version.split(".") if piece.isdecimal())
 
 
-def _not_ours(checkpoint: Any) -> str:
+def _not_ours(checkpoint: Any, further: dict[str, type]) -> str:
     """What a file lacks to be a checkpoint of ours; empty if nothing."""
     ours = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(ours, dict):
@@ -138,11 +153,14 @@ def _not_ours(checkpoint: Any) -> str:
         isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in weights.items()
     ):
         return "it has no weights"
-    kinds = {"version": str, "config": dict, "tokenizer": dict, "corpus_sha256": str, "devices": int}
+    kinds = {"version": str, "config": dict, "tokenizer": dict, "corpus_sha256": str} | further
     if wrong := next((key for key, kind in kinds.items() if not isinstance(ours.get(key), kind)), None):
         return f"its {wrong} is missing or of a wrong type"
     if not isinstance(step := checkpoint.get("global_step"), int) or step < 0:
         return "it has no step"
     if lacking := next((key for key in SAVED if key not in ours["config"]), None):
         return f"its config has no {lacking}"
-    return not_plain(ours["config"], "config") or not_plain(ours["tokenizer"], "tokenizer")
+    if found := not_plain(ours["config"], "config") or not_plain(ours["tokenizer"], "tokenizer"):
+        return found
+    groups = (key for key in ("model", "data") if not isinstance(ours["config"][key], dict))
+    return next((f"{key} in its config is no group of settings" for key in groups), "")

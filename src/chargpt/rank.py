@@ -9,6 +9,7 @@ STARTER = "CHARGPT_STARTER"  # the process that started this one and waits for i
 OURS = "CHARGPT_LOCK"  # set for ranks that we have started ourselves: the descriptor of the lock they share
 SWEEP = "CHARGPT_SWEEP"  # set for the jobs of a sweep
 MISTAKES = "CHARGPT_MISTAKES"  # the pipe to whoever wants to know why a job was refused
+MEETING = "CHARGPT_MEETING"  # set for ranks that we have started ourselves: the file by which they find each other
 READY = "CHARGPT_READY"  # the pipe by which the first rank says that nothing is wrong, and the others may start
 # Signals that ask a process to stop; the last is Slurm's, before the end of a job's time.
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -144,6 +144,11 @@ def test_a_refused_part_within_a_part_is_never_called(tmp_path):
         pytest.param(LINEAR | {"biass": False}, "did you mean bias?", id="setting"),
         pytest.param({"_target_": "torch.nn.Linear", "in_features": 2}, "'out_features'", id="missing setting"),
         pytest.param({"_target_": "torch.nn.Dropout", "p": 3.0}, "between 0 and 1", id="value"),
+        pytest.param(
+            {"_target_": "chargpt.data.tokenizer.CharTokenizer", "characters": 5},
+            "CharTokenizer refuses",
+            id="kind of value",
+        ),
         pytest.param(LINEAR | {"in_features": 10**17}, "Linear refuses", id="more than memory"),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_bug_is_not_mistaken_for_a_mistake(monkeypatch):
         entry_point("sample")(work)()
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "look", "compare"])
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "look", "export", "compare"])
 def test_help_is_0_and_leaves_nothing(verb, tmp_path, name):
     outcome = verb(name, "--help")
     assert outcome.code == 0
@@ -78,7 +78,13 @@ def test_help_is_0_and_leaves_nothing(verb, tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("train", "seed=4711"), ("sample", "seed=4711"), ("evaluate", "split=train"), ("compare", "runs=a,b=[c]")],
+    [
+        ("train", "seed=4711"),
+        ("sample", "seed=4711"),
+        ("evaluate", "split=train"),
+        ("export", "file=a,b=[c]"),
+        ("compare", "runs=a,b=[c]"),
+    ],
 )
 def test_cfg_job_is_0_and_shows_the_config_after_the_choices(verb, tmp_path, name, word):
     outcome = verb(name, word, "--cfg", "job")

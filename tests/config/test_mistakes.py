@@ -146,6 +146,8 @@ SAMPLES = {
     "a config that runs code": ("run=FILES/target", "os.system"),
     "a config that writes a file": ("run=FILES/writer", "may be built"),
     "weights of another size": ("run=FILES/misfit", "fit"),
+    "half an export": ("run=FILES/half.safetensors", "damaged"),
+    "another's weights": ("run=FILES/others.safetensors", "not one of this bench"),
 }
 
 MEASURES = {
@@ -155,6 +157,23 @@ MEASURES = {
     "a path without its text": ("run=RUN data.path=FILES/other.txt", "add data=text_file"),
     "a text with unknown characters": ("run=RUN data=text_file data.path=FILES/other.txt", "'Z'"),
     "no run yet": ("", "train.py"),
+}
+
+EXPORTS = {
+    "mistyped key": ("run=RUN fil=x", "did you mean file?"),
+    "no run yet": ("", "train.py"),
+    "no such run": ("run=nowhere", "no run at nowhere"),
+    "no such folder": ("run=RUN file=nowhere/a.safetensors", "no folder nowhere"),
+    "a folder in the file's place": ("run=RUN file=FILES", "file=FILES/model.safetensors"),
+    "a text in the file's place": ("run=RUN file=FILES/short.txt", "choose another name"),
+    "a checkpoint in the file's place": ("run=RUN file=RUN/checkpoints/best.ckpt", "choose another name"),
+    "a file in the folder's place": ("run=RUN file=FILES/short.txt/a", "no folder FILES/short.txt"),
+    "a device in the file's place": ("run=RUN file=/dev/null", "choose another name"),
+    "a name that is too long": (f"run=RUN file={'long' * 80}", "cannot be written"),
+    "an empty name": ("run=RUN file=", "is a folder"),
+    "a checkpoint that runs code": ("run=FILES/code", "nothing was loaded"),
+    "weights of another size": ("run=FILES/misfit", "fit"),
+    "a sweep": ("-m run=RUN", "-m is for training"),
 }
 
 COMPARISONS = {
@@ -187,6 +206,7 @@ class Touch:
 def files(text: str, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of texts and checkpoints that are wrong, each in its own way."""
     import torch
+    from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("files")
     (folder / "empty.txt").touch()
@@ -231,6 +251,8 @@ def files(text: str, finished: Path, tmp_path_factory: pytest.TempPathFactory) -
         checkpoints.mkdir(parents=True)
         (checkpoints / "last.ckpt").write_bytes(content)
         (checkpoints / "best.ckpt").write_bytes(content)
+    save_file({"weight": torch.zeros(300)}, folder / "others.safetensors")
+    (folder / "half.safetensors").write_bytes((folder / "others.safetensors").read_bytes()[:600])
     return folder
 
 
@@ -286,6 +308,11 @@ def test_sample_refuses(refused, words, hint):
 @cases(MEASURES)
 def test_evaluate_refuses(refused, words, hint):
     refused("evaluate", words, hint)
+
+
+@cases(EXPORTS)
+def test_export_refuses(refused, words, hint):
+    refused("export", words, hint)
 
 
 @cases(COMPARISONS)

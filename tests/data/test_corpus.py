@@ -403,11 +403,20 @@ def test_a_missing_file_is_told_with_where_it_was_looked_for(tmp_path, monkeypat
     assert str(tmp_path) in str(told.value)
 
 
-@pytest.mark.parametrize("name", ["some.txt/below.txt", "x" * 300])
+@pytest.mark.parametrize("name", ["some.txt/below.txt", "x" * 300, "a\0b", "\ud800"])
 def test_a_path_that_cannot_be_is_refused(tmp_path, name):
     (tmp_path / "some.txt").write_text("text")
     with pytest.raises(Mistake, match="cannot be read"):
         TextFiles(tmp_path / name).read()
+
+
+def test_a_folder_that_vanishes_while_it_is_read_is_a_mistake(tmp_path, monkeypatch):
+    def gone(path, pattern):
+        raise FileNotFoundError(2, "No such file or directory", str(path / "below"))
+
+    monkeypatch.setattr(type(tmp_path), "rglob", gone)
+    with pytest.raises(Mistake, match="cannot be read: No such file"):
+        TextFiles(tmp_path).read()
 
 
 def test_a_folder_without_text_is_refused_with_the_endings_that_count(tmp_path):

@@ -192,6 +192,11 @@ def test_another_tokenizer_may_take_several_characters_a_token():
     assert data.tokenizer.decode(data.split("all")) == "ab" * 500
 
 
+def test_what_makes_no_tokenizer_is_refused():
+    with pytest.raises(Mistake, match=r"data\.tokenizer makes a str, which is no tokenizer"):
+        prepared("text " * 100, tokenizer=str.upper)
+
+
 def test_characters_are_one_a_token():
     assert prepared("ab" * 500).characters_per_token == 1
 

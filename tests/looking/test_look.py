@@ -1,6 +1,7 @@
 """look.py as it is used: files, TensorBoard, and what it says about models that have no attention."""
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -80,6 +81,13 @@ def test_a_checkpoint_that_stands_alone_is_drawn_where_it_is_said(verb, finished
     assert outcome.code == 0, outcome.err
     assert len(list((tmp_path / "here").glob("*.png"))) == 3
     assert {p.name for p in tmp_path.iterdir()} == {"alone.ckpt", "here"}
+
+
+@pytest.mark.parametrize("name", ["~nobody_at_all", os.fsdecode(b"\xff")])
+def test_the_pictures_go_where_it_is_said_whatever_signs_the_name_holds(verb, run, tmp_path, name):
+    outcome = verb("look", f"run={run}", f"text={TEXT}", f"folder={name}")
+    assert outcome.code == 0, outcome.err
+    assert len(list((tmp_path / name).glob("*.png"))) == 3
 
 
 @pytest.mark.parametrize(

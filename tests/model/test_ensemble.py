@@ -63,9 +63,10 @@ def test_a_cache_is_for_all_members_also_in_training(tokens_BT):
     torch.testing.assert_close(model(tokens_BT[:, 5:], cache), whole_BTV[:, 5:])
 
 
-def test_no_members_are_refused():
-    with pytest.raises(Mistake, match=r"model\.members=0"):
-        ensemble(0)
+@pytest.mark.parametrize("members", [0, 10**9])
+def test_no_members_or_more_than_can_be_built_are_refused(members):
+    with pytest.raises(Mistake, match=rf"model\.members={members}: "):
+        ensemble(members)
 
 
 def test_it_counts_what_its_members_have():

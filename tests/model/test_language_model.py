@@ -21,6 +21,10 @@ def test_shared_parameters_count_once_and_frozen_ones_not_at_all():
     assert Shared().parameter_count() == 3 * 4 + 4
 
 
+def test_the_further_names_of_shared_parameters_are_known():
+    assert Shared().tied_names() == {"two.weight": "one.weight"}
+
+
 def test_it_stands_where_its_parameters_stand():
     assert Shared().device == torch.device("cpu")
     assert Shared().to("meta").device == torch.device("meta")

@@ -96,6 +96,7 @@ def test_dropout_takes_whole_n_grams_each_by_itself():
         dict(lengths=(1,)),
         dict(lengths=(2.5,)),
         dict(lengths=(3.0,)),
+        dict(lengths=(2, 10**9)),
         dict(buckets=0),
         dict(dropout=1.0),
         dict(dropout=-0.1),

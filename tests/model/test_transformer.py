@@ -363,6 +363,11 @@ def test_sizes_that_cannot_be_are_refused_by_name_and_value(small, size, value):
         small(**{size: value})
 
 
+def test_more_blocks_than_can_be_built_are_refused_at_once(small):
+    with pytest.raises(Mistake, match=r"model\.n_layer=1000000000: it must be at most 10,000"):
+        small(n_layer=10**9)
+
+
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, float("nan")])
 def test_a_dropout_outside_its_range_is_refused(small, dropout):
     with pytest.raises(Mistake, match=rf"model\.dropout={dropout}: .*less than 1"):

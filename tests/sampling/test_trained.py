@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import chargpt
+from chargpt import checkpoint_file
 from chargpt.errors import Mistake
 from chargpt.sampling.trained import find_checkpoint, latest, load
 
@@ -61,6 +62,15 @@ def test_a_prompt_that_cannot_be_said_is_refused_before_anything_is_drawn(finish
 def test_a_checkpoint_works_alone_wherever_it_was_copied(finished, tmp_path):
     alone = shutil.copy(finished / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
     assert load(alone).generate("The", 10) == load(finished).generate("The", 10)
+
+
+@pytest.mark.parametrize("parts", [{"norm": {"_target_": "torch.nn.ReLU", "_partial_": True}}, {"logits": "a"}])
+def test_parts_that_do_not_go_together_are_told(finished, tmp_path, parts):
+    content = checkpoint_file.read(finished / "checkpoints" / "best.ckpt")
+    content["chargpt"]["config"]["model"] |= parts
+    checkpoint_file.save(content, tmp_path / "odd.ckpt")
+    with pytest.raises(Mistake, match=r"odd\.ckpt: the model that its config describes cannot be used"):
+        load(tmp_path / "odd.ckpt")
 
 
 def test_latest_is_the_run_that_finished_last(tmp_path):

@@ -75,6 +75,7 @@ def test_the_common_folder_holds_all_runs_and_is_none_of_them(here):
         ("[]", "empty list"),
         ("x" * 5000, "is not there"),
         ("a\0b", "is not there"),
+        ("~nobody_at_all/runs", "is not there"),
     ],
 )
 def test_what_means_no_run_is_a_mistake(here, asked, told):

@@ -1,5 +1,6 @@
 """Callbacks that stage what a run has to live through: a signal at a chosen moment, a clock that we move."""
 
+import ipaddress
 import json
 import os
 import signal
@@ -99,3 +100,23 @@ class Witness(L.Callback):
         seen = {"devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "threads": os.environ["OMP_NUM_THREADS"]}
         seen |= {"start": self.start, "end": time.time()}
         (self.folder / f"{os.getpid()}.json").write_text(json.dumps(seen))
+
+
+class Ears(L.Callback):
+    """Writes down on which addresses its process listens for TCP connections, while it trains (Linux)."""
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if batch_idx == 1:
+            mine = {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+            heard = []
+            for table in ("tcp", "tcp6"):
+                for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+                    _, local, _, state, *_, inode = line.split()[:10]
+                    if state == "0A" and f"socket:[{inode}]" in mine:
+                        packed = bytes.fromhex(local.split(":")[0])
+                        words = [packed[i : i + 4][::-1] for i in range(0, len(packed), 4)]
+                        heard.append(str(ipaddress.ip_address(b"".join(words))))
+            (self.folder / f"ears_{trainer.global_rank}.txt").write_text("\n".join(heard))

@@ -20,6 +20,9 @@ ALLOWED = ("chargpt.data.datamodule.", "chargpt.data.tokenizer.", "chargpt.model
 ALLOWED += ("chargpt.training.optimizer.", "chargpt.training.muon.")
 ALLOWED += ("chargpt.training.schedule.", "chargpt.training.soap.", "torch.nn.", "torch.optim.")
 
+# How a part refuses values of a wrong kind, which may come from a stranger's file.
+REFUSALS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+
 
 def build(config: Any, path: str = "config", kind: type = object, **arguments: Any) -> Any:
     """The object that `config` (plain data) describes, its parts built first.
@@ -124,5 +127,5 @@ def _call(target: Any, parts: dict[str, Any], path: str, *args: Any) -> Any:
         return target(*args, **parts)
     except Mistake:
         raise
-    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
+    except REFUSALS as error:
         raise Mistake(f"{path}: {name} refuses its settings: {' '.join(str(error).split())}") from error

@@ -150,7 +150,10 @@ class TextFiles:
 
     def read(self) -> str:
         if os.path.isdir(self.path):  # noqa: PTH112 - pathlib's raises on names that are too long
-            files = sorted(p for p in self.path.rglob("*") if p.suffix in self.suffixes and p.is_file())
+            try:
+                files = sorted(p for p in self.path.rglob("*") if p.suffix in self.suffixes and p.is_file())
+            except OSError as error:  # of a folder that vanishes meanwhile, for one
+                raise Mistake(f"the folder {self.path} cannot be read: {error.strerror}") from error
             if not files:
                 raise Mistake(
                     f"no text file in the folder {self.path}: found none that ends in "
@@ -174,6 +177,8 @@ def _read_utf8(path: Path) -> str:
         raise Mistake(f"{path} does not exist (looked from {Path.cwd()}). Check data.path={path}") from error
     except OSError as error:
         raise Mistake(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a name that no file can have
+        raise Mistake(f"data.path={str(path)!r} cannot be read: {error}") from error
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

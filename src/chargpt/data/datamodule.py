@@ -85,6 +85,8 @@ class TextDataModule(L.LightningDataModule):
         self.characters = len(text)
         split = int(self.train_fraction * len(text))
         tokenizer = tokenizer or self._make_tokenizer(text)
+        if not isinstance(tokenizer, Tokenizer):
+            raise Mistake(f"data.tokenizer makes a {type(tokenizer).__name__}, which is no tokenizer")
         self.train_tokens_N = tokenizer.encode(text[:split])
         self.val_tokens_N = tokenizer.encode(text[split:])
         self.characters_per_token = (len(text) - split) / max(1, len(self.val_tokens_N))

@@ -1,5 +1,6 @@
 """look.py: pictures of a trained model at work on a text, as files and in the run's TensorBoard."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from io import BytesIO
@@ -36,7 +37,9 @@ def look(run: str, text: str | None, folder: str | None, device: str) -> None:
     """
     trained = load(latest() if run == "latest" else run, checked_device(device))
     tokens_T = _tokens(trained, text)
-    place = Path(folder).expanduser() if folder else trained.directory and trained.directory / "pictures"
+    # pathlib's raises on a user who is not there
+    asked = folder and Path(os.path.expanduser(folder))  # noqa: PTH111
+    place = asked or (trained.directory and trained.directory / "pictures")
     if place is None:
         raise Mistake(f"{trained.path} lies in no run directory: say where the pictures go, folder=FOLDER")
     pictures, surprise = _draw(trained, tokens_T)
@@ -53,7 +56,7 @@ def look(run: str, text: str | None, folder: str | None, device: str) -> None:
         missing = len(tokens_T) - drawn
         print(f"     fonts  {missing} characters are drawn as {REPLACEMENT}: no font on this machine has them")
     for path in _keep(place, pictures):
-        print(f"   picture  {path}")
+        print(f"   picture  {os.fsencode(path).decode('utf-8', 'replace')}")
     if trained.directory:
         _log(trained, pictures)
         print(f"      look  tensorboard --logdir {trained.directory}   (Images, Projector)")

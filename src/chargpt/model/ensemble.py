@@ -12,6 +12,8 @@ from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.model.transformer import Cache, Transformer
 
+MOST = 1_000  # members: more would be built for minutes, until the memory is used up
+
 
 class Ensemble(LanguageModel):
     """Probabilities are the mean of the members' (Lakshminarayanan et al. 2017, deep ensembles).
@@ -37,8 +39,8 @@ class Ensemble(LanguageModel):
         **settings: Any,
     ):
         super().__init__()
-        if members < 1:
-            raise Mistake(f"model.members={members}: it must be 1 or more")
+        if not 1 <= members <= MOST:
+            raise Mistake(f"model.members={members}: it must be 1 or more, and at most {MOST:,}")
         self.vocab_size, self.block_size, self.batch_multiple = vocab_size, block_size, members
         self.members = nn.ModuleList(member(vocab_size, block_size, **settings) for _ in range(members))
 

@@ -30,6 +30,13 @@ class LanguageModel(nn.Module):
         """Trainable numbers, shared ones once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
+    def tied_names(self) -> dict[str, str]:
+        """The further names of weights that have several in the state dict, each with that weight's first one."""
+        first: dict[int, str] = {}
+        named = self.state_dict(keep_vars=True).items()
+        names = {name: first.setdefault(id(weight), name) for name, weight in named}
+        return {name: other for name, other in names.items() if name != other}
+
     def flops_per_token(self) -> int:
         """Floating-point operations a token, forward and backward, at full blocks.
 

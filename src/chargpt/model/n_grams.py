@@ -11,6 +11,7 @@ from chargpt.model.dropout import vector_dropout
 
 STRIDE = 2_654_435_761  # Knuth's multiplicative hashing: 2^32 over the golden ratio
 LARGEST = 1 << 31
+LONGEST = 64  # n of an n-gram: there are V^n
 
 
 class NGrams(nn.Module):
@@ -37,9 +38,10 @@ class NGrams(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if not lengths or not all(isinstance(n, int) and n >= 2 for n in lengths) or buckets < 1:
+        if not lengths or not all(isinstance(n, int) and 2 <= n <= LONGEST for n in lengths) or buckets < 1:
             raise Mistake(
-                f"model.n_grams: lengths={list(lengths)}, buckets={buckets}: lengths of 2 or more, and a bucket"
+                f"model.n_grams: lengths={list(lengths)}, buckets={buckets}: lengths are from 2 to {LONGEST}, "
+                f"buckets 1 or more"
             )
         if not 0 <= dropout < 1:
             raise Mistake(f"model.n_grams.dropout={dropout}: it must be at least 0 and less than 1")

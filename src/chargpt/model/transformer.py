@@ -14,6 +14,8 @@ from chargpt.model.n_grams import NGrams
 from chargpt.model.position import PositionEncoding
 from chargpt.model.surroundings import Surroundings
 
+DEEPEST = 10_000  # blocks: more would be built for minutes, until the memory is used up
+
 
 class Block(nn.Module):
     """Communication (attention), then computation (feed-forward), each behind a norm (pre-norm).
@@ -131,6 +133,8 @@ class Transformer(LanguageModel):
         for name, value in sizes.items():
             if value < 1:
                 raise Mistake(f"model.{name}={value}: it must be 1 or more")
+        if n_layer > DEEPEST:
+            raise Mistake(f"model.n_layer={n_layer}: it must be at most {DEEPEST:,}")
         for name, value in {"dropout": dropout, "token_dropout": token_dropout}.items():
             if not 0 <= value < 1:
                 raise Mistake(f"model.{name}={value}: it must be at least 0 and less than 1")

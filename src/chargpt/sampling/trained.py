@@ -1,4 +1,4 @@
-"""A trained model from its run directory or checkpoint, with its tokenizer, without Lightning or Hydra."""
+"""A trained model from its run directory, checkpoint or export, with its tokenizer, without Lightning or Hydra."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from chargpt import checkpoint_file
+from chargpt import checkpoint_file, weights_file
 from chargpt.config.build import build
 from chargpt.data.tokenizer import Tokenizer
 from chargpt.errors import Mistake
@@ -23,7 +23,8 @@ class TrainedModel:
         model: the plain module, in eval mode.
         config: the run's config, plain data.
         step: optimizer steps it was trained for.
-        path: its checkpoint.
+        path: the file it comes from.
+        corpus_sha256: of the text it was trained on.
     """
 
     model: LanguageModel
@@ -31,6 +32,7 @@ class TrainedModel:
     config: dict[str, Any]
     step: int
     path: Path
+    corpus_sha256: str
 
     def generate(
         self,
@@ -77,23 +79,39 @@ class TrainedModel:
 
 
 def load(run: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
-    """The best model of a run directory, or the model of a checkpoint file.
+    """The best model of a run directory, or the model of a checkpoint or of a safetensors file of `export.py`.
 
     Raises:
-        Mistake: there is no such run, it has no checkpoint yet, or the checkpoint is not one of ours.
+        Mistake: there is no such run, it has no checkpoint yet, or the file is not one of ours.
     """
     path = find_checkpoint(Path(run).expanduser())
-    checkpoint = checkpoint_file.read(path)
+    checkpoint = (weights_file if weights_file.recognised(path) else checkpoint_file).read(path)
     ours = checkpoint["chargpt"]
     tokenizer = build(ours["tokenizer"], "tokenizer", Tokenizer)
     model = build(ours["config"]["model"], "model", LanguageModel, vocab_size=tokenizer.vocab_size)
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
+    for name, first in model.tied_names().items():
+        if first in weights:  # a tied weight is exported once
+            weights.setdefault(name, weights[first])
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise Mistake(f"{path}: its weights do not fit its own config: {str(error).splitlines()[-1]}") from error
     model.eval().requires_grad_(False)
-    return TrainedModel(model.to(device), tokenizer, ours["config"], checkpoint["global_step"], path)
+    _try(model, tokenizer.vocab_size, path)
+    step, corpus = checkpoint["global_step"], ours["corpus_sha256"]
+    return TrainedModel(model.to(device), tokenizer, ours["config"], step, path, corpus)
+
+
+def _try(model: LanguageModel, vocab_size: int, path: Path) -> None:
+    """That it takes a token: a stranger's config can name parts that are allowed and do not go together."""
+    try:
+        logits_BTV = model(torch.zeros(1, 1, dtype=torch.long))
+        if logits_BTV.shape != (1, 1, vocab_size):
+            raise ValueError(f"logits of the shape {tuple(logits_BTV.shape)}")
+    except Exception as error:  # any part may fail in any way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise Mistake(f"{path}: the model that its config describes cannot be used ({reason})") from error
 
 
 def text_settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -58,4 +58,5 @@ def _writing(folder: Path) -> Iterator[None]:
 def compare_asked(runs: str, folder: str | None) -> None:
     """`compare` as one types it. Raises `Mistake` where no run is meant."""
     found = find_runs(runs)
-    compare(found, Path(folder).expanduser() if folder else common_folder(found))
+    # pathlib's raises on a user who is not there
+    compare(found, Path(os.path.expanduser(folder)) if folder else common_folder(found))  # noqa: PTH111

@@ -70,7 +70,7 @@ def _bare(word: str) -> str:
 
 def _places(item: str) -> list[Path]:
     """The folders that are called so, or that the glob matches."""
-    path = Path(item).expanduser()
+    path = Path(os.path.expanduser(item))  # noqa: PTH111 - pathlib's raises on a user who is not there
     try:
         if path.exists():
             return [path]

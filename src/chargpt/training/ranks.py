@@ -6,17 +6,18 @@ The starter is the plain command itself, and imports no torch. Each rank is told
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 
 from chargpt.config.overrides import quoted
 from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE
-from chargpt.rank import ASKING, MISTAKES, OURS, READY, STARTER, signals_to_pass_on, starter_is_gone
+from chargpt.rank import ASKING, MEETING, MISTAKES, OURS, READY, STARTER, signals_to_pass_on, starter_is_gone
 from chargpt.training import lock
 from chargpt.training.run_directory import RunDirectory
 
@@ -55,9 +56,9 @@ class Ranks:
         words = [word for word in sys.argv[1:] if not word.startswith(replaced)]
         words += [f"resume={quoted(resume)}", f"hydra.run.dir={quoted(str(directory.path))}"]
         descriptor = lock.descriptor_of(directory.path)
+        self._folder = tempfile.TemporaryDirectory(prefix="chargpt-")
         environment = os.environ | {
-            "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
-            "MASTER_PORT": os.environ.get("MASTER_PORT") or str(_free_port()),
+            MEETING: str(Path(self._folder.name) / "meeting"),
             OURS: str(descriptor),
             STARTER: str(os.getpid()),
         }
@@ -120,6 +121,7 @@ class Ranks:
                 time.sleep(0.05)
         finally:
             self._kill()
+            self._folder.cleanup()
             os.close(self._ready)
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
@@ -158,9 +160,3 @@ class Ranks:
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(self._asked)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

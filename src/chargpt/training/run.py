@@ -24,6 +24,7 @@ from chargpt.training.curves import Curves
 from chargpt.training.divergence import MOST
 from chargpt.training.hardware import device_name
 from chargpt.training.history import History
+from chargpt.training.meeting import join
 from chargpt.training.out_of_memory import is_out_of_memory, told
 from chargpt.training.prepare import Run, prepare
 from chargpt.training.run_directory import provenance, write_hydra, write_json
@@ -75,6 +76,7 @@ def _train(composed: DictConfig, diverged_at: list[int]) -> None:
                 raise Mistake(f"{run.directory.path} cannot be written: {error.strerror}") from error
             report.opening(run)
             rank.tell_ready()
+        join(run.trainer)
         weights_only = True if run.checkpoint else None
         try:
             run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=weights_only)

@@ -1,0 +1,16 @@
+"""Write the weights of a trained model to a file of their own: python export.py --help"""
+
+from omegaconf import DictConfig
+
+from chargpt.config.entry import entry_point
+
+
+@entry_point("export")
+def main(config: DictConfig) -> None:
+    from chargpt.sampling.export import export
+
+    export(**config)
+
+
+if __name__ == "__main__":
+    main()

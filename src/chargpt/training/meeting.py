@@ -1,0 +1,42 @@
+"""How the ranks that we have started on one machine find each other: by a file, and not by a port that others see.
+
+torch's own meeting place, a TCPStore, listens on every network of the machine.
+"""
+
+import atexit
+import os
+import sys
+
+import lightning as L
+import torch
+
+from chargpt.rank import MEETING
+
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+# What gloo and NCCL talk over; somebody who has set it knows better.
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+def join(trainer: L.Trainer) -> None:
+    """Meets the other ranks, before Lightning would do it; where others have started them, it is Lightning's."""
+    if MEETING not in os.environ or trainer.world_size == 1 or torch.distributed.is_initialized():
+        return
+    for name in INTERFACES:
+        os.environ.setdefault(name, LOOPBACK)
+    strategy = trainer.strategy
+    strategy.set_world_ranks()
+    device = strategy.root_device
+    torch.distributed.init_process_group(
+        strategy._get_process_group_backend(),
+        store=torch.distributed.FileStore(os.environ[MEETING], trainer.world_size),
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        timeout=strategy._timeout,
+        device_id=device if device.type != "cpu" else None,
+    )
+    atexit.register(_part)
+
+
+def _part() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
