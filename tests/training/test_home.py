@@ -1,7 +1,9 @@
 """resume=auto: what stands in the directory decides whether a run begins, goes on, begins again or is skipped."""
 
+import errno
 import json
 import logging
+import os
 import shutil
 
 import pytest
@@ -208,3 +210,20 @@ def test_a_run_from_before_a_setting_came_is_the_same_run(verb, tiny, run, told)
     other = verb("train", *tiny, *AUTO, "data.block_warmup=5")
     assert other.code == 2
     assert "data.block_warmup" in other.err
+
+
+@pytest.mark.parametrize("words", [["resume=run"], ["resume=auto", "hydra.run.dir=run"]], ids=" ".join)
+def test_a_run_in_which_nothing_may_be_written_is_left_as_it_is(verb, tiny, run, monkeypatch, words):
+    real = os.open
+
+    def refused(path, *args, **kwargs):
+        if str(path).endswith(".lock"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refused)
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    outcome = verb("train", *(tiny if "resume=auto" in words else []), "trainer.max_steps=40", *words)
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "run cannot be written: Permission denied" in outcome.err
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before

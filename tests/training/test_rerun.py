@@ -94,3 +94,10 @@ def test_a_config_that_is_an_order_is_not_followed(verb, run, monkeypatch):
     assert outcome.code == 2
     assert "hunter2" not in outcome.err
     assert "config.yaml is missing or damaged" in outcome.err
+
+
+def test_the_text_may_have_moved(verb, run, text, tmp_path: Path):
+    (tmp_path / "moved.txt").write_text(text)
+    outcome = verb("train", "rerun=run", "data.path=moved.txt", QUIET)
+    assert outcome.code == 0, outcome.err
+    assert figures(new_run(tmp_path)) | {"corpus": ""} == figures(run) | {"corpus": ""}

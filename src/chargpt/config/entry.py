@@ -129,7 +129,7 @@ def _arguments(script: Path) -> argparse.Namespace:
     if not args.multirun:
         words, args.overrides = [[quote(word) for word in some] for some in (words, args.overrides)]
     sys.argv[1:] = words
-    if any(word.startswith("resume=") for word in args.overrides):
+    if any(word.startswith(("resume=", "rerun=")) for word in args.overrides):
         # A run on a text of its own, which has moved, though this command line by itself has no data.path.
         args.overrides = [re.sub(r"^data\.path=", "++data.path=", word) for word in args.overrides]
     return args

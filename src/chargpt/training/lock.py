@@ -27,14 +27,17 @@ def hold(directory: Path, patience: float = 1.0) -> None:
             looks whether a lock is held holds it for a moment.
 
     Raises:
-        Mistake: another process trains there.
+        Mistake: another process trains there, or nothing may be written there.
     """
     path = directory.resolve()
     if path in _held or OURS in os.environ:
         return
     if not (path / NAME).exists():
         _made.add(path)
-    descriptor = os.open(path / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = os.open(path / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise Mistake(f"{directory} cannot be written: {error.strerror}. Start a new run elsewhere") from error
     deadline = time.monotonic() + patience
     try:
         while not lock_descriptor(descriptor, blocking=False):
