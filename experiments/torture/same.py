@@ -3,13 +3,17 @@
 import sys
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+# What TensorBoard's own server reads with.
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.training import reading
 
 COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
 TIMED = ("_seconds", "_second")  # how the names of figures end that are times, or made of them
+NO_CURVE = ("config/", "_hparams_/")  # written each time a run goes on
+
+Points = list[tuple[int, bytes]]
 
 
 def differences(run: Path, other: Path) -> list[str]:
@@ -22,33 +26,26 @@ def differences(run: Path, other: Path) -> list[str]:
         "history.csv": (reading.history(run, *COLUMNS), reading.history(other, *COLUMNS)),
         "metrics.json": (_figures(run), _figures(other)),
         "sample.txt": ((run / "sample.txt").read_text(), (other / "sample.txt").read_text()),
-        "tensorboard's scalars": (_scalars(run), _scalars(other)),
-        "tensorboard's samples": (_texts(run), _texts(other)),
     }
     found += [name for name, (one, two) in pairs.items() if one != two]
-    return found + [
-        f"the scalars {tag} are not one a step" for tag, points in _scalars(run).items() if _odd(points)
-    ]
+    mine, theirs = _shown(run), _shown(other)
+    tags = sorted(mine.keys() | theirs.keys())
+    found += [f"TensorBoard's {tag}" for tag in tags if mine.get(tag) != theirs.get(tag)]
+    return found + [f"TensorBoard's {tag} is not one a step" for tag, points in mine.items() if _odd(points)]
 
 
 def _figures(run: Path) -> dict:
     return {key: value for key, value in reading.metrics(run).items() if not key.endswith(TIMED)}
 
 
-def _scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    return {tag: points for tag, points in reading.scalars(run).items() if not tag.endswith(TIMED)}
+def _shown(run: Path) -> dict[str, Points]:
+    """The curves and samples that TensorBoard shows: step and value, by tag."""
+    everything = {"scalars": 0, "text": 0}
+    events = EventAccumulator(str(run / "tensorboard"), tensor_size_guidance=everything).Reload()
+    tags = [tag for tag in events.Tags()["tensors"] if not tag.endswith(TIMED) and not tag.startswith(NO_CURVE)]
+    return {tag: [(e.step, e.tensor_proto.SerializeToString()) for e in events.Tensors(tag)] for tag in tags}
 
 
-def _texts(run: Path) -> list[tuple[int, bytes]]:
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"tensors": 0}).Reload()
-    tag = "sample/text_summary"
-    return (
-        [(e.step, e.tensor_proto.string_val[0]) for e in events.Tensors(tag)]
-        if tag in events.Tags()["tensors"]
-        else []
-    )
-
-
-def _odd(points: list[tuple[int, float]]) -> bool:
+def _odd(points: Points) -> bool:
     steps = [step for step, _ in points]
     return steps != sorted(set(steps))

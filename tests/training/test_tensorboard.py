@@ -1,6 +1,7 @@
 """What a person sees in TensorBoard, asked of a real TensorBoard over its own data interface."""
 
 import html
+import importlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from chargpt.training.tensorboard import TensorBoard
 from tests.training import reading
 
 NAME = "run/tensorboard"
@@ -113,3 +115,24 @@ def test_the_hparams_tab_compares_runs_by_their_settings_and_their_validation_lo
     assert settings.items() <= group["hparams"].items()
     losses = {v["name"]["tag"]: v["value"] for v in group["metricValues"]}
     assert losses["val/loss"] == pytest.approx(reading.metrics(finished)["final_val_loss"])
+
+
+@pytest.mark.parametrize("reader", ["event_accumulator", "plugin_event_accumulator"])
+def test_what_a_run_writes_again_after_a_kill_is_shown_once(tmp_path: Path, reader):
+    """To both of TensorBoard's own readers, also after the first cut."""
+    module = importlib.import_module(f"tensorboard.backend.event_processing.{reader}")
+    for goes_on_from, steps in ((None, (5, 10, 15)), (10, (15, 20, 25)), (20, (25, 30))):
+        logger = TensorBoard(str(tmp_path))
+        if goes_on_from is not None:
+            logger.rewind(goes_on_from)
+        for step in steps:
+            logger.log_metrics({"val/loss": float(step)}, step=step)
+            logger.log_text("sample", f"after {step}", step)
+        logger.save()
+    events = module.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    if reader == "event_accumulator":
+        points = events.Scalars("val/loss")
+    else:
+        points = events.Tensors("val/loss")
+        assert [e.step for e in events.Tensors("sample/text_summary")] == [5, 10, 15, 20, 25, 30]
+    assert [point.step for point in points] == [5, 10, 15, 20, 25, 30]

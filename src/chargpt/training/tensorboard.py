@@ -53,7 +53,12 @@ class TensorBoard(TensorBoardLogger):
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Has TensorBoard hide the points after `step`, which a resumed run will write again."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
         self._kwargs["purge_step"] = step + 1
+        # TensorBoard's own reader takes the first such mark for the run's beginning, and hides nothing: so a second.
+        mark = Event(session_log=SessionLog(status=SessionLog.START))
+        self.experiment.file_writer.add_event(mark, step + 1)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
