@@ -1,11 +1,12 @@
 """The default recipe with one part changed at a time, 3 seeds each; writes ablation.csv and README.md's table.
 
     python experiments/ablation/run.py                  # an hour and a half on two cores; goes on
+    python experiments/ablation/seconds.py              # what a step of each takes
     python experiments/ablation/run.py "the recipe" SOAP AdamW
 
 Each run is `python train.py ... seed=...`, 300 steps of the default recipe, on the training split alone: its last
-tenth is held out, and the validation split is not looked at. All variants take the same steps on the same batches;
-`train_seconds` says what a part costs; empty where a run went beside other work.
+tenth is held out, and the validation split is not looked at. All variants take the same steps on the same batches.
+What a part costs is measured apart, in turns (seconds.py): these runs go side by side, and beside other work.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def run(name: str, seed: int) -> dict[str, str | float]:
     data = held_out.words(HERE / "runs")
     folder = HERE / "runs" / name.replace(" ", "_") / str(seed)
     found = held_out.train(folder, [*length, *VARIANTS[name], *data, f"seed={seed}"])
-    return {"variant": name, "seed": seed} | found
+    return {"variant": name, "seed": seed} | {key: found[key] for key in ("final_val_loss", "parameters")}
 
 
 def rows_of(results: list[dict]) -> list[dict[str, str]]:
@@ -74,10 +75,11 @@ def rows_of(results: list[dict]) -> list[dict[str, str]]:
         return [float(row[key]) for row in results if row["variant"] == name and row[key] != ""]
 
     names = list(dict.fromkeys(row["variant"] for row in results))
-    loss, seconds = statistics.mean(of(names[0], "final_val_loss")), of(names[0], "train_seconds")
+    loss = statistics.mean(of(names[0], "final_val_loss"))
+    steps = {row["variant"]: row["of the recipe's"] for row in held_out.measured(HERE / "seconds.csv")}
     lines = []
     for name in names:
-        losses, its_seconds = of(name, "final_val_loss"), of(name, "train_seconds")
+        losses = of(name, "final_val_loss")
         words = " ".join(VARIANTS[name])
         lines.append(
             {
@@ -85,10 +87,7 @@ def rows_of(results: list[dict]) -> list[dict[str, str]]:
                 "words": f"`{words}`" if words else "",
                 "loss": mean_and_spread(losses, 4),
                 "difference": f"{statistics.mean(losses) - loss:+.4f}",
-                "seconds": f"{statistics.mean(its_seconds):.1f}" if its_seconds else "",
-                "of the time": f"{statistics.mean(its_seconds) / statistics.mean(seconds):.2f}"
-                if its_seconds and seconds
-                else "",
+                "a step": f"{float(steps[name]):.2f}" if name in steps else "",
                 "parameters": f"{int(of(name, 'parameters')[0]):,}",
             }
         )

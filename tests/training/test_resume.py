@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from chargpt import checkpoint_file
 from chargpt.errors import Mistake
 from chargpt.training.resume import changed
 from tests.conftest import REPO
@@ -275,6 +276,41 @@ def test_without_its_best_checkpoint_a_run_goes_on_from_the_last_as_the_best(cut
     assert outcome.code == 0, outcome.err
     assert f"the best is looked for anew from step {step}" in caplog.text
     assert reading.metrics(run)["best_step"] >= step
+
+
+def spoil(content: dict, path: str) -> None:
+    """Makes a 0 of what stands at a path, or takes the last of a list away."""
+    *keys, last = (int(key) if key.isdigit() else key for key in path.split("/"))
+    for key in keys:
+        content = content[key]
+    content[last] = content[last][:-1] if isinstance(content[last], list) else 0
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "loops",
+        "loops/fit_loop/epoch_loop.state_dict",
+        "callbacks",
+        "callbacks/Curves",
+        "callbacks/TrainingClock",
+        "optimizer_states",
+        "optimizer_states/0/state/1/exp_avg",
+        "lr_schedulers",
+        "lr_schedulers/0/base_lrs",
+    ],
+)
+def test_a_state_that_makes_no_sense_is_told_in_a_line(finished, verb, copy, place):
+    """Sealed as well as any: by a stranger."""
+    run = copy(finished)
+    path = run / "checkpoints" / "last.ckpt"
+    content = checkpoint_file.read(path)
+    spoil(content, place)
+    for name in ("last", "previous", "best"):
+        checkpoint_file.save(content, run / "checkpoints" / f"{name}.ckpt")
+    outcome = verb("train", QUIET, "resume=run", "trainer.max_steps=40")
+    assert (outcome.code, "Traceback" in outcome.err) == (2, False), outcome.err
+    assert "has no state that a run can go on from" in outcome.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

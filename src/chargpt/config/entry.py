@@ -32,6 +32,18 @@ from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Diverged, Failed,
 
 Work = Callable[[DictConfig], None]
 
+# What ends a verb, and with which code.
+CODES: dict[type[BaseException], int] = {
+    OmegaConfBaseException: MISTAKE,  # an interpolation on the command line that leads nowhere
+    Mistake: MISTAKE,
+    Interrupted: INTERRUPTED,
+    KeyboardInterrupt: INTERRUPTED,
+    Diverged: FAILED,
+    Failed: FAILED,
+    Pruned: DONE,
+    OSError: FAILED,  # a disk that fills, a folder that vanishes
+}
+
 
 def entry_point(config_name: str) -> Callable[[Work], Callable[[], None]]:
     """Decorates the work of a verb (`train.py`, ...): `main()` composes `conf/<config_name>.yaml` for it."""
@@ -71,21 +83,19 @@ def _run(work: Work, config_name: str, script: Path) -> int:
         if args.cfg:
             return _by_hydra(work, conf, config_name, script)
         work(config)
-    except OmegaConfBaseException as error:  # an interpolation on the command line that leads nowhere
-        return _tell(script, one_line(error), MISTAKE)
-    except Mistake as mistake:
-        return _tell(script, f"{mistake}", MISTAKE)
-    except Interrupted as interrupted:
-        return _tell(script, f"{interrupted}", INTERRUPTED)
-    except KeyboardInterrupt:
-        return _tell(script, "interrupted", INTERRUPTED)
-    except (Diverged, Failed) as failure:
-        return _tell(script, f"{failure}", FAILED)
-    except Pruned as pruned:
-        return _tell(script, f"{pruned}", DONE)
     except BrokenPipeError:  # `sample.py | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except tuple(CODES) as error:
+        return _tell(script, _line(error), next(code for kind, code in CODES.items() if isinstance(error, kind)))
     return DONE
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return one_line(error) if isinstance(error, OmegaConfBaseException) else str(error)
 
 
 def _let_go_of_the_core() -> None:

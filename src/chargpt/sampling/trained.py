@@ -13,6 +13,7 @@ from chargpt.data.tokenizer import Tokenizer
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.sampling.generate import generate
+from chargpt.typed_path import typed_path
 
 
 @dataclass
@@ -84,7 +85,7 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
     Raises:
         Mistake: there is no such run, it has no checkpoint yet, or the file is not one of ours.
     """
-    path = find_checkpoint(Path(run).expanduser())
+    path = find_checkpoint(typed_path("run", run))
     checkpoint = (weights_file if weights_file.recognised(path) else checkpoint_file).read(path)
     ours = checkpoint["chargpt"]
     tokenizer = build(ours["tokenizer"], "tokenizer", Tokenizer)
@@ -97,29 +98,20 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise Mistake(f"{path}: its weights do not fit its own config: {str(error).splitlines()[-1]}") from error
+    try:
+        model.check()
+    except ValueError as error:
+        raise Mistake(f"{path}: the model that its config describes cannot be used: {error}") from error
     model.eval().requires_grad_(False)
-    _try(model, tokenizer.vocab_size, path)
     step, corpus = checkpoint["global_step"], ours["corpus_sha256"]
     return TrainedModel(model.to(device), tokenizer, ours["config"], step, path, corpus)
-
-
-def _try(model: LanguageModel, vocab_size: int, path: Path) -> None:
-    """That it takes a token: a stranger's config can name parts that are allowed and do not go together."""
-    try:
-        logits_BTV = model(torch.zeros(1, 1, dtype=torch.long))
-        if logits_BTV.shape != (1, 1, vocab_size):
-            raise ValueError(f"logits of the shape {tuple(logits_BTV.shape)}")
-    except Exception as error:  # any part may fail in any way
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise Mistake(f"{path}: the model that its config describes cannot be used ({reason})") from error
 
 
 def text_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The `data` of a saved config. A cache folder that is not there is not made in a stranger's name."""
     settings = dict(config["data"])
-    if (folder := settings.get("cache_dir")) and not (
-        isinstance(folder, str) and Path(folder).expanduser().is_dir()
-    ):
+    folder = settings.get("cache_dir")
+    if folder and not (isinstance(folder, str) and typed_path("data.cache_dir", folder).is_dir()):
         settings["cache_dir"] = None
     return settings
 

@@ -1,13 +1,13 @@
 """sample.py: the text, and nothing else, on standard output."""
 
 import sys
-from pathlib import Path
 
 import torch
 
 from chargpt.errors import Mistake
 from chargpt.memory import keep_heap
 from chargpt.sampling.trained import latest, load
+from chargpt.typed_path import typed_path
 
 
 def write(
@@ -71,7 +71,9 @@ def given_text(setting: str, value: str) -> str:
     """
     if not value.startswith("@"):
         return value
-    path = Path(value[1:]).expanduser()
+    path = typed_path(setting, value[1:])
+    if path.is_char_device() or path.is_block_device():
+        raise Mistake(f"{setting}=@{path} is a device, which has no end: put the text in a file")
     try:
         return path.read_bytes().decode("utf-8")
     except OSError as error:

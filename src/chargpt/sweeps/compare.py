@@ -1,7 +1,6 @@
 """compare.py: many runs as one table and one picture, which a sweep ends in too."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +12,7 @@ from chargpt.sweeps.ranking import Ranking, rank
 from chargpt.sweeps.record import write_csv
 from chargpt.sweeps.recorded import read_any
 from chargpt.sweeps.terminal import print_ranking
+from chargpt.typed_path import shown, typed_path
 from chargpt.whole import whole
 
 
@@ -36,7 +36,7 @@ def compare(runs: Sequence[Path], folder: Path) -> None:
     finally:  # a table that cannot be kept can be read all the same
         print_ranking(ranking, folder)
     for name, file in (("table", "sweep.csv"), ("picture", "sweep.png")):
-        print(f"{name:>10}  {os.fsencode(folder / file).decode('utf-8', 'replace')}")
+        print(f"{name:>10}  {shown(folder / file)}")
 
 
 def _write(ranking: Ranking, folder: Path) -> None:
@@ -59,4 +59,4 @@ def compare_asked(runs: str, folder: str | None) -> None:
     """`compare` as one types it. Raises `Mistake` where no run is meant."""
     found = find_runs(runs)
     # pathlib's raises on a user who is not there
-    compare(found, Path(os.path.expanduser(folder)) if folder else common_folder(found))  # noqa: PTH111
+    compare(found, typed_path("folder", folder) if folder else common_folder(found))

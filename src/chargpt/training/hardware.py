@@ -137,6 +137,8 @@ def _check(settings: dict[str, Any]) -> None:
         )
     if settings["deterministic"] not in (True, False, "warn"):
         raise Mistake(f"trainer.deterministic={settings['deterministic']}: it is true, false or warn")
+    if str(settings["strategy"]).endswith(("_notebook", "_fork", "_spawn")):
+        raise Mistake(f"trainer.strategy={settings['strategy']} starts processes of its own: take ddp or fsdp")
     if settings.get("ema_decay") is not None and str(settings["strategy"]).startswith("fsdp"):
         raise Mistake(
             "trainer.ema_decay wants whole weights, which FSDP splits: leave it out, or take trainer=ddp"

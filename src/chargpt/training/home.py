@@ -19,6 +19,7 @@ from chargpt.training import lock
 from chargpt.training.resume import identity
 from chargpt.training.run_directory import RunDirectory
 from chargpt.training.seconds import seconds_of
+from chargpt.typed_path import typed_path
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def settle(config: DictConfig, directory: RunDirectory) -> str:
         directory.make_parents()
         directory.path.mkdir(exist_ok=True)
     except OSError as error:
+        directory.remove_parents()
         raise Mistake(f"the run directory {directory.path} cannot be made: {error.strerror}") from error
     if lock.is_held(directory.path):
         log.info("%s is being trained by another process: waiting for it", directory.path)
@@ -148,5 +150,5 @@ def _ends(trainer: DictConfig) -> dict[str, float]:
 
 def directory_of(resume: str) -> Path:
     """The run directory that `resume=RUN` names, by itself or by one of its checkpoints."""
-    path = Path(resume).expanduser()
+    path = typed_path("resume", resume)
     return path.parent.parent if path.is_file() else path

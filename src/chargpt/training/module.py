@@ -45,6 +45,7 @@ class LanguageModeling(L.LightningModule):
         self.grad_norm: Tensor | None = None
         self.lr_scale: Callable[[], float] = lambda: 1.0  # halved when a run has gone back
         self.time_used: Callable[[], float] = lambda: 0.0  # share of the time budget; set by the clock
+        self.steps_here = 0  # optimizer steps since this process took the run up
         self.train_loss = self.loss  # or the same, compiled
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -85,6 +86,9 @@ class LanguageModeling(L.LightningModule):
         inputs_BT, targets_BT = batch
         self.val_loss_sum.update(cross_entropy(self.model(inputs_BT), targets_BT, reduction="sum"))
         self.val_count.update((targets_BT != IGNORE).sum())
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.steps_here += not self.trainer.fit_loop.epoch_loop._should_accumulate()
 
     def on_validation_epoch_end(self) -> None:
         self.log("val/loss", self.val_loss_sum.compute() / self.val_count.compute(), logger=False)

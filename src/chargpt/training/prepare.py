@@ -33,8 +33,10 @@ from chargpt.training.module import LanguageModeling
 from chargpt.training.rank_error import RankError
 from chargpt.training.resume import changed, tell_changes
 from chargpt.training.run_directory import RunDirectory
-from chargpt.training.saved_state import best_is_whole, find_state
+from chargpt.training.saved_state import best_is_whole, find_state, state_of
+from chargpt.training.schedule import Constant
 from chargpt.training.seconds import seconds_of
+from chargpt.typed_path import typed_path
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ def prepare(composed: DictConfig, diverged_at: Sequence[int] = ()) -> Run:
     repeated = None
     resumed = config["resume"] != "never"
     if resumed:
-        directory, checkpoint, progress = find_state(Path(config["resume"]).expanduser())
+        directory, checkpoint, progress = find_state(typed_path("resume", config["resume"]))
         if chosen_place() and Path(HydraConfig.get().run.dir).resolve() != directory.path.resolve():
             raise Mistake(f"resume={directory.path} goes on in that directory: leave hydra.run.dir out")
         config |= _config_of(directory, progress, config)
@@ -137,8 +139,9 @@ def prepare(composed: DictConfig, diverged_at: Sequence[int] = ()) -> Run:
         config, directory, resumed, checkpoint, progress, data, module, trainer, clock, curves, rollbacks, repeated
     )
     if progress:
-        _check_progress(run, progress)
         _check_weights(run, progress)
+        with state_of(checkpoint):
+            _check_progress(run, progress)
         tell_changes(progress["chargpt"]["config"], saved)
     return run
 
@@ -166,8 +169,14 @@ def _build_module(config: dict[str, Any], data: TextDataModule) -> LanguageModel
             f"data.block_size={data.block_size} is more than the model takes: leave it out, and set "
             f"model.block_size={data.block_size}"
         )
-    optimizer, schedule = build(config["optimizer"], "optimizer"), build(config["schedule"], "schedule")
-    optimizer(model)  # Lightning makes its own after the model is on its device; this one only checks
+    try:
+        model.check()
+    except ValueError as error:
+        raise Mistake(f"model: {error}") from error
+    optimizer, schedule = build(config["optimizer"], "optimizer"), build(config["schedule"], "schedule", Constant)
+    made = optimizer(model)  # Lightning makes its own after the model is on its device; this one only checks
+    if not isinstance(made, torch.optim.Optimizer):
+        raise Mistake(f"optimizer makes a {type(made).__name__}, and must make a torch.optim.Optimizer")
     return LanguageModeling(model, optimizer, schedule, config["seed"])
 
 
@@ -196,6 +205,9 @@ def _check_batch(batch_size: int, model: LanguageModel, devices: int) -> None:
 
 
 def _check_progress(run: Run, progress: dict[str, Any]) -> None:
+    for key in ("optimizer_states", "lr_schedulers"):
+        if len(progress[key]) != 1:
+            raise ValueError(f"it has {len(progress[key])} {key}")
     step, end = progress["global_step"], run.trainer.max_steps
     if end != -1 and (step > end or (step == end and run.directory.metrics.exists())):
         raise Mistake(

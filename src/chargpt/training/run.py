@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt import rank
+from chargpt.config.build import REFUSALS
 from chargpt.config.entry import chosen_place, place_run
 from chargpt.errors import Diverged, Failed, Interrupted, Mistake, Pruned
 from chargpt.memory import keep_heap
@@ -28,6 +29,7 @@ from chargpt.training.meeting import join
 from chargpt.training.out_of_memory import is_out_of_memory, told
 from chargpt.training.prepare import Run, prepare
 from chargpt.training.run_directory import provenance, write_hydra, write_json
+from chargpt.training.saved_state import state_of
 from chargpt.training.tensorboard import TensorBoard
 from chargpt.whole import write_whole
 
@@ -80,12 +82,15 @@ def _train(composed: DictConfig, diverged_at: list[int]) -> None:
         weights_only = True if run.checkpoint else None
         try:
             run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=weights_only)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            data, passes = run.data, run.trainer.accumulate_grad_batches
-            devices = run.trainer.world_size
-            raise Failed(told(run.module, data.batch_size, data.block_size, devices, passes)) from error
+        except REFUSALS as error:
+            if is_out_of_memory(error):
+                data, passes = run.data, run.trainer.accumulate_grad_batches
+                devices = run.trainer.world_size
+                raise Failed(told(run.module, data.batch_size, data.block_size, devices, passes)) from error
+            if run.checkpoint and run.module.steps_here == 0:  # Lightning could not take it up
+                with state_of(run.checkpoint):
+                    raise
+            raise
         except Diverged as error:
             if not run.rollbacks.may_go_back():
                 raise
@@ -157,7 +162,7 @@ def open_directory(run: Run, composed: DictConfig, said: logging.handlers.Memory
     lock.hold(directory.path)
     if rank.OURS not in os.environ:  # else whoever started the ranks has done it
         directory.tidy()
-    file = logging.FileHandler(directory.path / "train.log", encoding="utf-8")
+    file = logging.FileHandler(directory.path / "train.log", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     logging.getLogger().addHandler(file)
     said.setTarget(file)

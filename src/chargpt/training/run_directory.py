@@ -77,6 +77,7 @@ class RunDirectory:
                 self.__init__(wanted.with_name(f"{wanted.name}_{count}"))
                 self._made = made
         except OSError as error:
+            self.remove_parents()
             raise Mistake(
                 f"the run directory {wanted} cannot be made: {error.strerror}. Choose another place: "
                 f"hydra.run.dir=FOLDER"
@@ -119,8 +120,13 @@ class RunDirectory:
         with contextlib.suppress(OSError):
             if self.new and self._is_empty() and not self.log.exists():
                 shutil.rmtree(self.path)
-                for folder in self._made:
-                    folder.rmdir()
+                self.remove_parents()
+
+    def remove_parents(self) -> None:
+        """Removes the folders above it that were made for it, as far as they are empty."""
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
     def read_config(self) -> DictConfig | None:
         """The parts of the config that were saved for it; None if there are none, or damaged ones."""

@@ -1,10 +1,13 @@
 """What a run goes on from: the newest whole checkpoint of its directory."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from chargpt import checkpoint_file
+from chargpt.config.build import REFUSALS
 from chargpt.errors import Mistake
 from chargpt.sampling.trained import find_checkpoint
 from chargpt.training.curves import Curves
@@ -40,9 +43,22 @@ def find_state(resume: Path) -> tuple[RunDirectory, Path | None, dict[str, Any] 
     return directory, there[-1], checkpoint_file.read(there[-1])
 
 
+@contextmanager
+def state_of(checkpoint: Path) -> Iterator[None]:
+    """Where what a checkpoint says of the run is used: a stranger's may say anything. Raises `Mistake` for it."""
+    try:
+        yield
+    except REFUSALS as error:
+        if isinstance(error, Mistake):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise Mistake(f"{checkpoint} has no state that a run can go on from ({reason})") from error
+
+
 def best_is_whole(directory: RunDirectory, progress: dict[str, Any]) -> bool:
     """Whether the best checkpoint by the time of `progress` is there and whole, or is about to be made of it."""
-    best = Curves.best_step_in(progress)
+    with state_of(directory.last):
+        best = Curves.best_step_in(progress)
     if best in (0, progress["global_step"]):  # there is none yet, or it is made of this one
         return True
     try:

@@ -19,7 +19,7 @@ def seconds_of(max_time: str | int | float | dict[str, int | float] | None) -> f
             seconds = float(max_time)
         else:
             seconds = timedelta(**max_time).total_seconds()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise Mistake(
             f"trainer.max_time={max_time!r} is not a time: give seconds, or DD:HH:MM:SS as in 00:00:05:00"
         ) from error

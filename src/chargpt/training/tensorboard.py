@@ -56,7 +56,7 @@ class TensorBoard(TensorBoardLogger):
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         self._kwargs["purge_step"] = step + 1
-        # TensorBoard's own reader takes the first such mark for the run's beginning, and hides nothing: so a second.
+        # TensorBoard's own reader takes the first such mark for a run's beginning, and hides nothing.
         mark = Event(session_log=SessionLog(status=SessionLog.START))
         self.experiment.file_writer.add_event(mark, step + 1)
 
