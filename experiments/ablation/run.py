@@ -94,6 +94,12 @@ def rows_of(results: list[dict]) -> list[dict[str, str]]:
     return lines
 
 
+def publish(results: list[dict]) -> None:
+    results.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
+    write_rows(HERE / "ablation.csv", results)
+    put(HERE / "README.md", "ablation", table(rows_of(results)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("variants", nargs="*", help="all if none is named")
@@ -112,9 +118,8 @@ def main() -> None:
     for row in held_out.side_by_side(run, wanted, args.jobs):
         results.append(row)
         print(row, flush=True)
-        results.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
-        write_rows(HERE / "ablation.csv", results)
-        put(HERE / "README.md", "ablation", table(rows_of(results)))
+        publish(results)
+    publish(results)  # with the seconds, if they alone are new
 
 
 if __name__ == "__main__":
