@@ -9,7 +9,7 @@ from typing import Any
 
 SIZE = 24  # MiB; a checkpoint of the run takes about 2
 # KiB that are left when a part begins: for nothing, a directory, the first words, a checkpoint or a few.
-ROOMS = (0, 8, 40, 400, 1500, 3000, 5000, 7500, 12)
+ROOMS = (0, 8, 40, 200, 400, 800, 1200, 1600, 2000, 12)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt import rank
 from chargpt.config.build import REFUSALS
 from chargpt.config.entry import chosen_place, place_run
-from chargpt.errors import Diverged, Failed, Interrupted, Mistake, Pruned
+from chargpt.errors import FAILED, INTERRUPTED, Diverged, Failed, Interrupted, Mistake, Pruned
 from chargpt.memory import keep_heap
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.sampling.trained import load
@@ -121,33 +121,31 @@ def _recorded(run: Run) -> Iterator[None]:
         if run.trainer.is_global_zero:
             raise
         # The others leave in silence: a code other than 0 would have Lightning kill rank 0.
-    except _GoBack:
+    except (_GoBack, Mistake):
         raise
-    except Diverged as error:
-        record("diverged", str(error))
-        if run.trainer.is_global_zero:
+    except (Diverged, Failed, Pruned) as error:
+        record(type(error).__name__.lower(), str(error))
+        if run.trainer.is_global_zero or not isinstance(error, Diverged):
             raise
-    except Failed as error:
-        record("failed", str(error))
-        raise
-    except Pruned as error:
-        record("pruned", str(error))
-        raise
-    except Mistake:
-        raise
     except KeyboardInterrupt:  # before the first step, or after the last, while the sample is drawn
         record("interrupted", "SIGINT")
         raise Interrupted(f"interrupted. Go on with: {go_on}") from None
     except SystemExit as left:  # a second Ctrl-C: Lightning has torn itself down and leaves with 1
-        if not run.trainer.is_global_zero or not isinstance(left.__context__, KeyboardInterrupt):
+        if not isinstance(left.__context__, KeyboardInterrupt):
             raise
+        if not run.trainer.is_global_zero:
+            raise SystemExit(INTERRUPTED) from None
         record("interrupted", "a second signal")
         saved = f"go on from the last checkpoint with: {go_on}"
         raise Interrupted(
             f"quit; {saved if run.directory.last.exists() else 'it had no checkpoint yet'}"
         ) from None
     except BaseException as error:
-        record("failed", run.directory.first_error() or f"{type(error).__name__}: {error}".splitlines()[0])
+        first = run.directory.first_error()
+        record("failed", first or f"{type(error).__name__}: {error}".splitlines()[0])
+        if first and rank.OURS in os.environ and os.environ.get("HYDRA_FULL_ERROR") != "1":
+            # It is written down, and who started the ranks tells the first of them.
+            raise SystemExit(FAILED) from None
         raise
 
 

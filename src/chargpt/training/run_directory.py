@@ -124,8 +124,8 @@ class RunDirectory:
 
     def remove_parents(self) -> None:
         """Removes the folders above it that were made for it, as far as they are empty."""
-        with contextlib.suppress(OSError):
-            for folder in self._made:
+        for folder in self._made:
+            with contextlib.suppress(OSError):
                 folder.rmdir()
 
     def read_config(self) -> DictConfig | None:
