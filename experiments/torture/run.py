@@ -9,6 +9,7 @@ The run has dropout, two passes a step, and a tenth of Tiny Shakespeare to learn
 """
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -45,6 +46,7 @@ KINDS = {
     "ddp-kill": ("SIGKILL", 2, 1),
     "ddp-term": ("SIGTERM", 2, 3),
 }
+ALL = [*KINDS, "disk"]
 # The order in which places are given out: of 20, 12 are in a step, 5 in a checkpoint's writing, 1 in a validation.
 TURNS = [*IN_A_STEP, "writing", *IN_A_STEP, "written", *IN_A_STEP, "validation", "renamed", *IN_A_STEP, "history"]
 TURNS += ["writing", AT_THE_END]
@@ -98,25 +100,30 @@ def tortured(kind: str, args: argparse.Namespace, home: Path, words: list[str]) 
         }
 
 
-def summary(rows: list[dict[str, Any]], ends: list[dict[str, Any]]) -> str:
+def summary(rows: list[dict[str, Any]]) -> str:
     lines = []
-    for end in ends:
-        mine = [row for row in rows if row["kind"] == end["kind"]]
-        count = {"in steps": IN_A_STEP, "in checkpoints": IN_A_CHECKPOINT}
-        inside = {name: str(sum(row["place"] in places for row in mine)) for name, places in count.items()}
-        survived = sum(row["as it should"] == "yes" for row in mine)
-        lines.append(
-            {"kind": end["kind"], "cuts": str(len(mine)), **inside}
-            | {"survived": str(survived), "equal to the uncut run": end["equal"], "seconds": end["seconds"]}
-        )
+    for kind in [kind for kind in ALL if any(row["kind"] == kind for row in rows)]:
+        *cuts, whole = [row for row in rows if row["kind"] == kind]
+        inside = {"in steps": IN_A_STEP, "in checkpoints": IN_A_CHECKPOINT}
+        counts = {name: str(sum(row["place"] in places for row in cuts)) for name, places in inside.items()}
+        survived = sum(row["as it should"] == "yes" for row in cuts)
+        equal = {"equal to the uncut run": whole["as it should"]}
+        lines.append({"kind": kind, "faults": str(len(cuts)), **counts, "survived": str(survived)} | equal)
     return table(lines)
+
+
+def of_other_kinds(kinds: list[str]) -> list[dict[str, Any]]:
+    """What was measured before."""
+    file = HERE / "torture.csv"
+    if not file.exists():
+        return []
+    with file.open(newline="") as before:
+        return [row for row in csv.DictReader(before) if row["kind"] not in kinds]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "kinds", nargs="*", metavar="KIND", help=f"of {', '.join([*KINDS, 'disk'])}; all if none is named"
-    )
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(ALL)}; all if none is named")
     parser.add_argument("--cuts", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=HERE / "runs", help="for the runs; a new one each time")
@@ -125,15 +132,15 @@ def main() -> None:
     folder.mkdir(parents=True)
     text = folder / "tenth.txt"
     text.write_text(TinyShakespeare().read()[:111_539])
-    rows, ends, whole = [], [], {}
-    for kind in args.kinds or [*KINDS, "disk"]:
+    kinds = args.kinds or ALL
+    rows, whole = of_other_kinds(kinds), {}
+    for kind in kinds:
         processes = KINDS[kind][1] if kind in KINDS else 1
         words = [*RUN, "data=text_file", f"data.path={text}", f"trainer.devices={processes}"]
         if processes not in whole:
             whole[processes] = folder / f"uncut_{processes}"
             done = part(whole[processes], words)
             assert done.returncode == 0, done.stderr
-        began = time.monotonic()
         with disk.small(folder / kind) if kind == "disk" else nullcontext():
             home = folder / kind / "run"
             parts = disk.filled(home, words, part) if kind == "disk" else tortured(kind, args, home, words)
@@ -142,12 +149,18 @@ def main() -> None:
                 print(rows[-1], flush=True)
             last = part(home, words)
             different = [last.stderr] if last.returncode else differences(home, whole[processes])
-        print(kind, "differs:" if different else "is equal", *different, sep="\n  ")
-        ends.append(
-            {"kind": kind, "equal": "no" if different else "yes", "seconds": f"{time.monotonic() - began:.0f}"}
-        )
+        end = {
+            "kind": kind,
+            "cut": "",
+            "place": "the whole",
+            "step": STEPS,
+            "rank": "",
+            "where": "; ".join(different),
+        }
+        rows.append(end | {"exit code": last.returncode, "as it should": "no" if different else "yes"})
+        print(rows[-1], flush=True)
     write_rows(HERE / "torture.csv", rows)
-    put(HERE / "README.md", "torture", summary(rows, ends))
+    put(HERE / "README.md", "torture", summary(rows))
 
 
 if __name__ == "__main__":
