@@ -203,7 +203,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_says_so(verb, tin
             if left[0] < 0:
                 raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("chargpt.training.checkpoint.whole", full)
+    monkeypatch.setattr("chargpt.checkpoint_file.whole", full)
     words = ["trainer.val_check_interval=5", "callbacks.samples.max_new_tokens=0", "hydra.run.dir=run"]
     outcome = verb("train", *tiny, *words)
     assert outcome.code == 1
