@@ -1,5 +1,6 @@
 """A loss that is no longer a number: it is seen at its step, nothing of it is saved, and a run may go back."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -24,7 +25,7 @@ class Rollbacks(L.Callback):
         steps: those at which it diverged, if this process has seen it; otherwise the checkpoint says them.
     """
 
-    def __init__(self, way: str, steps: list[int]):
+    def __init__(self, way: str, steps: Sequence[int]):
         if way not in WAYS:
             raise Mistake(f"on_divergence={way}: it is one of {', '.join(WAYS)}")
         self.way, self.steps = way, list(steps)
