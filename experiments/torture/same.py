@@ -6,11 +6,12 @@ from pathlib import Path
 # What TensorBoard's own server reads with.
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
+from chargpt.training.rerun import TIMES, figures
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.training import reading
 
 COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
-TIMED = ("_seconds", "_second")  # how the names of figures end that are times, or made of them
 NO_CURVE = ("config/", "_hparams_/")  # written each time a run goes on
 
 Points = list[tuple[int, bytes]]
@@ -24,7 +25,7 @@ def differences(run: Path, other: Path) -> list[str]:
         found += [f"{name}.ckpt{place}" for place in reading.differences(one, two)]
     pairs = {
         "history.csv": (reading.history(run, *COLUMNS), reading.history(other, *COLUMNS)),
-        "metrics.json": (_figures(run), _figures(other)),
+        "metrics.json": (figures(reading.metrics(run)), figures(reading.metrics(other))),
         "sample.txt": ((run / "sample.txt").read_text(), (other / "sample.txt").read_text()),
     }
     found += [name for name, (one, two) in pairs.items() if one != two]
@@ -34,15 +35,11 @@ def differences(run: Path, other: Path) -> list[str]:
     return found + [f"TensorBoard's {tag} is not one a step" for tag, points in mine.items() if _odd(points)]
 
 
-def _figures(run: Path) -> dict:
-    return {key: value for key, value in reading.metrics(run).items() if not key.endswith(TIMED)}
-
-
 def _shown(run: Path) -> dict[str, Points]:
     """The curves and samples that TensorBoard shows: step and value, by tag."""
     everything = {"scalars": 0, "text": 0}
     events = EventAccumulator(str(run / "tensorboard"), tensor_size_guidance=everything).Reload()
-    tags = [tag for tag in events.Tags()["tensors"] if not tag.endswith(TIMED) and not tag.startswith(NO_CURVE)]
+    tags = [tag for tag in events.Tags()["tensors"] if not tag.endswith(TIMES) and not tag.startswith(NO_CURVE)]
     return {tag: [(e.step, e.tensor_proto.SerializeToString()) for e in events.Tensors(tag)] for tag in tags}
 
 

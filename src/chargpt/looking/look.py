@@ -37,7 +37,6 @@ def look(run: str, text: str | None, folder: str | None, device: str) -> None:
     """
     trained = load(latest() if run == "latest" else run, checked_device(device))
     tokens_T = _tokens(trained, text)
-    # pathlib's raises on a user who is not there
     asked = folder and typed_path("folder", folder)
     place = asked or (trained.directory and trained.directory / "pictures")
     if place is None:

@@ -58,5 +58,4 @@ def _writing(folder: Path) -> Iterator[None]:
 def compare_asked(runs: str, folder: str | None) -> None:
     """`compare` as one types it. Raises `Mistake` where no run is meant."""
     found = find_runs(runs)
-    # pathlib's raises on a user who is not there
     compare(found, typed_path("folder", folder) if folder else common_folder(found))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from chargpt.errors import Mistake
 from chargpt.sweeps.recorded import is_run
+from chargpt.typed_path import typed_path
 
 
 def find_runs(asked: str) -> list[Path]:
@@ -70,12 +71,12 @@ def _bare(word: str) -> str:
 
 def _places(item: str) -> list[Path]:
     """The folders that are called so, or that the glob matches."""
-    path = Path(os.path.expanduser(item))  # noqa: PTH111 - pathlib's raises on a user who is not there
     try:
-        if path.exists():
-            return [path]
-    except (OSError, ValueError):  # a name that no file can have
+        path = typed_path("runs", item)
+    except Mistake:  # a name that no file can have
         return []
+    if path.exists():
+        return [path]
     if not _is_glob(item):
         return []
     return [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - absolute ones too

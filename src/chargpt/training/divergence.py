@@ -1,5 +1,6 @@
 """A loss that is no longer a number: it is seen at its step, nothing of it is saved, and a run may go back."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ def is_lost(trainer: L.Trainer, module: LanguageModeling) -> bool:
     passes = trainer.accumulate_grad_batches
     losses = module.train_losses
     losses = losses[-passes:] if module.device.type == "cpu" else losses[-2 * passes : -passes]
-    return not all(torch.isfinite(loss).item() for loss in losses)
+    return not all(math.isfinite(loss.item()) for loss in losses)
 
 
 def first_lost(losses_N: torch.Tensor, step: int, passes: int) -> int:

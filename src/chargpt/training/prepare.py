@@ -33,7 +33,7 @@ from chargpt.training.module import LanguageModeling
 from chargpt.training.rank_error import RankError
 from chargpt.training.resume import changed, tell_changes
 from chargpt.training.run_directory import RunDirectory
-from chargpt.training.saved_state import best_is_whole, find_state, state_of
+from chargpt.training.saved_state import best_is_whole, check_state, find_state
 from chargpt.training.schedule import Constant
 from chargpt.training.seconds import seconds_of
 from chargpt.typed_path import typed_path
@@ -139,9 +139,7 @@ def prepare(composed: DictConfig, diverged_at: Sequence[int] = ()) -> Run:
         config, directory, resumed, checkpoint, progress, data, module, trainer, clock, curves, rollbacks, repeated
     )
     if progress:
-        _check_weights(run, progress)
-        with state_of(checkpoint):
-            _check_progress(run, progress)
+        check_state(run, progress)
         tell_changes(progress["chargpt"]["config"], saved)
     return run
 
@@ -202,46 +200,6 @@ def _check_batch(batch_size: int, model: LanguageModel, devices: int) -> None:
             f"data.batch_size={batch_size}: each of the model's {model.batch_multiple} members wants an equal "
             f"share on each device: make it a multiple of {multiple}"
         )
-
-
-def _check_progress(run: Run, progress: dict[str, Any]) -> None:
-    for key in ("optimizer_states", "lr_schedulers"):
-        if len(progress[key]) != 1:
-            raise ValueError(f"it has {len(progress[key])} {key}")
-    step, end = progress["global_step"], run.trainer.max_steps
-    if end != -1 and (step > end or (step == end and run.directory.metrics.exists())):
-        raise Mistake(
-            f"{run.directory.path} has already done {step} steps of trainer.max_steps={end}: to train it "
-            f"further, raise it: resume={run.directory.path} trainer.max_steps={2 * step}"
-        )
-    planned = progress["chargpt"]["config"]["trainer"]["max_steps"]
-    if -1 != end < planned:
-        raise Mistake(
-            f"{run.directory.path} was planned for {planned} steps: trainer.max_steps={end} would be another run. "
-            f"It may be raised, or left out"
-        )
-    budget = seconds_of(run.config["trainer"]["max_time"])
-    used = TrainingClock.train_seconds_in(progress)
-    if budget is not None and used >= budget and run.directory.metrics.exists():
-        raise Mistake(
-            f"{run.directory.path} has used up its trainer.max_time={run.config['trainer']['max_time']}: to train "
-            f"it further, raise it: trainer.max_time=..."
-        )
-    before = progress["chargpt"]["devices"]
-    if before != run.trainer.world_size:
-        log.info(
-            "on %d devices instead of %d: the same data, but not the same to the last bit",
-            run.trainer.world_size,
-            before,
-        )
-
-
-def _check_weights(run: Run, progress: dict[str, Any]) -> None:
-    try:
-        run.module.load_state_dict(progress["state_dict"])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise Mistake(f"{run.checkpoint}: its weights do not fit its own config: {reason}") from error
 
 
 def _instantiate(configs: dict[str, Any] | None, group: str) -> list[Any]:

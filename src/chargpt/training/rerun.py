@@ -65,7 +65,7 @@ def check_text(of: RunDirectory, sha256: str) -> None:
 
 def tell(of: RunDirectory, run: RunDirectory) -> None:
     """Says which figures came out otherwise than in the first run, and what was otherwise from the start."""
-    before, now = (_figures(_read(directory.metrics)) for directory in (of, run))
+    before, now = (figures(_read(directory.metrics)) for directory in (of, run))
     if not before:
         log.info("%s was not finished: there is nothing to compare with", of.path)
         return
@@ -81,7 +81,8 @@ def tell(of: RunDirectory, run: RunDirectory) -> None:
             log.warning("which had %s %s, and not %s", key, one.get(key), two.get(key))
 
 
-def _figures(metrics: dict[str, Any]) -> dict[str, Any]:
+def figures(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Those of metrics.json that are no times: a repeated run has them equal."""
     return {key: value for key, value in metrics.items() if not key.endswith(TIMES)}
 
 

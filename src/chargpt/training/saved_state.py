@@ -4,14 +4,19 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chargpt import checkpoint_file
 from chargpt.config.build import REFUSALS
 from chargpt.errors import Mistake
 from chargpt.sampling.trained import find_checkpoint
+from chargpt.training.clock import TrainingClock
 from chargpt.training.curves import Curves
 from chargpt.training.run_directory import RunDirectory
+from chargpt.training.seconds import seconds_of
+
+if TYPE_CHECKING:
+    from chargpt.training.prepare import Run
 
 log = logging.getLogger(__name__)
 
@@ -66,3 +71,54 @@ def best_is_whole(directory: RunDirectory, progress: dict[str, Any]) -> bool:
     except Mistake:
         return False
     return True
+
+
+def check_state(run: "Run", progress: dict[str, Any]) -> None:
+    """That the run can go on from `progress`: its weights fit, and there is something left to do.
+
+    Raises:
+        Mistake: says why not.
+    """
+    _check_weights(run, progress)
+    with state_of(run.checkpoint):
+        _check_progress(run, progress)
+
+
+def _check_progress(run: "Run", progress: dict[str, Any]) -> None:
+    for key in ("optimizer_states", "lr_schedulers"):
+        if len(progress[key]) != 1:
+            raise ValueError(f"it has {len(progress[key])} {key}")
+    step, end = progress["global_step"], run.trainer.max_steps
+    if end != -1 and (step > end or (step == end and run.directory.metrics.exists())):
+        raise Mistake(
+            f"{run.directory.path} has already done {step} steps of trainer.max_steps={end}: to train it "
+            f"further, raise it: resume={run.directory.path} trainer.max_steps={2 * step}"
+        )
+    planned = progress["chargpt"]["config"]["trainer"]["max_steps"]
+    if -1 != end < planned:
+        raise Mistake(
+            f"{run.directory.path} was planned for {planned} steps: trainer.max_steps={end} would be another run. "
+            f"It may be raised, or left out"
+        )
+    budget = seconds_of(run.config["trainer"]["max_time"])
+    used = TrainingClock.train_seconds_in(progress)
+    if budget is not None and used >= budget and run.directory.metrics.exists():
+        raise Mistake(
+            f"{run.directory.path} has used up its trainer.max_time={run.config['trainer']['max_time']}: to train "
+            f"it further, raise it: trainer.max_time=..."
+        )
+    before = progress["chargpt"]["devices"]
+    if before != run.trainer.world_size:
+        log.info(
+            "on %d devices instead of %d: the same data, but not the same to the last bit",
+            run.trainer.world_size,
+            before,
+        )
+
+
+def _check_weights(run: "Run", progress: dict[str, Any]) -> None:
+    try:
+        run.module.load_state_dict(progress["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Mistake(f"{run.checkpoint}: its weights do not fit its own config: {reason}") from error
