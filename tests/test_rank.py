@@ -10,7 +10,7 @@ from chargpt.rank import processes, signals_to_pass_on
 
 @pytest.mark.parametrize(
     ("devices", "count"),
-    [(2, 2), ("3", 3), ([0, 2], 2), ("0,1", 2), ("1,", 1), ("auto", None), (-1, None), ("two", 1)],
+    [(2, 2), ("3", 3), ([0, 2], 2), ("0,1", 2), ("1,", 1), ("auto", None), (-1, None), ("two", 1), ("²", 1)],
 )
 def test_how_many_processes_devices_mean(devices, count):
     assert processes(devices) == count

@@ -77,7 +77,7 @@ def processes(devices: int | str | Sequence) -> int | None:
         return len(devices)
     if str(devices) in ("auto", "-1"):
         return None
-    return int(devices) if str(devices).isdigit() else 1  # what it cannot be, Lightning says
+    return int(devices) if str(devices).isdecimal() else 1  # what it cannot be, Lightning says
 
 
 def starter_is_gone() -> bool:

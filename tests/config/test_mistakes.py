@@ -27,6 +27,9 @@ SETTINGS = {
     "choice of a part with a dot": ("model.norm=rms_norm", "model/norm=rms_norm"),
     "unknown key of a part": ("model/norm=rms_norm model.norm.epss=1e-5", "did you mean model.norm.eps "),
     "appended key that a part does not take": ("+model.norm.epss=1e-5", "did you mean eps?"),
+    "a list for a choice of a part": ("model/norm=[1]", "model/norm is one of"),
+    "a list for a choice of Hydra's": ("hydra/launcher=[1]", "hydra/launcher is one of"),
+    "Hydra as a whole": ("hydra=look", "one by one"),
     # grammar
     "no equals sign": ("model.n_layer", "KEY=VALUE"),
     "a brace too few": ("model.n_embd=${", "model.n_embd=${"),
@@ -76,6 +79,7 @@ SETTINGS = {
     "a word for deterministic": ("trainer.deterministic=sometimes", "deterministic"),
     "negative length of the samples": ("callbacks.samples.max_new_tokens=-3", "max_new_tokens=-3"),
     # hardware
+    "no devices": ("trainer.devices=0", "devices=0"),
     "99 devices": ("trainer.devices=99", "multiple of 99"),
     "a batch that the devices cannot share": ("trainer.devices=3", "multiple of 3"),
     "a batch that the members cannot share": ("model=gpt_ensemble data.batch_size=8", "make it a multiple of 3"),
@@ -303,6 +307,20 @@ def cases(table: dict[str, tuple[str, str]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         ("words", "hint"), [pytest.param(words.split(), hint, id=name) for name, (words, hint) in table.items()]
     )
+
+
+FLAGS = {
+    "two things at once": ("--cfg job --multirun seed=1,2", "do not go together"),
+    "help for what is not there": ("--help model=gpt_smal", "did you mean gpt_small"),
+    "a sign that is none": ("--info all seed=${", "not understood"),
+    "words to be completed": ("--shell-completion seed=${", "not understood"),
+    "a config of one's own that is not there": ("--config-dir=nowhere", "is not a folder"),
+}
+
+
+@cases(FLAGS)
+def test_train_refuses_flags(refused, words, hint):
+    refused("train", words, hint)
 
 
 @cases(SETTINGS)

@@ -13,7 +13,7 @@ from chargpt.sweeps.recorded import read_any
 
 
 def axes_of(*paths):
-    figure = draw_sweep(rank([read_any(path) for path in paths]), "a $weep")
+    figure = draw_sweep(rank([read_any(path) for path in paths]), "a $weep\udcff in \x0b")
     figure.draw_without_rendering()
     return {axes.get_xlabel().partition("\n")[0]: axes for axes in figure.axes if axes.get_xlabel()}
 

@@ -27,10 +27,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from chargpt import rank
-from chargpt.config.overrides import check, one_line, quote
+from chargpt.config.overrides import check, one_line, parse, quote
 from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Diverged, Failed, Interrupted, Mistake, Pruned
 
 Work = Callable[[DictConfig], None]
+
+# What may be asked for besides a run.
+ONE_OF = ("help", "hydra_help", "info", "cfg", "shell_completion", "multirun", "run")
 
 # What ends a verb, and with which code.
 CODES: dict[type[BaseException], int] = {
@@ -64,23 +67,25 @@ def _run(work: Work, config_name: str, script: Path) -> int:
     try:
         args = _arguments(script)
         conf = script.parent / "conf"
-        asks_hydra = args.help or args.hydra_help or args.info or args.shell_completion
+        asks_hydra = args.help or args.hydra_help or args.info or args.cfg
         other = args.config_path or args.config_name
         if other and args.multirun:
             raise Mistake(
                 "-m takes no --config-name or --config-path; configs of your own come by --config-dir=FOLDER"
             )
-        if other or asks_hydra:
+        if other or args.shell_completion:
+            for word in args.overrides:
+                parse(word)
             return _by_hydra(work, conf, args.config_name or config_name, script)
         with _loader(conf, config_name, args.config_dir) as loader:
             check(args.overrides, loader, config_name, args.multirun)
-            if args.multirun and not args.cfg:
+            if args.multirun and not asks_hydra:
                 from chargpt.sweeps.sweep import sweep
 
                 return sweep(config_name, args.overrides, script, args.config_dir)
-            if not args.cfg:
+            if not asks_hydra:
                 config = _compose(loader, config_name, args.overrides)
-        if args.cfg:
+        if asks_hydra:
             return _by_hydra(work, conf, config_name, script)
         work(config)
     except BrokenPipeError:  # `sample.py | head` has read enough
@@ -134,6 +139,10 @@ def _arguments(script: Path) -> argparse.Namespace:
     parser = get_args_parser()
     parser.error = _not_understood
     args = parser.parse_args(words)
+    asked = [name for name in ONE_OF if getattr(args, name)]
+    if len(asked) > 1:
+        flags = [f"--{name.replace('_', '-')}" for name in asked]
+        raise Mistake(f"{' and '.join(flags)} do not go together: take one of them")
     if args.multirun and script.name != "train.py":
         raise Mistake(f"-m is for training: {script.name} takes one value for each setting")
     if not args.multirun:

@@ -52,7 +52,7 @@ def check(overrides: list[str], loader: ConfigLoader, config_name: str, sweep: b
         overrides: as typed.
         sweep: whether several values for one setting are allowed (`--multirun`).
     """
-    parsed = [_parse(override) for override in overrides]
+    parsed = [parse(override) for override in overrides]
     for override in parsed:
         _check_delete(override)
     groups = [o for o in parsed if _is_group(o, loader)]
@@ -64,6 +64,22 @@ def check(overrides: list[str], loader: ConfigLoader, config_name: str, sweep: b
     for override in parsed:
         if override not in groups:
             _check_value(override, base, keys, sweep)
+
+
+def parse(override: str) -> Override:
+    """One word of the command line.
+
+    Raises:
+        Mistake: Hydra's grammar has no such thing.
+    """
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        hint = "" if "=" in override else " A setting is given as KEY=VALUE."
+        raise Mistake(
+            f"{override!r} is not understood.{hint} Put a value with special signs in two pairs of quotes: "
+            f"'KEY=\"some, value\"'"
+        ) from error
 
 
 def one_line(error: Exception) -> str:
@@ -79,20 +95,11 @@ def one_line(error: Exception) -> str:
     return message if place is None or place in message else f"{message} (in {place})"
 
 
-def _parse(override: str) -> Override:
-    try:
-        return OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        hint = "" if "=" in override else " A setting is given as KEY=VALUE."
-        raise Mistake(
-            f"{override!r} is not understood.{hint} Put a value with special signs in two pairs of quotes: "
-            f"'KEY=\"some, value\"'"
-        ) from error
-
-
 def _is_group(override: Override, loader: ConfigLoader) -> bool:
     # `data=text_file` is a choice; `trainer={...}` and `~callbacks.samples` are not.
-    return loader.repository.group_exists(override.key_or_group) and not isinstance(override.value(), dict | list)
+    group = override.key_or_group
+    is_setting = "/" not in group and group not in ADDED and isinstance(override.value(), dict | list)
+    return loader.repository.group_exists(group) and not is_setting
 
 
 def _groups(loader: ConfigLoader, parent: str = "") -> list[str]:
@@ -136,13 +143,17 @@ def _check_choice(override: Override, loader: ConfigLoader, config_name: str, sw
     group = override.key_or_group
     if group in ADDED and not (override.is_add() or override.is_delete()):
         raise Mistake(f"{override.input_line}: a choice of {group} is added, with a plus: +{override.input_line}")
+    if group == "hydra":
+        raise Mistake(
+            f"{override.input_line}: Hydra's settings are given one by one, for example hydra.run.dir=FOLDER"
+        )
     if override.value() is None and (config_name, group) in MAY_BE_NONE:
         return
     options = loader.repository.get_group_options(group)
     for value in _values(override):
         choice = str(value.text if isinstance(value, QuotedString) else value)
         ours = not group.startswith("hydra") or group in ("hydra/launcher", "hydra/sweeper")
-        if choice not in options and ours and not override.is_delete():
+        if isinstance(value, dict | list) or (choice not in options and ours and not override.is_delete()):
             raise Mistake(
                 f"{group}={choice}: there is no such choice{_nearest(choice, options)} "
                 f"{group} is one of {', '.join(options)}"

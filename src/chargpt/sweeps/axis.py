@@ -101,5 +101,6 @@ def tick(value: Any) -> str:
 
 
 def plain(text: str) -> str:
-    """A text in which matplotlib sees no formula."""
-    return text.replace("$", r"\$")
+    """A text in which matplotlib sees no formula, and nothing that no font can draw."""
+    seen = "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    return seen.replace("$", r"\$")

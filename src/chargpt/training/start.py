@@ -88,7 +88,7 @@ def _count(config: DictConfig, directory: RunDirectory) -> int:
     if saved and not {"trainer", "trainer.devices"} & set(words):
         settings = saved.trainer
     if (count := processes(settings.devices)) is not None:
-        return count
+        return max(1, count)  # what none means, Lightning says
     if settings.accelerator not in ("auto", "gpu", "cuda"):
         return 1
     import torch
