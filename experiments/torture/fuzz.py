@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from texts import PROMPTS, TEXTS, Text
 
-from chargpt.config.overrides import quoted
+from chargpt.config.words import quoted
 from chargpt.sweeps.rows import write_rows
 
 HERE = Path(__file__).parent
@@ -164,12 +164,13 @@ def strategies(keys: list[str], groups: dict[str, list[str]]) -> dict[str, tuple
     parts = st.builds("{}={}".format, st.sampled_from(targets), st.sampled_from(PARTS))
     hydra = ["hydra.run.dir", "hydra.job.name", "hydra.sweep.dir", "hydra/launcher", "hydra/sweeper", "hydra.nope"]
     flags = st.lists(st.sampled_from(FLAGS) | word(keys), min_size=1, max_size=3)
-    named = st.sampled_from(["sample", "evaluate", "look", "compare", "train"])
+    run = "run=HERE/run"
+    named = [("train", tiny), ("compare", ("runs=HERE/run",))]
+    named += [(verb, (run,)) for verb in ("sample", "evaluate", "look", "export")]
     sweeps = st.lists(st.builds("{},{}".format, word(keys), values()), min_size=1, max_size=2)
     device = ["device", "run"]
     look, compare = ["text", "folder", *device], ["runs", "folder"]
     sample = ["prompt", "temperature", "top_k", "top_p", "num_samples", "seed", "window", "quantize", *device]
-    run = "run=HERE/run"
     resumed = st.just(("resume=HERE/run",))
     here = st.sampled_from(["train", "train", "evaluate"])
     return {
@@ -181,7 +182,7 @@ def strategies(keys: list[str], groups: dict[str, list[str]]) -> dict[str, tuple
         "interpolation loops": (0.03, train("interpolation loops", loops)),
         "hydra's settings": (0.03, train("hydra's settings", word(hydra))),
         "going on": (0.08, train("going on", st.lists(word(keys), min_size=1, max_size=2), resumed)),
-        "flags": (0.03, st.builds(lambda v, w: Case("flags", v, tuple(w)), named, flags)),
+        "flags": (0.03, st.builds(lambda v, w: Case("flags", v[0], (*v[1], *w)), st.sampled_from(named), flags)),
         "sweeps": (0.01, train("sweeps", sweeps, st.just(("-m", *tiny)))),
         "sample": (0.07, verb("sample", [*sample, "max_new_tokens"], run, "max_new_tokens=20")),
         "evaluate": (
@@ -218,9 +219,9 @@ def _prompted(text: Text) -> st.SearchStrategy[Case]:
 
 
 def _on_text(verb: str, text: Text, tiny: tuple[str, ...]) -> Case:
-    first = (*tiny, "data.train_fraction=0.9999") if text.large else tiny
-    words = first if verb == "train" else ("run=HERE/run", "data=text_file")
-    return Case("texts", verb, (*words, f"data.path={text.word('')}"), text)
+    words = tiny if verb == "train" else ("run=HERE/run", "data=text_file")
+    most = ("data.train_fraction=0.9999",) if text.large else ()
+    return Case("texts", verb, (*words, *most, f"data.path={text.word('')}"), text)
 
 
 def faults_of(case: Case, done: forks.Outcome, before: dict[str, str], after: dict[str, str]) -> list[str]:

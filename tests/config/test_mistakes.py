@@ -32,6 +32,7 @@ SETTINGS = {
     "Hydra as a whole": ("hydra=look", "one by one"),
     # grammar
     "no equals sign": ("model.n_layer", "KEY=VALUE"),
+    "no key": ("+=3", "not understood"),
     "a brace too few": ("model.n_embd=${", "model.n_embd=${"),
     "a sweep without -m": ("model.n_layer=2,4", "-m"),
     "a sweep over choices without -m": ("model=gpt_nano,gpt_mini", "-m"),
@@ -48,6 +49,8 @@ SETTINGS = {
     "an interpolation that says where it stands": ("optimizer.lr=${nope}", "(in optimizer.lr)"),
     "an interpolation in the run directory": ("hydra.run.dir=${nope}", "'nope'"),
     "an interpolation loop": ("model.n_embd=${model.n_head} model.n_head=${model.n_embd}", "ecursive"),
+    "an interpolation to another type": ("trainer.max_steps=${trainer.max_time}", "whole number, not null"),
+    "a setting of a number": ("+trainer.max_steps.x=1", "trainer.max_steps is a whole number"),
     # sizes
     "negative channels": ("model.n_embd=-16", "model.n_embd=-16"),
     "more channels than memory": ("model.n_embd=100000000000", "model"),
@@ -138,6 +141,7 @@ SAMPLES = {
     "a prompt file that is missing": ("run=RUN prompt=@missing.txt", "missing.txt"),
     "nobody's prompt file": ("run=RUN prompt=@~nobody_at_all/x", "No such file"),
     "a prompt without an end": ("run=RUN prompt=@/dev/zero", "is a device"),
+    "a pipe that nobody writes into": ("run=RUN prompt=@FILES/pipe", "prompt is empty"),
     "a prompt file that is not UTF-8": ("run=RUN prompt=@FILES/latin.txt", "not UTF-8"),
     "negative temperature": ("run=RUN temperature=-1", "temperature=-1"),
     "a word for the temperature": ("run=RUN temperature=hot", "a number"),
@@ -172,6 +176,8 @@ SAMPLES = {
 MEASURES = {
     "an unknown split": ("run=RUN split=test", "val"),
     "mistyped choice of a text": ("run=RUN data=text_fil", "did you mean text_file?"),
+    "no text at all": ("run=RUN data=null", "data is one of"),
+    "a file that has no size": ("run=RUN data=text_file data.path=/proc/kmsg", "is empty"),
     "a text without its path": ("run=RUN data=text_file", "data.path must be given"),
     "a path without its text": ("run=RUN data.path=FILES/other.txt", "add data=text_file"),
     "a text with unknown characters": ("run=RUN data=text_file data.path=FILES/other.txt", "'Z'"),
@@ -230,6 +236,7 @@ def files(text: str, finished: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("files")
     (folder / "empty.txt").touch()
     (folder / "short.txt").write_text("to be")
+    os.mkfifo(folder / "pipe")
     (folder / "twice.txt").write_text(2 * text)
     (folder / "other.txt").write_text("Zebras, quiz & vex 12 jackdaws!\n" * 300)
     (folder / "latin.txt").write_bytes("Où est le café ?\n".encode("latin-1") * 300)

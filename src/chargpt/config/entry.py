@@ -27,7 +27,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from chargpt import rank
-from chargpt.config.overrides import check, one_line, parse, quote
+from chargpt.config.overrides import check
+from chargpt.config.words import one_line, parse, quote
 from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Diverged, Failed, Interrupted, Mistake, Pruned
 
 Work = Callable[[DictConfig], None]

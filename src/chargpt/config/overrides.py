@@ -4,45 +4,27 @@ Hydra alone tells a mistyped key in ten lines and lets a value of any type throu
 line with the nearest valid name.
 """
 
+import contextlib
 import difflib
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString, Sweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from chargpt.config.value_types import check_type
+from chargpt.config.value_types import check_parents, check_type
+from chargpt.config.words import one_line, parse
 from chargpt.errors import Mistake
 
 # Settings that only some choice of a group has.
 ELSEWHERE = {"data.path": "data=text_file"}
 # Groups that no default names: a choice in them is added.
 ADDED = ("lecture", "grid", "speedrun")
-# Groups in which nothing may be chosen.
-MAY_BE_NONE = (("evaluate", "data"),)
-# Texts and paths that people type without quotes: taken as they are, whatever signs they hold.
-RAW = ("prompt", "text", "run", "runs", "resume", "rerun", "file", "folder", "data.path", "data.cache_dir")
-
-
-def quote(override: str) -> str:
-    """`prompt=What, ho!` as Hydra's grammar wants it: `prompt='What, ho!'`."""
-    key, equals, value = override.partition("=")
-    if key not in RAW or not equals or value[:1] in ("'", '"') or value in ("null", "???"):
-        return override
-    return f"{key}={quoted(value)}"
-
-
-def quoted(text: str) -> str:
-    """Any text as one value of Hydra's grammar."""
-    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def check(overrides: list[str], loader: ConfigLoader, config_name: str, sweep: bool) -> None:
@@ -57,42 +39,15 @@ def check(overrides: list[str], loader: ConfigLoader, config_name: str, sweep: b
         _check_delete(override)
     groups = [o for o in parsed if _is_group(o, loader)]
     for override in groups:
-        _check_choice(override, loader, config_name, sweep)
+        _check_choice(override, loader, sweep)
     first_choices = [_first(o) for o in groups]
     base = _compose(loader, config_name, first_choices)
     keys = {*_leaves(base), *_groups(loader)}
     for override in parsed:
         if override not in groups:
             _check_value(override, base, keys, sweep)
-
-
-def parse(override: str) -> Override:
-    """One word of the command line.
-
-    Raises:
-        Mistake: Hydra's grammar has no such thing.
-    """
-    try:
-        return OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        hint = "" if "=" in override else " A setting is given as KEY=VALUE."
-        raise Mistake(
-            f"{override!r} is not understood.{hint} Put a value with special signs in two pairs of quotes: "
-            f"'KEY=\"some, value\"'"
-        ) from error
-
-
-def one_line(error: Exception) -> str:
-    """Hydra's and OmegaConf's errors, shortened to what a person needs."""
-    causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    lines = [line.strip() for cause in causes for line in str(cause).splitlines()]
-    noise = ("To append", "full_key:", "object_type", "Set the env", "reference_type")
-    kept = [line for line in dict.fromkeys(lines) if line and not line.startswith(noise)]
-    message = " ".join(kept[:3])
-    place = next((m[1] for line in lines if (m := re.match(r"full_key: (.+)", line))), None)
-    return message if place is None or place in message else f"{message} (in {place})"
+    if not sweep:
+        _check_interpolated(parsed, _compose(loader, config_name, overrides), base, keys)
 
 
 def _is_group(override: Override, loader: ConfigLoader) -> bool:
@@ -138,7 +93,7 @@ def _check_delete(override: Override) -> None:
         )
 
 
-def _check_choice(override: Override, loader: ConfigLoader, config_name: str, sweep: bool) -> None:
+def _check_choice(override: Override, loader: ConfigLoader, sweep: bool) -> None:
     _no_sweep(override, sweep)
     group = override.key_or_group
     if group in ADDED and not (override.is_add() or override.is_delete()):
@@ -147,11 +102,9 @@ def _check_choice(override: Override, loader: ConfigLoader, config_name: str, sw
         raise Mistake(
             f"{override.input_line}: Hydra's settings are given one by one, for example hydra.run.dir=FOLDER"
         )
-    if override.value() is None and (config_name, group) in MAY_BE_NONE:
-        return
     options = loader.repository.get_group_options(group)
     for value in _values(override):
-        choice = str(value.text if isinstance(value, QuotedString) else value)
+        choice = "null" if value is None else str(value.text if isinstance(value, QuotedString) else value)
         ours = not group.startswith("hydra") or group in ("hydra/launcher", "hydra/sweeper")
         if isinstance(value, dict | list) or (choice not in options and ours and not override.is_delete()):
             raise Mistake(
@@ -210,6 +163,7 @@ def _check_value(override: Override, base: DictConfig, keys: set[str], sweep: bo
     _no_sweep(override, sweep)
     if key not in keys:
         if override.is_add() or override.is_force_add():
+            check_parents(key, base)
             return
         if key in ELSEWHERE:
             raise Mistake(f"{key} is a setting of {ELSEWHERE[key]}: add {ELSEWHERE[key]} before it")
@@ -221,3 +175,15 @@ def _check_value(override: Override, base: DictConfig, keys: set[str], sweep: bo
         return
     for given in _values(override):
         check_type(key, given.text if isinstance(given, QuotedString) else given, base, keys)
+
+
+def _check_interpolated(parsed: list[Override], composed: DictConfig, base: DictConfig, keys: set[str]) -> None:
+    """What another setting's value is taken for: only the whole config says."""
+    for override in parsed:
+        key, value = override.key_or_group, override.value()
+        text = value.text if isinstance(value, QuotedString) else value
+        if key in keys and not override.is_delete() and isinstance(text, str) and "${" in text:
+            with contextlib.suppress(OmegaConfBaseException):  # what leads nowhere is told where it is needed
+                taken = OmegaConf.select(composed, key)
+                taken = OmegaConf.to_container(taken) if OmegaConf.is_config(taken) else taken
+                check_type(key, taken, base, keys)

@@ -48,11 +48,22 @@ def check_type(key: str, value: Any, base: DictConfig, keys: set[str]) -> None:
     interpolated = isinstance(value, str) and "${" in value
     if accepted and not interpolated and type(value) not in accepted:
         shown = repr(value) if isinstance(value, str) else "null" if value is None else value
-        wanted = [_NAMES[t] for t in accepted if not (t is int and float in accepted)]
         choose = f". To choose one by its name: {group}={value}" if group in keys and group != key else ""
         raise Mistake(
-            f"{key}={shown}: {key} is {' or '.join(wanted)}, not {_GIVEN.get(type(value), 'that')}{choose}"
+            f"{key}={shown}: {key} is {_in_words(accepted)}, not {_GIVEN.get(type(value), 'that')}{choose}"
         )
+
+
+def check_parents(key: str, base: DictConfig) -> None:
+    """Raises `Mistake` if a setting is added to one that takes no settings of its own."""
+    while "." in key:
+        key, _, name = key.rpartition(".")
+        if (accepted := _accepted(base, key)) and dict not in accepted:
+            raise Mistake(f"{key}.{name}: {key} is {_in_words(accepted)}, it has no settings of its own")
+
+
+def _in_words(accepted: Types) -> str:
+    return " or ".join(_NAMES[t] for t in accepted if not (t is int and float in accepted))
 
 
 def _accepted(base: DictConfig, key: str) -> Types:

@@ -169,10 +169,10 @@ class TextFiles:
 
 def _read_utf8(path: Path) -> str:
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise Mistake(f"{path} is not a regular file: copy its text into one and name that")
-        raw = path.read_bytes()
+        raw = path.read_bytes() if status.st_size else b""  # what a kernel makes up may have no end
     except FileNotFoundError as error:
         raise Mistake(f"{path} does not exist (looked from {Path.cwd()}). Check data.path={path}") from error
     except OSError as error:

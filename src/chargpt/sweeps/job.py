@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from chargpt.config.entry import task_words
-from chargpt.config.overrides import quoted
+from chargpt.config.words import quoted
 from chargpt.errors import DONE, INTERRUPTED, MISTAKE, Mistake
 from chargpt.rank import MISTAKES, STARTER, SWEEP, signals_to_pass_on
 from chargpt.sweeps import naming  # noqa: F401 - its resolver is needed where a launcher runs the job

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from chargpt.config.overrides import one_line
+from chargpt.config.words import one_line
 from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, Mistake
 from chargpt.sweeps.job import Job
 
