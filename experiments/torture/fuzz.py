@@ -174,7 +174,7 @@ def strategies(keys: list[str], groups: dict[str, list[str]]) -> dict[str, tuple
     resumed = st.just(("resume=HERE/run",))
     here = st.sampled_from(["train", "train", "evaluate"])
     return {
-        "one setting": (0.3, train("one setting", word(keys))),
+        "one setting": (0.28, train("one setting", word(keys))),
         "several settings": (0.1, train("several settings", st.lists(word(keys), min_size=2, max_size=4))),
         "parts": (0.06, train("parts", parts)),
         "choices": (0.1, train("choices", st.lists(choices, min_size=1, max_size=2))),
@@ -190,6 +190,7 @@ def strategies(keys: list[str], groups: dict[str, list[str]]) -> dict[str, tuple
             verb("evaluate", ["split", "data", "data.path", "data.validation_tokens", *device], run),
         ),
         "look": (0.02, verb("look", look, run)),
+        "export": (0.02, verb("export", ["run", "file"], run)),
         "compare": (0.02, verb("compare", compare, "runs=HERE/run")),
         "prompts": (0.03, st.sampled_from(PROMPTS).flatmap(_prompted)),
         "texts": (0.05, st.builds(lambda v, t: _on_text(v, t, tiny), here, st.sampled_from(TEXTS))),

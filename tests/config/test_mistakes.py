@@ -50,6 +50,7 @@ SETTINGS = {
     "an interpolation in the run directory": ("hydra.run.dir=${nope}", "'nope'"),
     "an interpolation loop": ("model.n_embd=${model.n_head} model.n_head=${model.n_embd}", "ecursive"),
     "an interpolation to another type": ("trainer.max_steps=${trainer.max_time}", "whole number, not null"),
+    "a setting of an interpolated number": ("+data.seed.x=1", "data.seed is a whole number"),
     "a setting of a number": ("+trainer.max_steps.x=1", "trainer.max_steps is a whole number"),
     # sizes
     "negative channels": ("model.n_embd=-16", "model.n_embd=-16"),
@@ -142,6 +143,8 @@ SAMPLES = {
     "nobody's prompt file": ("run=RUN prompt=@~nobody_at_all/x", "No such file"),
     "a prompt without an end": ("run=RUN prompt=@/dev/zero", "is a device"),
     "a pipe that nobody writes into": ("run=RUN prompt=@FILES/pipe", "prompt is empty"),
+    "a prompt file that has no size": ("run=RUN prompt=@/proc/kmsg", "prompt is empty"),
+    "a fraction for a device": ("run=RUN device=0.0", "a text or a whole number"),
     "a prompt file that is not UTF-8": ("run=RUN prompt=@FILES/latin.txt", "not UTF-8"),
     "negative temperature": ("run=RUN temperature=-1", "temperature=-1"),
     "a word for the temperature": ("run=RUN temperature=hot", "a number"),

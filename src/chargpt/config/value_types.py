@@ -32,6 +32,7 @@ ALSO: dict[str, Types] = {
     "folder": (str, type(None)),
     "top_k": (int, type(None)),
     "top_p": (int, float, type(None)),
+    "device": (str, int),
     "data": (dict, type(None)),
 }
 

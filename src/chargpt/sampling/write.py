@@ -1,6 +1,7 @@
 """sample.py: the text, and nothing else, on standard output."""
 
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -89,5 +90,8 @@ def given_text(setting: str, value: str) -> str:
 def _content(path: Path) -> bytes:
     """All that is in a file, or comes from a pipe; nothing, if nobody is at its other end."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode) and not status.st_size:
+            return b""  # what a kernel makes up may have no end
         os.set_blocking(file.fileno(), True)
         return file.read()
