@@ -1,6 +1,6 @@
 """Damaged, foreign and hostile checkpoints against the verbs that read one; writes damage.csv.
 
-    python experiments/torture/damage.py                  # 880 checkpoints, an hour on a core
+    python experiments/torture/damage.py                  # 880 checkpoints, 2,640 tries: an hour on a core
     python experiments/torture/damage.py --kinds "cut short" --every 10
 
 Each is tried with sample.py, evaluate.py and train.py resume=; what is merely damaged also as last.ckpt alone,

@@ -191,7 +191,7 @@ TYPED += [
     "~",
     "T" * 16,
     "T" * 17,
-    "T" * 1024,
+    "T" * 512,
 ]
 TYPED += ["T" * 1025, "e\u0301", "\u202ethe", "\ufeffthe", "\u2028", "\r", "\r\n"]
 PROMPTS += [Text(word, typed=True) for word in TYPED]

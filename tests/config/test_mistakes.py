@@ -83,6 +83,7 @@ SETTINGS = {
     "a word for deterministic": ("trainer.deterministic=sometimes", "deterministic"),
     "negative length of the samples": ("callbacks.samples.max_new_tokens=-3", "max_new_tokens=-3"),
     # hardware
+    "a thousand million devices": ("trainer.devices=1000000000", "no more than 1024"),
     "no devices": ("trainer.devices=0", "devices=0"),
     "99 devices": ("trainer.devices=99", "multiple of 99"),
     "a batch that the devices cannot share": ("trainer.devices=3", "multiple of 3"),
@@ -323,6 +324,7 @@ FLAGS = {
     "two things at once": ("--cfg job --multirun seed=1,2", "do not go together"),
     "help for what is not there": ("--help model=gpt_smal", "did you mean gpt_small"),
     "a sign that is none": ("--info all seed=${", "not understood"),
+    "completion of nothing": ("--shell-completion", "install=bash"),
     "words to be completed": ("--shell-completion seed=${", "not understood"),
     "a config of one's own that is not there": ("--config-dir=nowhere", "is not a folder"),
 }

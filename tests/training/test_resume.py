@@ -278,6 +278,10 @@ def test_without_its_best_checkpoint_a_run_goes_on_from_the_last_as_the_best(cut
     assert reading.metrics(run)["best_step"] >= step
 
 
+def content_of(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
 def spoil(content: dict, path: str) -> None:
     """Makes a 0 of what stands at a path, or takes the last of a list away."""
     *keys, last = (int(key) if key.isdigit() else key for key in path.split("/"))
@@ -296,6 +300,7 @@ def spoil(content: dict, path: str) -> None:
         "callbacks/TrainingClock",
         "optimizer_states",
         "optimizer_states/0/state/1/exp_avg",
+        "optimizer_states/0/param_groups/0/betas",
         "lr_schedulers",
         "lr_schedulers/0/base_lrs",
     ],
@@ -308,9 +313,38 @@ def test_a_state_that_makes_no_sense_is_told_in_a_line(finished, verb, copy, pla
     spoil(content, place)
     for name in ("last", "previous", "best"):
         checkpoint_file.save(content, run / "checkpoints" / f"{name}.ckpt")
+    before = content_of(run)
     outcome = verb("train", QUIET, "resume=run", "trainer.max_steps=40")
     assert (outcome.code, "Traceback" in outcome.err) == (2, False), outcome.err
     assert "has no state that a run can go on from" in outcome.err.splitlines()[-1]
+    assert content_of(run) == before
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        (
+            "trainer/val_check_interval",
+            "NoneType",
+        ),
+        ("optimizer", "optimizer is a NoneType"),
+        ("seed", "has no state"),
+    ],
+)
+def test_a_saved_setting_of_a_wrong_type_is_told_in_a_line(finished, verb, copy, place, told):
+    run = copy(finished)
+    content = checkpoint_file.read(run / "checkpoints" / "last.ckpt")
+    *parts, key = place.split("/")
+    part = content["chargpt"]["config"]
+    for name in parts:
+        part = part[name]
+    part[key] = None
+    checkpoint_file.save(content, run / "checkpoints" / "last.ckpt")
+    before = content_of(run)
+    outcome = verb("train", QUIET, "resume=run", "trainer.max_steps=40")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1), outcome.err
+    assert told in outcome.err
+    assert content_of(run) == before
 
 
 @pytest.mark.parametrize(
@@ -326,12 +360,12 @@ def test_a_state_that_makes_no_sense_is_told_in_a_line(finished, verb, copy, pla
 )
 def test_a_change_that_makes_it_another_run_is_a_mistake(verb, finished, copy, word):
     run = copy(finished)
-    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    before = content_of(run)
     outcome = verb("train", QUIET, "resume=run", "trainer.max_steps=40", word)
     assert outcome.code == 2
     assert word in outcome.err
     assert len(outcome.err.splitlines()) == 1
-    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    assert content_of(run) == before
 
 
 def test_where_there_is_no_run_there_is_nothing_to_go_on_with(verb, tmp_path: Path):

@@ -75,8 +75,9 @@ def _run(work: Work, config_name: str, script: Path) -> int:
                 "-m takes no --config-name or --config-path; configs of your own come by --config-dir=FOLDER"
             )
         if other or args.shell_completion:
-            for word in args.overrides:
-                parse(word)
+            names = [parse(word).key_or_group for word in args.overrides]
+            if args.shell_completion and not {"install", "uninstall", "query"} & {*names}:
+                raise Mistake("--shell-completion wants to know what to do: install=bash, for example")
             return _by_hydra(work, conf, args.config_name or config_name, script)
         with _loader(conf, config_name, args.config_dir) as loader:
             check(args.overrides, loader, config_name, args.multirun)
@@ -198,7 +199,7 @@ def task_words() -> list[str]:
 def chosen_place() -> bool:
     """Whether the user has named the run's directory."""
     words = OmegaConf.to_container(HydraConfig.get().overrides.hydra, resolve=False)
-    return any(word.startswith("hydra.run.dir=") for word in words)
+    return any(word.lstrip("+").startswith("hydra.run.dir=") for word in words)
 
 
 def place_run(directory: Path) -> None:

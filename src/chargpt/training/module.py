@@ -34,7 +34,7 @@ class LanguageModeling(L.LightningModule):
     ):
         super().__init__()
         self.model = model
-        self._make_optimizer = optimizer
+        self.make_optimizer = optimizer
         self._schedule = schedule
         self._seed = seed
         # Two sums rather than a MeanMetric, which forgets its weights when it does not check for NaN (1.9.0).
@@ -124,7 +124,7 @@ class LanguageModeling(L.LightningModule):
         return total_norm([p.grad for p in self.parameters() if p.grad is not None])
 
     def configure_optimizers(self) -> dict:
-        optimizer = self._make_optimizer(self.model)
+        optimizer = self.make_optimizer(self.model)
 
         def factor(step: int) -> float:
             return self._schedule(step, self.trainer.max_steps, self.time_used()) * self.lr_scale()

@@ -33,7 +33,7 @@ from chargpt.training.module import LanguageModeling
 from chargpt.training.rank_error import RankError
 from chargpt.training.resume import changed, tell_changes
 from chargpt.training.run_directory import RunDirectory
-from chargpt.training.saved_state import best_is_whole, check_state, find_state
+from chargpt.training.saved_state import best_is_whole, check_state, find_state, state_of
 from chargpt.training.schedule import Constant
 from chargpt.training.seconds import seconds_of
 from chargpt.typed_path import typed_path
@@ -76,18 +76,31 @@ def prepare(composed: DictConfig, diverged_at: Sequence[int] = ()) -> Run:
         diverged_at: the steps at which this process has seen the run diverge, before it went back.
     """
     config = OmegaConf.to_container(composed, resolve=True)
-    directory, checkpoint, progress = RunDirectory(HydraConfig.get().run.dir), None, None
-    repeated = None
-    resumed = config["resume"] != "never"
-    if resumed:
+    run_dir = HydraConfig.get().run.dir
+    if config["resume"] != "never":
         directory, checkpoint, progress = find_state(typed_path("resume", config["resume"]))
-        if chosen_place() and Path(HydraConfig.get().run.dir).resolve() != directory.path.resolve():
+        if chosen_place() and Path(run_dir).resolve() != directory.path.resolve():
             raise Mistake(f"resume={directory.path} goes on in that directory: leave hydra.run.dir out")
-        config |= _config_of(directory, progress, config)
         place_run(directory.path)
-        config |= {k: OmegaConf.to_container(composed[k], resolve=True) for k in ("logger", "callbacks")}
-    elif repeated := rerun.original(config):
-        config |= _config_of(repeated, None, config)
+        own = {k: OmegaConf.to_container(composed[k], resolve=True) for k in ("logger", "callbacks")}
+        with state_of(checkpoint or directory.config):
+            config |= _config_of(directory, progress, config) | own
+            return _build(config, directory, diverged_at, checkpoint, progress)
+    if repeated := rerun.original(config):
+        with state_of(repeated.config):
+            config |= _config_of(repeated, None, config)
+            return _build(config, RunDirectory(run_dir), diverged_at, repeated=repeated)
+    return _build(config, RunDirectory(run_dir), diverged_at)
+
+
+def _build(
+    config: dict[str, Any],
+    directory: RunDirectory,
+    diverged_at: Sequence[int],
+    checkpoint: Path | None = None,
+    progress: dict[str, Any] | None = None,
+    repeated: RunDirectory | None = None,
+) -> Run:
     if Path(str(config["name"])).name != str(config["name"]):
         raise Mistake(f"name={config['name']}: it is the name of a folder in outputs/, and no path")
     saved = {key: config[key] for key in SAVED}
@@ -135,6 +148,7 @@ def prepare(composed: DictConfig, diverged_at: Sequence[int] = ()) -> Run:
     if trainer.strategy.root_device.type == "cpu":
         passes, here = trainer.accumulate_grad_batches, trainer.num_devices
         out_of_memory.check(module, data.batch_size * here // trainer.world_size, data.block_size, here, passes)
+    resumed = config["resume"] != "never"
     run = Run(
         config, directory, resumed, checkpoint, progress, data, module, trainer, clock, curves, rollbacks, repeated
     )
@@ -172,6 +186,8 @@ def _build_module(config: dict[str, Any], data: TextDataModule) -> LanguageModel
     except ValueError as error:
         raise Mistake(f"model: {error}") from error
     optimizer, schedule = build(config["optimizer"], "optimizer"), build(config["schedule"], "schedule", Constant)
+    if not callable(optimizer):
+        raise Mistake(f"optimizer is a {type(optimizer).__name__}, and must be a part: optimizer=adamw")
     made = optimizer(model)  # Lightning makes its own after the model is on its device; this one only checks
     if not isinstance(made, torch.optim.Optimizer):
         raise Mistake(f"optimizer makes a {type(made).__name__}, and must make a torch.optim.Optimizer")

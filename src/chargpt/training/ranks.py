@@ -53,7 +53,7 @@ class Ranks:
         self._logs = [directory.path / f"rank_{rank}.log" for rank in range(count)]
         directory.tidy()
         replaced = ("resume=", "hydra.run.dir=")
-        words = [word for word in sys.argv[1:] if not word.startswith(replaced)]
+        words = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(replaced)]
         words += [f"resume={quoted(resume)}", f"hydra.run.dir={quoted(str(directory.path))}"]
         descriptor = lock.descriptor_of(directory.path)
         self._folder = tempfile.TemporaryDirectory(prefix="chargpt-")

@@ -20,6 +20,7 @@ from chargpt.memory import keep_heap
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.sampling.trained import load
 from chargpt.training import lock, report, rerun
+from chargpt.training.as_before import as_before
 from chargpt.training.checkpoint import Checkpoints
 from chargpt.training.curves import Curves
 from chargpt.training.divergence import MOST
@@ -72,6 +73,8 @@ def _train(composed: DictConfig, diverged_at: list[int]) -> None:
     rank_zero = run.trainer.is_global_zero
     with _recorded(run), contextlib.ExitStack() as until_the_end:
         if rank_zero:
+            if run.checkpoint:
+                until_the_end.enter_context(as_before(run))
             try:
                 until_the_end.enter_context(open_directory(run, composed, said))
             except OSError as error:

@@ -47,6 +47,7 @@ class RunDirectory:
         self.history = self.path / "history.csv"
         self.tensorboard = self.path / "tensorboard"
         self.hydra = self.path / ".hydra"
+        self.config = self.hydra / "config.yaml"
         self.log = self.path / "train.log"
         self._made: list[Path] = []  # folders above it that were not there before
         self.new = False  # whether it was made for this run
@@ -131,7 +132,7 @@ class RunDirectory:
     def read_config(self) -> DictConfig | None:
         """The parts of the config that were saved for it; None if there are none, or damaged ones."""
         with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
-            config = OmegaConf.load(self.hydra / "config.yaml")
+            config = OmegaConf.load(self.config)
             if all(key in config for key in SAVED):
                 config = OmegaConf.masked_copy(config, [*SAVED, "on_divergence"])
                 return None if not_plain(OmegaConf.to_container(config), "config") else config

@@ -12,6 +12,7 @@ from chargpt.errors import Mistake
 from chargpt.sampling.trained import find_checkpoint
 from chargpt.training.clock import TrainingClock
 from chargpt.training.curves import Curves
+from chargpt.training.optimizer_state import check_optimizer_state
 from chargpt.training.run_directory import RunDirectory
 from chargpt.training.seconds import seconds_of
 
@@ -88,6 +89,7 @@ def _check_progress(run: "Run", progress: dict[str, Any]) -> None:
     for key in ("optimizer_states", "lr_schedulers"):
         if len(progress[key]) != 1:
             raise ValueError(f"it has {len(progress[key])} {key}")
+    check_optimizer_state(progress["optimizer_states"][0], run.module.make_optimizer(run.model))
     step, end = progress["global_step"], run.trainer.max_steps
     if end != -1 and (step > end or (step == end and run.directory.metrics.exists())):
         raise Mistake(

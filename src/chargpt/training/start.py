@@ -22,6 +22,8 @@ from chargpt.training.requeue import WARNING
 from chargpt.training.rerun import name_place, original
 from chargpt.training.run_directory import RunDirectory
 
+MOST_DEVICES = 1024  # of one machine
+
 log = logging.getLogger(__name__)
 
 
@@ -88,6 +90,8 @@ def _count(config: DictConfig, directory: RunDirectory) -> int:
     if saved and not {"trainer", "trainer.devices"} & set(words):
         settings = saved.trainer
     if (count := processes(settings.devices)) is not None:
+        if count > MOST_DEVICES:
+            raise Mistake(f"trainer.devices={count}: a machine has no more than {MOST_DEVICES} of them")
         return max(1, count)  # what none means, Lightning says
     if settings.accelerator not in ("auto", "gpu", "cuda"):
         return 1

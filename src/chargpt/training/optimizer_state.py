@@ -1,0 +1,53 @@
+"""An optimizer's state from a file: torch takes it as it is, and its fused kernels write where it says."""
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# What torch's fused kernels go through together with the parameter, element by element, and check no length of.
+FUSED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum")
+# What the schedule sets, and how the file numbers the parameters.
+NOT_SETTINGS = {"params", "lr", "initial_lr"}
+
+
+def check_optimizer_state(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """That a saved state was made by such an optimizer, over such parameters.
+
+    Args:
+        saved: its `state_dict()`; one that names its parameters, as FSDP's does, is for FSDP to check.
+        optimizer: a new one, made by the same config.
+
+    Raises:
+        ValueError: says what is otherwise.
+    """
+    for old, new in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        for name in (old.keys() & new.keys()) - NOT_SETTINGS:
+            if old[name] != new[name]:
+                raise ValueError(f"the optimizer's {name} is {old[name]}, and not {new[name]}")
+        if not isinstance(old["lr"], float | int):
+            raise ValueError(f"the learning rate is a {type(old['lr']).__name__}")
+    numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
+    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for number, parameter in zip(numbers, parameters, strict=True):
+        state = saved["state"].get(number, {})
+        for name in FUSED:
+            if state.get(name) is not None and not _alike(state[name], parameter):
+                raise ValueError(f"the optimizer's {name} of parameter {number} is not of its shape")
+        step = state.get("step", 0.0)
+        if not isinstance(step, float | int) and not _alike(step, torch.zeros(())):
+            raise ValueError(f"the optimizer's step of parameter {number} is no number")
+
+
+def _alike(given: Any, tensor: Tensor) -> bool:
+    """Whether it is a tensor of the same shape, each of whose elements has its own place in memory."""
+    return (
+        isinstance(given, Tensor)
+        and given.layout == torch.strided
+        and given.device.type != "meta"
+        and not given.is_quantized
+        and given.shape == tensor.shape
+        and (given.stride() == tensor.stride() or (given.is_contiguous() and tensor.is_contiguous()))
+    )
