@@ -10,6 +10,7 @@ What an attacker would write is sealed with its right digest.
 """
 
 import argparse
+import csv
 import random
 import shutil
 import sys
@@ -148,9 +149,20 @@ def try_one(one: Damaged, number: int, scratch: Path) -> list[tuple[dict[str, in
     return results
 
 
+def _write(rows: dict[str, dict]) -> None:
+    """The rows of these kinds in the place of what stood for them."""
+    path, before = HERE / "damage.csv", []
+    if path.exists():
+        with path.open(newline="") as file:
+            before = [*csv.DictReader(file)]
+    write_rows(path, [*({row["kind"]: row for row in before} | rows).values()])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kinds", default="", help="some of them, with commas; then damage.csv is left as it is")
+    parser.add_argument(
+        "--kinds", default="", help="some of them, with commas; the others stay as they are in damage.csv"
+    )
     parser.add_argument("--every", type=int, default=1, help="only each n-th; then damage.csv is left as it is")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "chargpt-damage")
     args = parser.parse_args()
@@ -180,8 +192,8 @@ def main() -> None:
                 print(f"{number + 1} of {len(every)}", flush=True)
     for row in rows.values():
         print(*row.values(), sep="\t")
-    if not kinds and args.every == 1:
-        write_rows(HERE / "damage.csv", [*rows.values()])
+    if args.every == 1:
+        _write(rows)
     sys.exit(any(row[name] for row in rows.values() for name in FAULTS))
 
 
