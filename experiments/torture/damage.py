@@ -21,6 +21,7 @@ from pathlib import Path
 import forks
 from hostile import contents, pickles
 
+from chargpt.sweeps.markdown import put, table
 from chargpt.sweeps.rows import write_rows
 
 HERE = Path(__file__).parent
@@ -155,7 +156,9 @@ def _write(rows: dict[str, dict]) -> None:
     if path.exists():
         with path.open(newline="") as file:
             before = [*csv.DictReader(file)]
-    write_rows(path, [*({row["kind"]: row for row in before} | rows).values()])
+    every = [*({row["kind"]: row for row in before} | rows).values()]
+    write_rows(path, every)
+    put(HERE / "README.md", "damage", table([{name: str(value) for name, value in row.items()} for row in every]))
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from texts import PROMPTS, TEXTS, Text
 
 from chargpt.config.words import quoted
+from chargpt.sweeps.markdown import put, table
 from chargpt.sweeps.rows import write_rows
 
 HERE = Path(__file__).parent
@@ -319,6 +320,8 @@ def main() -> None:
         print(*row.values(), sep="\t")
     if not args.kinds:
         write_rows(HERE / "fuzz.csv", [*rows.values()])
+        lines = [{name: str(value) for name, value in row.items()} for row in rows.values()]
+        put(HERE / "README.md", "fuzz", table(lines))
     sys.exit(any(row["faults"] for row in rows.values()))
 
 
