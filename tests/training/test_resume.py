@@ -320,6 +320,19 @@ def test_a_state_that_makes_no_sense_is_told_in_a_line(finished, verb, copy, pla
     assert content_of(run) == before
 
 
+def test_the_best_stays_where_the_last_says_that_it_is_the_best_and_cannot_go_on(finished, verb, copy):
+    run = copy(finished)
+    last = run / "checkpoints" / "last.ckpt"
+    content = checkpoint_file.read(last)
+    content["callbacks"]["Curves"]["best_step"] = content["global_step"]
+    content["loops"] = 0
+    checkpoint_file.save(content, last)
+    (run / "checkpoints" / "best.ckpt").write_bytes((run / "checkpoints" / "previous.ckpt").read_bytes())
+    before = content_of(run)
+    assert verb("train", QUIET, "resume=run", "trainer.max_steps=40").code == 2
+    assert content_of(run) == before
+
+
 @pytest.mark.parametrize(
     ("place", "told"),
     [

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from chargpt.config.build import SAVED, build
+from chargpt.config.build import SAVED
 from chargpt.config.entry import chosen_place, place_run, task_words
 from chargpt.data.datamodule import TextDataModule
-from chargpt.data.tokenizer import Tokenizer
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.randomness import derive
@@ -30,11 +28,11 @@ from chargpt.training.divergence import Rollbacks
 from chargpt.training.hardware import make_trainer
 from chargpt.training.interruption import Interruption
 from chargpt.training.module import LanguageModeling
+from chargpt.training.parts import build_module, check_batch, instantiate, read_text
 from chargpt.training.rank_error import RankError
 from chargpt.training.resume import changed, tell_changes
 from chargpt.training.run_directory import RunDirectory
 from chargpt.training.saved_state import best_is_whole, check_state, find_state, state_of
-from chargpt.training.schedule import Constant
 from chargpt.training.seconds import seconds_of
 from chargpt.typed_path import typed_path
 
@@ -105,16 +103,16 @@ def _build(
         raise Mistake(f"name={config['name']}: it is the name of a folder in outputs/, and no path")
     saved = {key: config[key] for key in SAVED}
     torch.manual_seed(derive(config["seed"]))
-    data = _read_text(config, directory, progress)
+    data = read_text(config, directory, progress)
     if repeated:
         rerun.check_text(repeated, data.corpus_sha256)
-    module = _build_module(config, data)
+    module = build_module(config, data)
     seconds = seconds_of(config["trainer"]["max_time"])
     clock = TrainingClock(seconds)
     rollbacks = Rollbacks(config["on_divergence"], diverged_at)
     module.time_used, module.lr_scale = clock.time_used, lambda: rollbacks.lr_scale
     compilation = Compilation(config["trainer"].get("compile", "auto"), seconds, clock)
-    callbacks = [clock, *_instantiate(config["callbacks"], "callbacks")]
+    callbacks = [clock, *instantiate(config["callbacks"], "callbacks")]
     curves = next((c for c in callbacks if isinstance(c, Curves)), None)
     if curves is None:
         raise Mistake("callbacks.curves cannot be left out: history.csv and metrics.json come from it")
@@ -138,13 +136,13 @@ def _build(
     trainer = make_trainer(
         config["trainer"],
         callbacks=callbacks,
-        logger=_instantiate(config["logger"], "logger"),
+        logger=instantiate(config["logger"], "logger"),
         plugins=[SealedCheckpointIO()],
         default_root_dir=str(directory.path),
         enable_checkpointing=True,
     )
     compilation.decide(trainer)
-    _check_batch(data.batch_size, module.model, trainer.world_size)
+    check_batch(data.batch_size, module.model, trainer.world_size)
     if trainer.strategy.root_device.type == "cpu":
         passes, here = trainer.accumulate_grad_batches, trainer.num_devices
         out_of_memory.check(module, data.batch_size * here // trainer.world_size, data.block_size, here, passes)
@@ -158,42 +156,6 @@ def _build(
     return run
 
 
-def _read_text(config: dict[str, Any], directory: RunDirectory, progress: dict[str, Any] | None) -> TextDataModule:
-    """The text, in the vocabulary of the run that goes on."""
-    data = build(config["data"], "data", TextDataModule)
-    if not progress:
-        data.read()
-        return data
-    data.read(build(progress["chargpt"]["tokenizer"], "tokenizer", Tokenizer))
-    before = progress["chargpt"]["corpus_sha256"]
-    if before != data.corpus_sha256:
-        raise Mistake(
-            f"{directory.path} was trained on another text: corpus sha256 {before[:12]}..., now "
-            f"{data.corpus_sha256[:12]}..."
-        )
-    return data
-
-
-def _build_module(config: dict[str, Any], data: TextDataModule) -> LanguageModeling:
-    model = build(config["model"], "model", LanguageModel, vocab_size=data.tokenizer.vocab_size)
-    if data.block_size > model.block_size:
-        raise Mistake(
-            f"data.block_size={data.block_size} is more than the model takes: leave it out, and set "
-            f"model.block_size={data.block_size}"
-        )
-    try:
-        model.check()
-    except ValueError as error:
-        raise Mistake(f"model: {error}") from error
-    optimizer, schedule = build(config["optimizer"], "optimizer"), build(config["schedule"], "schedule", Constant)
-    if not callable(optimizer):
-        raise Mistake(f"optimizer is a {type(optimizer).__name__}, and must be a part: optimizer=adamw")
-    made = optimizer(model)  # Lightning makes its own after the model is on its device; this one only checks
-    if not isinstance(made, torch.optim.Optimizer):
-        raise Mistake(f"optimizer makes a {type(made).__name__}, and must make a torch.optim.Optimizer")
-    return LanguageModeling(model, optimizer, schedule, config["seed"])
-
-
 def _config_of(
     directory: RunDirectory, progress: dict[str, Any] | None, composed: dict[str, Any]
 ) -> dict[str, Any]:
@@ -203,34 +165,3 @@ def _config_of(
         saved |= progress["chargpt"]["config"]
     saved["data"] = text_settings(saved)
     return changed(saved, composed, task_words(), directory.read_choices())
-
-
-def _check_batch(batch_size: int, model: LanguageModel, devices: int) -> None:
-    if batch_size % devices:
-        raise Mistake(
-            f"data.batch_size={batch_size} cannot be shared equally by {devices} devices: make it a multiple of "
-            f"{devices}"
-        )
-    if batch_size % (multiple := model.batch_multiple * devices):
-        raise Mistake(
-            f"data.batch_size={batch_size}: each of the model's {model.batch_multiple} members wants an equal "
-            f"share on each device: make it a multiple of {multiple}"
-        )
-
-
-def _instantiate(configs: dict[str, Any] | None, group: str) -> list[Any]:
-    """Loggers and callbacks, ours, Lightning's or the user's. They never come from a checkpoint."""
-    made = []
-    for name, config in (configs or {}).items():
-        if not config:
-            continue
-        try:
-            part = hydra.utils.instantiate(config)
-            if not isinstance(part, L.Callback | L.pytorch.loggers.Logger):
-                raise TypeError(f"{type(part).__name__} is no part of Lightning's")
-        except Exception as error:
-            cause = error.__cause__ or error
-            hint = ": pip install wandb" if "wandb" in str(cause) else ""
-            raise Mistake(f"{group}.{name} cannot be made: {str(cause).splitlines()[0]}{hint}") from error
-        made.append(part)
-    return made

@@ -9,29 +9,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from chargpt import rank
 from chargpt.config.build import REFUSALS
-from chargpt.config.entry import chosen_place, place_run
 from chargpt.errors import FAILED, INTERRUPTED, Diverged, Failed, Interrupted, Mistake, Pruned
 from chargpt.memory import keep_heap
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.sampling.trained import load
-from chargpt.training import lock, report, rerun
-from chargpt.training.as_before import as_before
-from chargpt.training.checkpoint import Checkpoints
-from chargpt.training.curves import Curves
+from chargpt.training import report, rerun
 from chargpt.training.divergence import MOST
 from chargpt.training.hardware import device_name
-from chargpt.training.history import History
 from chargpt.training.meeting import join
+from chargpt.training.opening import as_before, open_directory
 from chargpt.training.out_of_memory import is_out_of_memory, told
 from chargpt.training.prepare import Run, prepare
-from chargpt.training.run_directory import provenance, write_hydra, write_json
+from chargpt.training.run_directory import write_json
 from chargpt.training.saved_state import state_of
-from chargpt.training.tensorboard import TensorBoard
 from chargpt.whole import write_whole
 
 log = logging.getLogger(__name__)
@@ -73,9 +67,9 @@ def _train(composed: DictConfig, diverged_at: list[int]) -> None:
     rank_zero = run.trainer.is_global_zero
     with _recorded(run), contextlib.ExitStack() as until_the_end:
         if rank_zero:
-            if run.checkpoint:
-                until_the_end.enter_context(as_before(run))
             try:
+                if run.checkpoint:
+                    until_the_end.enter_context(as_before(run))
                 until_the_end.enter_context(open_directory(run, composed, said))
             except OSError as error:
                 raise Mistake(f"{run.directory.path} cannot be written: {error.strerror}") from error
@@ -150,53 +144,6 @@ def _recorded(run: Run) -> Iterator[None]:
             # It is written down, and who started the ranks tells the first of them.
             raise SystemExit(FAILED) from None
         raise
-
-
-@contextlib.contextmanager
-def open_directory(run: Run, composed: DictConfig, said: logging.handlers.MemoryHandler) -> Iterator[None]:
-    """Makes the run directory, or opens it again, and writes down what is about to run, and then what is said."""
-    hydra_config = HydraConfig.get()
-    directory = run.directory
-    if not run.resumed:
-        directory.claim(chosen_place())
-        place_run(directory.path)  # its name may have got a suffix
-    lock.hold(directory.path)
-    if rank.OURS not in os.environ:  # else whoever started the ranks has done it
-        directory.tidy()
-    file = logging.FileHandler(directory.path / "train.log", encoding="utf-8", errors="backslashreplace")
-    file.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
-    logging.getLogger().addHandler(file)
-    said.setTarget(file)
-    said.flush()
-    config = OmegaConf.create({**OmegaConf.to_container(composed, resolve=True), **run.config})
-    if run.repeated:
-        rerun.copy_record(run.repeated, directory)
-    write_hydra(directory.path / ".hydra", config, hydra_config)
-    device = device_name(run.trainer.strategy.root_device)
-    record = provenance(
-        run.data.corpus.name, run.data.corpus_sha256, device, run.trainer.world_size, torch.get_num_threads()
-    )
-    write_json(directory.path / "provenance.json", record)
-    step = 0
-    if run.progress is not None:
-        step = run.progress["global_step"]
-        # Cut off before the best was told from the last, or the best is lost.
-        if step in (Curves.best_step_in(run.progress), run.curves.best_from):
-            Checkpoints.copy(run.checkpoint, directory.best)
-    for logger in run.trainer.loggers:
-        if run.resumed and isinstance(logger, History | TensorBoard):
-            logger.rewind(step)
-        if isinstance(logger, TensorBoard):
-            logger.start_hparams(report.hyperparameters(run))
-            logger.log_text("config", OmegaConf.to_yaml(config), step)
-    if directory.metrics.exists():
-        directory.metrics.replace(directory.metrics_before)
-    directory.write_status("running", step)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(file)
-        file.close()
 
 
 def finish(run: Run) -> tuple[dict[str, Any], str]:
