@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 STARTER = "CHARGPT_STARTER"  # the process that started this one and waits for it
 OURS = "CHARGPT_LOCK"  # set for ranks that we have started ourselves: the descriptor of the lock they share
@@ -69,15 +70,15 @@ def tell_starter(mistake: str) -> None:
             os.write(int(pipe), mistake.encode(errors="replace")[:4000])
 
 
-def processes(devices: int | str | Sequence) -> int | None:
+def processes(devices: Any) -> int | None:
     """How many `trainer.devices` means: a number, a list, or a list as text; None where the machine decides."""
     if isinstance(devices, str) and "," in devices:
         return len([device for device in devices.split(",") if device])
-    if not isinstance(devices, int | str):
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
         return len(devices)
     if str(devices) in ("auto", "-1"):
         return None
-    return int(devices) if str(devices).isdecimal() else 1  # what it cannot be, Lightning says
+    return int(str(devices)) if str(devices).isdecimal() else 1  # what it cannot be, Lightning says
 
 
 def starter_is_gone() -> bool:

@@ -101,3 +101,37 @@ def test_the_text_may_have_moved(verb, run, text, tmp_path: Path):
     outcome = verb("train", "rerun=run", "data.path=moved.txt", QUIET)
     assert outcome.code == 0, outcome.err
     assert figures(new_run(tmp_path)) | {"corpus": ""} == figures(run) | {"corpus": ""}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("trainer", 3),
+        ("model", None),
+        ("optimizer", {}),
+        ("name", "../elsewhere"),
+        ("name", ""),
+        ("seed", [1]),
+        ("trainer.devices", None),
+        ("trainer.devices", {"a": 1}),
+        ("trainer.precision", ...),
+        ("trainer.accelerator", 2.5),
+        ("trainer.max_steps", "many"),
+        ("schedule._target_", "os.makedirs"),
+        ("data.path", "${oc.env:HOME}"),
+    ],
+)
+def test_a_config_that_cannot_be_is_a_mistake(verb, run, tmp_path: Path, path, value):
+    file = run / ".hydra" / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    *parts, key = path.split(".")
+    part = config
+    for name in parts:
+        part = part[name]
+    part[key] = value
+    if value is ...:
+        del part[key]
+    file.write_text(yaml.safe_dump(config))
+    outcome = verb("train", "rerun=run", QUIET)
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1), outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

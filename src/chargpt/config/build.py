@@ -14,7 +14,8 @@ from typing import Any
 from chargpt.errors import Mistake
 
 # The parts of the config that say what a run is, and travel in its checkpoints.
-SAVED = ("name", "seed", "model", "data", "optimizer", "schedule", "trainer")
+PARTS = ("model", "data", "optimizer", "schedule", "trainer")
+SAVED = ("name", "seed", *PARTS)
 # Modules that build and do nothing else: from all of chargpt.training a checkpoint could write files.
 ALLOWED = ("chargpt.data.datamodule.", "chargpt.data.tokenizer.", "chargpt.model.")
 ALLOWED += ("chargpt.training.optimizer.", "chargpt.training.muon.")

@@ -34,8 +34,10 @@ def original(config: DictConfig | dict[str, Any]) -> RunDirectory | None:
     directory = RunDirectory(directory_of(config["rerun"]))
     if not directory.path.is_dir():
         raise Mistake(f"rerun={config['rerun']}: there is no run there (looked from {Path.cwd()})")
-    if directory.read_config() is None:
+    if (saved := directory.read_config()) is None:
         raise Mistake(f"rerun={directory.path}: its .hydra/config.yaml is missing or damaged")
+    if not (name := str(saved.name)) or Path(name).name != name:
+        raise Mistake(f"rerun={directory.path}: its name {name!r} is not that of a folder")
     return directory
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from chargpt.config.build import SAVED
+from chargpt.config.build import PARTS, SAVED
 from chargpt.config.plain import not_plain
 from chargpt.errors import Mistake
 from chargpt.training import lock
@@ -133,7 +133,7 @@ class RunDirectory:
         """The parts of the config that were saved for it; None if there are none, or damaged ones."""
         with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
             config = OmegaConf.load(self.config)
-            if all(key in config for key in SAVED):
+            if {*SAVED} <= {*config} and all(OmegaConf.is_dict(config[part]) for part in PARTS):
                 config = OmegaConf.masked_copy(config, [*SAVED, "on_divergence"])
                 return None if not_plain(OmegaConf.to_container(config), "config") else config
         return None
