@@ -46,8 +46,9 @@ def check(overrides: list[str], loader: ConfigLoader, config_name: str, sweep: b
     for override in parsed:
         if override not in groups:
             _check_value(override, base, keys, sweep)
-    if not sweep:
-        _check_interpolated(parsed, _compose(loader, config_name, overrides), base, keys)
+    interpolated = [o for o in parsed if o.key_or_group in keys and _is_interpolated(o)]
+    if interpolated and not sweep:
+        _check_interpolated(interpolated, _compose(loader, config_name, overrides), base, keys)
 
 
 def _is_group(override: Override, loader: ConfigLoader) -> bool:
@@ -177,13 +178,16 @@ def _check_value(override: Override, base: DictConfig, keys: set[str], sweep: bo
         check_type(key, given.text if isinstance(given, QuotedString) else given, base, keys)
 
 
-def _check_interpolated(parsed: list[Override], composed: DictConfig, base: DictConfig, keys: set[str]) -> None:
+def _is_interpolated(override: Override) -> bool:
+    value = override.value()
+    text = value.text if isinstance(value, QuotedString) else value
+    return isinstance(text, str) and "${" in text and not override.is_delete()
+
+
+def _check_interpolated(overrides: list[Override], composed: DictConfig, base: DictConfig, keys: set[str]) -> None:
     """What another setting's value is taken for: only the whole config says."""
-    for override in parsed:
-        key, value = override.key_or_group, override.value()
-        text = value.text if isinstance(value, QuotedString) else value
-        if key in keys and not override.is_delete() and isinstance(text, str) and "${" in text:
-            with contextlib.suppress(OmegaConfBaseException):  # what leads nowhere is told where it is needed
-                taken = OmegaConf.select(composed, key)
-                taken = OmegaConf.to_container(taken) if OmegaConf.is_config(taken) else taken
-                check_type(key, taken, base, keys)
+    for override in overrides:
+        with contextlib.suppress(OmegaConfBaseException):  # what leads nowhere is told where it is needed
+            taken = OmegaConf.select(composed, override.key_or_group)
+            taken = OmegaConf.to_container(taken) if OmegaConf.is_config(taken) else taken
+            check_type(override.key_or_group, taken, base, keys)
