@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import chargpt
+from chargpt import checkpoint_file
 from chargpt.sampling.evaluate import measure
 
 
@@ -42,6 +43,15 @@ def test_the_loss_of_metrics_json_is_that_of_the_best_checkpoint_over_the_last_t
     recorded = json.loads((finished / "metrics.json").read_text())["val_loss"]
     assert measure(trained.model, trained.tokenizer.encode(last_tenth), 16384) == pytest.approx(recorded, abs=1e-5)
     assert by_hand(trained, last_tenth) == pytest.approx(recorded, abs=1e-5)
+
+
+def test_a_checkpoint_that_says_less_of_its_validation_is_measured_all_the_same(verb, finished, tmp_path):
+    content = checkpoint_file.read(finished / "checkpoints" / "best.ckpt")
+    del content["chargpt"]["config"]["data"]["validation_tokens"]
+    checkpoint_file.save(content, tmp_path / "older.ckpt")
+    outcome = verb("evaluate", f"run={tmp_path / 'older.ckpt'}")
+    assert outcome.code == 0, outcome.err
+    assert figures(outcome.out) == figures(verb("evaluate", f"run={finished}").out)
 
 
 def test_another_text_is_measured_whole_with_the_model_s_own_vocabulary(verb, finished, tmp_path):

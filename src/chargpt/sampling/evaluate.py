@@ -32,7 +32,7 @@ def evaluate(run: str, split: str, device: str, data: DictConfig | None = None) 
     text = build({**settings, **blocks}, "data", TextDataModule)
     text.read(trained.tokenizer)
     tokens_N = text.split(split)
-    loss = measure(trained.model, tokens_N, settings["validation_tokens"])
+    loss = measure(trained.model, tokens_N, text.validation_batch_size)  # whose blocks are single tokens
     characters = len(trained.tokenizer.decode(tokens_N))
     bits = bits_per_character(loss, characters / len(tokens_N))
     name = shown(text.corpus.name)
