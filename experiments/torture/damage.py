@@ -10,7 +10,6 @@ What an attacker would write is sealed with its right digest.
 """
 
 import argparse
-import csv
 import random
 import shutil
 import sys
@@ -22,7 +21,7 @@ import forks
 from hostile import contents, pickles
 
 from chargpt.sweeps.markdown import put, table
-from chargpt.sweeps.rows import write_rows
+from chargpt.sweeps.rows import read_rows, write_rows
 
 HERE = Path(__file__).parent
 CUTS, FLIPS = 100, 100
@@ -152,11 +151,8 @@ def try_one(one: Damaged, number: int, scratch: Path) -> list[tuple[dict[str, in
 
 def _write(rows: dict[str, dict]) -> None:
     """The rows of these kinds in the place of what stood for them."""
-    path, before = HERE / "damage.csv", []
-    if path.exists():
-        with path.open(newline="") as file:
-            before = [*csv.DictReader(file)]
-    every = [*({row["kind"]: row for row in before} | rows).values()]
+    path = HERE / "damage.csv"
+    every = [*({row["kind"]: row for row in read_rows(path)} | rows).values()]
     write_rows(path, every)
     put(HERE / "README.md", "damage", table([{name: str(value) for name, value in row.items()} for row in every]))
 

@@ -9,7 +9,6 @@ The run has dropout, two passes a step, and a tenth of Tiny Shakespeare to learn
 """
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -29,7 +28,7 @@ from same import differences
 from chargpt.config.words import quoted
 from chargpt.data.corpus import TinyShakespeare
 from chargpt.sweeps.markdown import put, table
-from chargpt.sweeps.rows import write_rows
+from chargpt.sweeps.rows import read_rows, write_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -114,11 +113,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def of_other_kinds(kinds: list[str]) -> list[dict[str, Any]]:
     """What was measured before."""
-    file = HERE / "torture.csv"
-    if not file.exists():
-        return []
-    with file.open(newline="") as before:
-        return [row for row in csv.DictReader(before) if row["kind"] not in kinds]
+    return [row for row in read_rows(HERE / "torture.csv") if row["kind"] not in kinds]
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 from chargpt.errors import Mistake
@@ -36,3 +37,13 @@ def _short(text: str | Path) -> str:
 def shown(path: str | Path) -> str:
     """A path to be printed: bytes that are no text are marked as such."""
     return os.fsencode(path).decode("utf-8", "replace")
+
+
+def content(path: Path) -> bytes:
+    """All that is in a file, or comes from a pipe; nothing, if nobody is at its other end. Raises `OSError`."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode) and not status.st_size:
+            return b""  # what a kernel makes up may have no end
+        os.set_blocking(file.fileno(), True)
+        return file.read()

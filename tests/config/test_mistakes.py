@@ -113,6 +113,15 @@ SETTINGS = {
     "a folder to go on with that is no run": ("resume=FILES/pictures", "checkpoint"),
 }
 
+FLAGS = {
+    "two things at once": ("--cfg job --multirun seed=1,2", "do not go together"),
+    "help for what is not there": ("--help model=gpt_smal", "did you mean gpt_small"),
+    "a sign that is none": ("--info all seed=${", "not understood"),
+    "completion of nothing": ("--shell-completion", "install=bash"),
+    "words to be completed": ("--shell-completion seed=${", "not understood"),
+    "a config of one's own that is not there": ("--config-dir=nowhere", "is not a folder"),
+}
+
 # Without further overrides: these name a text or a run of their own.
 TEXTS = {
     "no text named": ("data=text_file", "data.path must be given"),
@@ -318,16 +327,6 @@ def cases(table: dict[str, tuple[str, str]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         ("words", "hint"), [pytest.param(words.split(), hint, id=name) for name, (words, hint) in table.items()]
     )
-
-
-FLAGS = {
-    "two things at once": ("--cfg job --multirun seed=1,2", "do not go together"),
-    "help for what is not there": ("--help model=gpt_smal", "did you mean gpt_small"),
-    "a sign that is none": ("--info all seed=${", "not understood"),
-    "completion of nothing": ("--shell-completion", "install=bash"),
-    "words to be completed": ("--shell-completion seed=${", "not understood"),
-    "a config of one's own that is not there": ("--config-dir=nowhere", "is not a folder"),
-}
 
 
 @cases(FLAGS)

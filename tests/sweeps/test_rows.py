@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from chargpt.sweeps.rows import write_rows
+from chargpt.sweeps.rows import read_rows, write_rows
 
 
 def test_rows_are_read_back_and_what_one_lacks_is_empty(tmp_path):
@@ -22,3 +22,9 @@ def test_a_column_that_the_first_row_has_not_is_refused_and_the_file_stays(tmp_p
         write_rows(tmp_path / "rows.csv", [{"loss": 1.5}, {"loss": 1.4, "seconds": 3}])
     assert (tmp_path / "rows.csv").read_text() == "loss\n1.5\n"
     assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_rows_that_were_never_written_are_none_and_those_that_were_come_back_as_text(tmp_path):
+    assert read_rows(tmp_path / "rows.csv") == []
+    write_rows(tmp_path / "rows.csv", [{"who": "a, b", "loss": 1.5}])
+    assert read_rows(tmp_path / "rows.csv") == [{"who": "a, b", "loss": "1.5"}]

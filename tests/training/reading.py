@@ -59,3 +59,8 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     else:
         same = type(one) is type(other) and one == other
     return [] if same else [f"{path}: {one} != {other}"]
+
+
+def content(run: Path) -> dict[Path, bytes]:
+    """All its files."""
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

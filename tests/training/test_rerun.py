@@ -30,7 +30,7 @@ def new_run(folder: Path) -> Path:
 
 def test_a_rerun_has_the_figures_of_the_run_in_a_directory_of_its_own(verb, run, tmp_path: Path, caplog):
     caplog.set_level(logging.INFO)
-    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    before = reading.content(run)
     outcome = verb("train", "rerun=run", QUIET)
     assert outcome.code == 0, outcome.err
     again = new_run(tmp_path)
@@ -40,7 +40,7 @@ def test_a_rerun_has_the_figures_of_the_run_in_a_directory_of_its_own(verb, run,
     assert again.parent.name == yaml.safe_load((run / ".hydra" / "config.yaml").read_text())["name"]
     assert (again / ".hydra" / "overrides.yaml").read_text() == (run / ".hydra" / "overrides.yaml").read_text()
     assert reading.provenance(again)["command"][1:] == ["rerun='run'", QUIET]
-    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    assert reading.content(run) == before
 
 
 def test_a_rerun_of_a_rerun_that_was_cut_off_goes_on_as_any_run(verb, run, tmp_path: Path):
@@ -71,11 +71,11 @@ def test_what_came_out_otherwise_is_told(verb, run, caplog):
     ],
 )
 def test_what_cannot_be_repeated_is_a_mistake(verb, run, words, told):
-    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    before = reading.content(run)
     outcome = verb("train", *words)
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert told in outcome.err
-    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    assert reading.content(run) == before
 
 
 def test_another_text_is_a_mistake(verb, run):

@@ -278,10 +278,6 @@ def test_without_its_best_checkpoint_a_run_goes_on_from_the_last_as_the_best(cut
     assert reading.metrics(run)["best_step"] >= step
 
 
-def content_of(run: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-
-
 def spoil(content: dict, path: str) -> None:
     """Makes a 0 of what stands at a path, or takes the last of a list away."""
     *keys, last = (int(key) if key.isdigit() else key for key in path.split("/"))
@@ -313,11 +309,11 @@ def test_a_state_that_makes_no_sense_is_told_in_a_line(finished, verb, copy, pla
     spoil(content, place)
     for name in ("last", "previous", "best"):
         checkpoint_file.save(content, run / "checkpoints" / f"{name}.ckpt")
-    before = content_of(run)
+    before = reading.content(run)
     outcome = verb("train", QUIET, "resume=run", "trainer.max_steps=40")
     assert (outcome.code, "Traceback" in outcome.err) == (2, False), outcome.err
     assert "has no state that a run can go on from" in outcome.err.splitlines()[-1]
-    assert content_of(run) == before
+    assert reading.content(run) == before
 
 
 def test_the_best_stays_where_the_last_says_that_it_is_the_best_and_cannot_go_on(finished, verb, copy):
@@ -328,9 +324,9 @@ def test_the_best_stays_where_the_last_says_that_it_is_the_best_and_cannot_go_on
     content["loops"] = 0
     checkpoint_file.save(content, last)
     (run / "checkpoints" / "best.ckpt").write_bytes((run / "checkpoints" / "previous.ckpt").read_bytes())
-    before = content_of(run)
+    before = reading.content(run)
     assert verb("train", QUIET, "resume=run", "trainer.max_steps=40").code == 2
-    assert content_of(run) == before
+    assert reading.content(run) == before
 
 
 @pytest.mark.parametrize(
@@ -353,11 +349,11 @@ def test_a_saved_setting_of_a_wrong_type_is_told_in_a_line(finished, verb, copy,
         part = part[name]
     part[key] = None
     checkpoint_file.save(content, run / "checkpoints" / "last.ckpt")
-    before = content_of(run)
+    before = reading.content(run)
     outcome = verb("train", QUIET, "resume=run", "trainer.max_steps=40")
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1), outcome.err
     assert told in outcome.err
-    assert content_of(run) == before
+    assert reading.content(run) == before
 
 
 @pytest.mark.parametrize(
@@ -373,12 +369,12 @@ def test_a_saved_setting_of_a_wrong_type_is_told_in_a_line(finished, verb, copy,
 )
 def test_a_change_that_makes_it_another_run_is_a_mistake(verb, finished, copy, word):
     run = copy(finished)
-    before = content_of(run)
+    before = reading.content(run)
     outcome = verb("train", QUIET, "resume=run", "trainer.max_steps=40", word)
     assert outcome.code == 2
     assert word in outcome.err
     assert len(outcome.err.splitlines()) == 1
-    assert content_of(run) == before
+    assert reading.content(run) == before
 
 
 def test_where_there_is_no_run_there_is_nothing_to_go_on_with(verb, tmp_path: Path):

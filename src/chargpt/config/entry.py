@@ -81,7 +81,7 @@ def _run(work: Work, config_name: str, script: Path) -> int:
             return _by_hydra(work, conf, args.config_name or config_name, script)
         with _loader(conf, config_name, args.config_dir) as loader:
             check(args.overrides, loader, config_name, args.multirun)
-            if args.multirun and not asks_hydra:
+            if args.multirun:
                 from chargpt.sweeps.sweep import sweep
 
                 return sweep(config_name, args.overrides, script, args.config_dir)

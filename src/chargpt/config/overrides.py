@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from chargpt.config.value_types import check_parents, check_type
+from chargpt.config.value_types import check_parents, check_type, is_interpolation
 from chargpt.config.words import one_line, parse
 from chargpt.errors import Mistake
 
@@ -46,7 +46,8 @@ def check(overrides: list[str], loader: ConfigLoader, config_name: str, sweep: b
     for override in parsed:
         if override not in groups:
             _check_value(override, base, keys, sweep)
-    interpolated = [o for o in parsed if o.key_or_group in keys and _is_interpolated(o)]
+    kept = [o for o in parsed if o.key_or_group in keys and not o.is_delete()]
+    interpolated = [o for o in kept if any(map(is_interpolation, _values(o)))]
     if interpolated and not sweep:
         _check_interpolated(interpolated, _compose(loader, config_name, overrides), base, keys)
 
@@ -71,10 +72,10 @@ def _groups(loader: ConfigLoader, parent: str = "") -> list[str]:
 
 def _values(override: Override) -> Iterable[Any]:
     value = override.value()
+    given = [value]
     if override.is_sweep_override():
-        items = value.list if isinstance(value, Sweep) and hasattr(value, "list") else None
-        return items if items is not None else ()
-    return (value,)
+        given = value.list if isinstance(value, Sweep) and hasattr(value, "list") else []
+    return [one.text if isinstance(one, QuotedString) else one for one in given]
 
 
 def _no_sweep(override: Override, sweep: bool) -> None:
@@ -105,7 +106,7 @@ def _check_choice(override: Override, loader: ConfigLoader, sweep: bool) -> None
         )
     options = loader.repository.get_group_options(group)
     for value in _values(override):
-        choice = "null" if value is None else str(value.text if isinstance(value, QuotedString) else value)
+        choice = "null" if value is None else str(value)
         ours = not group.startswith("hydra") or group in ("hydra/launcher", "hydra/sweeper")
         if isinstance(value, dict | list) or (choice not in options and ours and not override.is_delete()):
             raise Mistake(
@@ -175,13 +176,7 @@ def _check_value(override: Override, base: DictConfig, keys: set[str], sweep: bo
     if override.is_delete():
         return
     for given in _values(override):
-        check_type(key, given.text if isinstance(given, QuotedString) else given, base, keys)
-
-
-def _is_interpolated(override: Override) -> bool:
-    value = override.value()
-    text = value.text if isinstance(value, QuotedString) else value
-    return isinstance(text, str) and "${" in text and not override.is_delete()
+        check_type(key, given, base, keys)
 
 
 def _check_interpolated(overrides: list[Override], composed: DictConfig, base: DictConfig, keys: set[str]) -> None:

@@ -46,13 +46,17 @@ def check_type(key: str, value: Any, base: DictConfig, keys: set[str]) -> None:
         keys: all settings and groups, for a hint.
     """
     accepted, group = _accepted(base, key), key.replace(".", "/")
-    interpolated = isinstance(value, str) and "${" in value
-    if accepted and not interpolated and type(value) not in accepted:
+    if accepted and not is_interpolation(value) and type(value) not in accepted:
         shown = repr(value) if isinstance(value, str) else "null" if value is None else value
         choose = f". To choose one by its name: {group}={value}" if group in keys and group != key else ""
         raise Mistake(
             f"{key}={shown}: {key} is {_in_words(accepted)}, not {_GIVEN.get(type(value), 'that')}{choose}"
         )
+
+
+def is_interpolation(value: Any) -> bool:
+    """Whether something else's value is meant."""
+    return isinstance(value, str) and "${" in value
 
 
 def check_parents(key: str, base: DictConfig) -> None:

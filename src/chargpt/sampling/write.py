@@ -1,16 +1,13 @@
 """sample.py: the text, and nothing else, on standard output."""
 
-import os
-import stat
 import sys
-from pathlib import Path
 
 import torch
 
 from chargpt.errors import Mistake
 from chargpt.memory import keep_heap
 from chargpt.sampling.trained import latest, load
-from chargpt.typed_path import typed_path
+from chargpt.typed_path import content, typed_path
 
 
 def write(
@@ -78,20 +75,10 @@ def given_text(setting: str, value: str) -> str:
     if path.is_char_device() or path.is_block_device():
         raise Mistake(f"{setting}=@{path} is a device, which has no end: put the text in a file")
     try:
-        return _content(path).decode("utf-8")
+        return content(path).decode("utf-8")
     except OSError as error:
         raise Mistake(
             f"{setting}=@{path}: {error.strerror}. To begin with the character @ itself, put it in a file"
         ) from error
     except UnicodeDecodeError as error:
         raise Mistake(f"{setting}=@{path} is not UTF-8 (byte at offset {error.start})") from error
-
-
-def _content(path: Path) -> bytes:
-    """All that is in a file, or comes from a pipe; nothing, if nobody is at its other end."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if stat.S_ISREG(status.st_mode) and not status.st_size:
-            return b""  # what a kernel makes up may have no end
-        os.set_blocking(file.fileno(), True)
-        return file.read()

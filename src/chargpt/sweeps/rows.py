@@ -16,3 +16,11 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, content.getvalue())
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """What `write_rows` wrote; nothing, if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [*csv.DictReader(file)]
