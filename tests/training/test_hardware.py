@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 from omegaconf import OmegaConf
 
 from chargpt.errors import Mistake
 from chargpt.training import bfloat16
-from chargpt.training.hardware import device_name, make_trainer
+from chargpt.training.hardware import best_precision, device_name, make_trainer
 from tests.conftest import REPO
 
 
@@ -73,6 +74,35 @@ def test_the_fastest_precision_of_a_cpu_is_bfloat16_where_it_has_products_for_it
     made = dict(logger=False, default_root_dir=tmp_path)
     assert make_trainer(settings(precision="fastest"), **made).precision == precision
     assert make_trainer(settings(precision="auto"), **made).precision == "32-true"
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [
+        ((9, 0), "bf16-mixed"),
+        ((8, 0), "bf16-mixed"),
+        ((7, 5), "16-mixed"),
+        ((7, 0), "16-mixed"),
+        ((6, 1), "32-true"),
+    ],
+)
+def test_a_gpu_gets_the_16_bit_numbers_that_it_multiplies_in_hardware(monkeypatch, capability, precision):
+    """torch counts emulated bfloat16 as supported unless it is asked."""
+    gpu = {"is_available": lambda: True, "get_device_capability": lambda *_: capability}
+    gpu["is_bf16_supported"] = lambda including_emulation=True: including_emulation or capability >= (8, 0)
+    for name, answer in gpu.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    assert best_precision("auto") == best_precision("gpu") == precision
+    assert best_precision("cpu") == "32-true"
+
+
+@pytest.mark.parametrize(("choice", "wanted"), [(True, True), ("warn", True), (False, False)])
+def test_a_deterministic_run_is_deterministic_when_compiled_too(tmp_path, choice, wanted):
+    """torch sets the compiler's mode with its own; without it inductor chooses kernels by timing them."""
+    with torch._inductor.config.patch(deterministic=False):
+        make_trainer(settings(deterministic=choice), logger=False, default_root_dir=tmp_path)
+        assert torch._inductor.config.deterministic is wanted
+    torch.use_deterministic_algorithms(False)
 
 
 def test_the_settings_stay_as_they_were(tmp_path: Path):

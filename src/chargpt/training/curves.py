@@ -85,7 +85,7 @@ class Curves(L.Callback):
         point = {"train/loss": loss, "lr": self._lr, "grad_norm": norm}
         point["tokens_per_second"] = self.tokens_per_second
         if self._peak_flops:  # Chowdhery et al. 2022, PaLM, appendix B
-            self.mfu = self.tokens_per_second * pl_module.model.flops_per_token() / self._peak_flops
+            self.mfu = self.tokens_per_second * pl_module.flops_per_token / self._peak_flops
             point["mfu"] = self.mfu
         self._log(trainer, point, step)
         if not math.isfinite(loss):

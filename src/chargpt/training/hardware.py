@@ -9,17 +9,17 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException as FabricError
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from chargpt import rank
 from chargpt.errors import Mistake
+from chargpt.training import peak_flops as peaks
 from chargpt.training.bfloat16 import is_fast
+from chargpt.training.strategies import make_strategy
 
-# Whose figures in Lightning's table are those of dense products on tensor cores.
-KNOWN = ("A100", "H100 80GB", "H100 PCIe", "H200", "V100", "T4")
+TENSOR_CORES = (7, 0)  # the compute capability from which on a GPU has them: Volta's, for float16
 
 # Lightning's own short cuts, with which the figures of a run would not mean what they say.
 NOT_HERE = {"fast_dev_run", "overfit_batches", "max_epochs", "min_epochs", "min_steps", "num_sanity_val_steps"}
@@ -53,15 +53,18 @@ def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
         settings.pop(ours, None)
     settings["val_check_interval"] *= settings["accumulate_grad_batches"]
     if settings["precision"] in ("auto", "fastest"):
-        settings["precision"] = _best_precision(settings["accelerator"], settings["precision"] == "fastest")
+        settings["precision"] = best_precision(settings["accelerator"], settings["precision"] == "fastest")
     if settings["deterministic"] is False and settings["accelerator"] != "cpu" and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     settings["profiler"] = settings.get("profiler") or NoProfiler()
     _quieten()
+    shape = _given_shape()
+    several = rank.OURS in os.environ or shape.get("devices", 1) * shape.get("num_nodes", 1) > 1
+    settings["strategy"] = make_strategy(settings["strategy"], several)
     fixed["plugins"] = [*fixed.get("plugins", []), *_environment()]
     try:
         trainer = L.Trainer(
-            **settings | _given_shape(),
+            **settings | shape,
             **fixed,
             max_epochs=-1,
             check_val_every_n_epoch=None,
@@ -107,14 +110,12 @@ def _given_shape() -> dict[str, int]:
 
 
 def peak_flops(trainer: L.Trainer) -> float | None:
-    """Floating-point operations a second of all devices at their best; None where nobody has put it down."""
+    """FLOP/s of all devices at their best, in dense 16-bit products; None where the table has no such device."""
     device = trainer.strategy.root_device
-    if device.type != "cuda" or not any(chip in torch.cuda.get_device_name(device) for chip in KNOWN):
+    if device.type != "cuda":
         return None
-    halved = str(trainer.precision).removeprefix("bf").startswith("16")
-    with warnings.catch_warnings(action="ignore"):
-        each = get_available_flops(device, torch.float16 if halved else torch.float32)
-    return each and float(each) * trainer.world_size
+    each = peaks.peak_flops(torch.cuda.get_device_name(device))
+    return each and each * trainer.world_size
 
 
 def device_name(device: torch.device) -> str:
@@ -148,10 +149,15 @@ def _check(settings: dict[str, Any]) -> None:
         raise Mistake(f"trainer.gradient_clip_val={clip}: it must be more than 0, or null for no clipping")
 
 
-def _best_precision(accelerator: str, on_cpu_too: bool) -> str:
-    """bfloat16 where products in it are fast; on a CPU only if asked for, so that its figures stay comparable."""
+def best_precision(accelerator: str, on_cpu_too: bool = False) -> str:
+    """The fastest precision that a GPU has units for; on a CPU only if asked for, so that figures stay comparable.
+
+    bfloat16 from Ampere on. Volta and Turing (V100, T4) would emulate it, and have float16.
+    """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+        if is_fast(torch.device("cuda")):
+            return "bf16-mixed"
+        return "16-mixed" if torch.cuda.get_device_capability() >= TENSOR_CORES else "32-true"
     here = on_cpu_too and accelerator in ("auto", "cpu")
     return "bf16-mixed" if here and is_fast(torch.device("cpu")) else "32-true"
 

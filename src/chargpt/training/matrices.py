@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.training.optimizer import AdamW, check_betas, check_rate
 
@@ -22,7 +21,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         lr, betas, weight_decay, eps: AdamW's, for embeddings, head and vectors.
 
     Raises:
-        Mistake: settings without sense; pieces of matrices, as FSDP makes them.
+        Mistake: settings without sense.
     """
 
     _step_supports_amp_scaling = True  # torch's GradScaler leaves infinite gradients to it
@@ -46,10 +45,6 @@ class MatrixOptimizer(torch.optim.Optimizer):
             if weight.requires_grad:
                 by_maps[maps].append(weight)
                 taken.add(weight)
-        if any(weight.ndim != 2 for weight in taken):
-            raise Mistake(
-                "optimizer: this one wants whole matrices, which FSDP splits: take trainer=ddp, or optimizer=adamw"
-            )
         rest = [p for p in model.parameters() if p.requires_grad and p not in taken]
         groups: list[dict[str, Any]] = [{"params": p, "maps": maps, **matrices} for maps, p in by_maps.items()]
         if rest:

@@ -34,6 +34,8 @@ class LanguageModeling(L.LightningModule):
     ):
         super().__init__()
         self.model = model
+        # Counted here: FSDP leaves each rank a part of the parameters.
+        self.parameter_count, self.flops_per_token = model.parameter_count(), model.flops_per_token()
         self.make_optimizer = optimizer
         self._schedule = schedule
         self._seed = seed

@@ -5,12 +5,14 @@ from typing import Any
 import hydra
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 
 from chargpt.config.build import build
 from chargpt.data.datamodule import TextDataModule
 from chargpt.data.tokenizer import Tokenizer
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
+from chargpt.training.matrices import MatrixOptimizer
 from chargpt.training.module import LanguageModeling
 from chargpt.training.run_directory import RunDirectory
 from chargpt.training.schedule import Constant
@@ -55,6 +57,16 @@ def build_module(config: dict[str, Any], data: TextDataModule) -> LanguageModeli
     if not isinstance(made, torch.optim.Optimizer):
         raise Mistake(f"optimizer makes a {type(made).__name__}, and must make a torch.optim.Optimizer")
     return LanguageModeling(model, optimizer, schedule, config["seed"])
+
+
+def check_strategy(module: LanguageModeling, trainer: L.Trainer) -> None:
+    """Raises `Mistake` if the optimizer cannot work with what the strategy leaves of each parameter."""
+    if isinstance(trainer.strategy, FSDPStrategy) and isinstance(
+        module.make_optimizer(module.model), MatrixOptimizer
+    ):
+        raise Mistake(
+            "optimizer: this one needs whole matrices, and FSDP splits them: take trainer=ddp, or optimizer=adamw"
+        )
 
 
 def check_batch(batch_size: int, model: LanguageModel, devices: int) -> None:

@@ -30,7 +30,7 @@ def opening(run: "Run") -> None:
     accumulated = trainer.accumulate_grad_batches
     passes = f"{accumulated} x " if accumulated > 1 else ""
     rows = {
-        "model": f"{run.config['name']}: {millions(model.parameter_count())} parameters, {shape}",
+        "model": f"{run.config['name']}: {millions(run.module.parameter_count)} parameters, {shape}",
         "text": f"{data.corpus.name}: {data.characters:,} characters, {data.tokenizer.vocab_size} distinct",
         "train": f"{_end(run)}, {passes}{data.batch_size} x {data.block_size} tokens a step",
         "on": f"{trainer.world_size} x {device_name(trainer.strategy.root_device)}, {trainer.precision}",
@@ -90,7 +90,7 @@ def hyperparameters(run: "Run") -> dict[str, bool | str | float | int]:
     return {
         **scalars,
         "model": config["model"]["_target_"].rsplit(".", 1)[-1],
-        "parameters": run.model.parameter_count(),
+        "parameters": run.module.parameter_count,
         "optimizer": config["optimizer"]["_target_"].rsplit(".", 1)[-1],
         "lr": config["optimizer"]["lr"],
         "schedule": config["schedule"]["_target_"].rsplit(".", 1)[-1],

@@ -1,0 +1,127 @@
+"""Lightning's strategies for several processes, configured for this bench: DDP, and FSDP with full checkpoints."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from torch import nn
+from torch.distributed.fsdp import (
+    FullOptimStateDictConfig,
+    FullStateDictConfig,
+    FullyShardedDataParallel,
+    MixedPrecision,
+    StateDictType,
+)
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+from chargpt.model.transformer import Block
+
+WRAPPER = "_fsdp_wrapped_module."  # what FSDP puts into the names of parameters
+
+
+def make_strategy(name: str, several: bool) -> str | Strategy:
+    """The strategy that `trainer.strategy` names; Lightning's own where nothing has to be configured.
+
+    Args:
+        several: whether the run has more than one process.
+    """
+    if name == "fsdp":
+        return ShardedStrategy(auto_wrap_policy=ModuleWrapPolicy({Block}))
+    if name == "ddp" or (name == "auto" and several):
+        # The only buffers are tables that are equal on all ranks: there is nothing to broadcast at each step.
+        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.13
+        unsynced = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return DDPStrategy(gradient_as_bucket_view=True, **unsynced)
+    return name
+
+
+class ShardedStrategy(FSDPStrategy):
+    """FSDP with each block as a unit, gradients summed in float32, and the checkpoints of every other strategy.
+
+    A checkpoint holds full weights, and the optimizer's state as torch's own `state_dict` numbers it, so that a
+    run may be resumed with another strategy or another number of devices.
+    """
+
+    @property
+    def mixed_precision_config(self) -> MixedPrecision:
+        """Parameters in the run's precision; gradients are reduced, and buffers kept, in float32."""
+        # FSDP would copy a block's `Surroundings` to cast it, and what the block writes there would be lost.
+        uncast = dict(cast_forward_inputs=False, cast_root_forward_inputs=False)
+        config = super().mixed_precision_config
+        return replace(config, reduce_dtype=torch.float32, buffer_dtype=torch.float32, **uncast)
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        # Lightning's own names the device by its index alone, which a CPU has not.
+        model = FullyShardedDataParallel(
+            model,
+            device_id=self.root_device,
+            mixed_precision=self.mixed_precision_config,
+            sharding_strategy=self.sharding_strategy,
+            **self.kwargs,
+        )
+        for metric in (module for module in model.modules() if isinstance(module, Metric)):
+            metric.to(self.root_device)  # FSDP moves parameters and buffers, and a metric has neither
+        return model
+
+    def setup_optimizers(self, trainer: L.Trainer) -> None:
+        # An optimizer groups parameters by their shapes, and shards are 1-D.
+        with FullyShardedDataParallel.summon_full_params(self.model, writeback=False):
+            super().setup_optimizers(trainer)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The full weights; empty on ranks other than 0."""
+        with self._full(rank0_only=True):
+            return self.model.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole state, numbered in the optimizer's order; empty on ranks other than 0."""
+        optimizer = getattr(optimizer, "_optimizer", optimizer)  # Lightning's wrapper
+        with self._full(rank0_only=True):
+            named = FullyShardedDataParallel.optim_state_dict(self.model, optimizer)
+        if self.global_rank != 0:
+            return {}
+        numbers = {name: n for n, name in enumerate(chain.from_iterable(self._names(optimizer)))}
+        groups = [group | {"params": [numbers[n] for n in group["params"]]} for group in named["param_groups"]]
+        return {"state": {numbers[n]: state for n, state in named["state"].items()}, "param_groups": groups}
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        checkpoint = self.checkpoint_io.load_checkpoint(checkpoint_path)
+        with self._full(rank0_only=False):
+            self.model.load_state_dict(checkpoint["state_dict"])
+            for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+                sharded = FullyShardedDataParallel.optim_state_dict_to_load(
+                    self.model, optimizer, self._by_name(optimizer, saved)
+                )
+                optimizer.load_state_dict(sharded)
+        return checkpoint
+
+    def _by_name(self, optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        groups, names = saved["param_groups"], self._names(optimizer)
+        numbers = chain.from_iterable(group["params"] for group in groups)
+        found = dict(zip(numbers, chain.from_iterable(names), strict=True))
+        groups = [group | {"params": some} for group, some in zip(groups, names, strict=True)]
+        return {"state": {found[n]: state for n, state in saved["state"].items()}, "param_groups": groups}
+
+    def _names(self, optimizer: Optimizer) -> list[list[str]]:
+        """The names of the parameters of each group."""
+        names = {p: name.replace(WRAPPER, "") for name, p in self.model.named_parameters()}
+        return [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+
+    @contextmanager
+    def _full(self, rank0_only: bool) -> Iterator[None]:
+        """State dicts inside are full ones, gathered from all ranks, on the CPU."""
+        # Tensors that are on the CPU already would not be copied, and FSDP frees what they point to.
+        settings = dict(offload_to_cpu=self.root_device.type != "cpu", rank0_only=rank0_only)
+        configs = FullStateDictConfig(**settings), FullOptimStateDictConfig(**settings)
+        with FullyShardedDataParallel.state_dict_type(self.model, StateDictType.FULL_STATE_DICT, *configs):
+            yield
