@@ -13,7 +13,6 @@ from chargpt.model.attention import CausalSelfAttention
 from chargpt.model.bigram import Bigram
 from chargpt.model.feed_forward import FeedForward
 from chargpt.model.initialization import torch_default
-from chargpt.model.language_model import LanguageModel
 from chargpt.model.n_grams import NGrams
 from chargpt.model.position import Learned
 from chargpt.model.transformer import Transformer
@@ -189,20 +188,28 @@ def test_settings_without_sense_are_refused(model, wrong):
         muon(model, **{"lr": 0.02, **wrong})
 
 
-class Split(LanguageModel):
-    """What a rank of FSDP sees: pieces of a matrix."""
+def test_orthogonalization_takes_the_type_it_is_given(monkeypatch, model):
+    seen = []
+    real = module.orthogonalize
+    monkeypatch.setattr(module, "is_fast", lambda device: True)
+    monkeypatch.setattr(
+        module, "orthogonalize", lambda m, steps, dtype: seen.append(dtype) or real(m, steps, dtype)
+    )
+    for choice in ("auto", "float32", "bfloat16"):
+        train(model, muon(model, lr=0.02, orthogonalization_dtype=choice), [0])
+    count = len(seen) // 3
+    assert seen == [torch.bfloat16] * count + [torch.float32] * count + [torch.bfloat16] * count
+    with pytest.raises(Mistake, match="auto"):
+        muon(model, lr=0.02, orthogonalization_dtype="float8")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.piece = nn.Parameter(torch.zeros(5))
 
-    def hidden_matrices(self) -> list[tuple[nn.Parameter, int]]:
-        return [(self.piece, 1)]
-
-
-def test_pieces_of_a_matrix_are_refused():
-    with pytest.raises(Mistake, match="trainer=ddp"):
-        muon(Split(), lr=0.02)
+def test_a_checkpoint_of_before_that_setting_goes_on(model):
+    optimizer = muon(model, lr=0.02)
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        group.pop("orthogonalization_dtype", None)
+    optimizer.load_state_dict(saved)
+    train(model, optimizer, [0])
 
 
 def test_it_is_one_optimizer_of_torchs(model):

@@ -23,6 +23,7 @@ POLAR_EXPRESS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}
 SAFETY = 1.01  # the same algorithm: keeps rounding in bfloat16 from pushing a singular value out of their reach
 
 
@@ -83,7 +84,9 @@ class Muon(MatrixOptimizer):
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             wanted = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
             steps = group["orthogonalization_steps"]
-            dtype = torch.bfloat16 if is_fast(wanted.device) else torch.float32
+            dtype = DTYPES[group.get("orthogonalization_dtype", "auto")]  # a checkpoint of before has none
+            if dtype is None:
+                dtype = torch.bfloat16 if is_fast(wanted.device) else torch.float32
             turned = orthogonalize(wanted.view(-1, fan_out // group["maps"], fan_in), steps, dtype).view_as(wanted)
             size = max(1.0, fan_out / group["maps"] / fan_in) ** 0.5
             if group["weight_decay"]:
@@ -97,6 +100,7 @@ def muon(
     momentum: float = 0.95,
     weight_decay: float = 0.0,
     orthogonalization_steps: int = 5,
+    orthogonalization_dtype: str = "auto",
     adamw_lr: float = 1e-2,
     adamw_betas: Sequence[float] = (0.8, 0.95),
     adamw_weight_decay: float = 0.0,
@@ -107,11 +111,18 @@ def muon(
     Args:
         lr: of the matrices: how far their singular values move a step.
         orthogonalization_steps: 1 to 5; fewer are faster and rougher.
+        orthogonalization_dtype: of the products of the iteration: "float32", "bfloat16", or "auto": bfloat16 where
+            the device multiplies it fast.
     """
     if not 0 <= momentum < 1:
         raise Mistake(f"optimizer.momentum={momentum}: it must be from 0 to below 1")
     if orthogonalization_steps not in range(1, 6):
         raise Mistake(f"optimizer.orthogonalization_steps={orthogonalization_steps}: it is a number from 1 to 5")
+    if orthogonalization_dtype not in DTYPES:
+        raise Mistake(
+            f"optimizer.orthogonalization_dtype={orthogonalization_dtype}: it is one of {', '.join(DTYPES)}"
+        )
     matrices = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
     matrices["orthogonalization_steps"] = orthogonalization_steps
+    matrices["orthogonalization_dtype"] = orthogonalization_dtype
     return Muon(model, matrices, adamw_lr, adamw_betas, adamw_weight_decay, adamw_eps)

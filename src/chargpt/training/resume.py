@@ -28,7 +28,14 @@ MAY_CHANGE = (
     "on_divergence",
 )
 # Settings that came later, each with the value that means what was before: a run from then has them all the same.
-LATER = {"data.block_warmup": 0, "model.n_grams.dropout": 0, "model.token_dropout": 0, "trainer.ema_decay": None}
+LATER = {
+    "data.block_warmup": 0,
+    "model.n_grams.dropout": 0,
+    "model.token_dropout": 0,
+    "optimizer.batched": False,
+    "optimizer.orthogonalization_dtype": "auto",
+    "trainer.ema_decay": None,
+}
 FREE_GROUPS = ("logger", "callbacks", "hydra", "resume", "rerun")
 
 
