@@ -56,3 +56,10 @@ def test_each_block_attends_to_what_its_own_part_makes_of_its_values(small, toke
 def test_values_keep_their_type(tokens_BT, values, dtype):
     part = values(11, 12)
     assert part(torch.randn(3, 8, 12, dtype=dtype), surroundings(tokens_BT)).dtype == dtype
+
+
+def test_the_gradient_of_a_table_is_summed_in_float32_also_for_values_of_16_bits():
+    """In bfloat16 a sum of ones ends at 256."""
+    part, tokens_BT = ValueEmbedding(11, 12, share=1.0), torch.zeros(4, 500, dtype=torch.long)
+    part(torch.zeros(4, 500, 12, dtype=torch.bfloat16), surroundings(tokens_BT)).sum().backward()
+    torch.testing.assert_close(part.embedding.weight.grad[0], torch.full((12,), 2000.0))

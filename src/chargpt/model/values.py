@@ -3,7 +3,6 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from chargpt.errors import Mistake
 from chargpt.model.surroundings import Surroundings
@@ -45,5 +44,6 @@ class ValueEmbedding(nn.Module):
         self.share = nn.Parameter(torch.tensor([float(share)]))  # FSDP knows no scalars
 
     def forward(self, values_BTC: Float[Tensor, "B T C"], surroundings: Surroundings) -> Float[Tensor, "B T C"]:
-        table_VC = (self.share * self.embedding.weight).to(values_BTC.dtype)
-        return values_BTC + F.embedding(surroundings.tokens_BT, table_VC)
+        # Looked up before the cast: the gradient of a table in bfloat16 would be summed in bfloat16.
+        found_BTC = self.embedding(surroundings.tokens_BT)
+        return values_BTC + (self.share * found_BTC).to(values_BTC.dtype)
