@@ -19,7 +19,8 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ 
         ("cpu", 10**6, None, False),
         ("mps", 10**6, None, False),
         ("cuda", 100, None, False),
-        ("cuda", 5000, None, True),
+        ("cuda", 5000, None, False),
+        ("cuda", 20000, None, True),
         ("cuda", -1, 60.0, False),
         ("cuda", -1, 600.0, True),
     ],
@@ -28,10 +29,12 @@ def test_auto_compiles_long_runs_on_a_gpu(device, steps, seconds, wanted):
     assert pays(device, steps, seconds) is wanted
 
 
-def test_a_setting_that_is_none_is_refused(verb, tiny, tmp_path: Path):
-    outcome = verb("train", *tiny, "trainer.compile=maybe")
+@pytest.mark.parametrize(("setting", "named"), [("maybe", "reduce-overhead"), ("cudagraphs", "one CUDA GPU")])
+def test_a_setting_that_cannot_be_is_refused(verb, tiny, tmp_path: Path, setting, named):
+    outcome = verb("train", *tiny, f"trainer.compile={setting}")
     assert outcome.code == 2
-    assert "trainer.compile=maybe" in outcome.err
+    assert f"trainer.compile={setting}" in outcome.err
+    assert named in outcome.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -56,6 +59,21 @@ def test_a_compiled_run_is_the_same_run_and_its_compiling_is_no_training_time(ti
     assert fast["val_loss"] == pytest.approx(plain["val_loss"], abs=1e-4)
     assert fast["compilation_seconds"] > 1 > plain["compilation_seconds"] == 0
     assert fast["train_seconds"] < fast["compilation_seconds"]
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_blocks_learn_what_plain_ones_do_and_are_compiled_once_for_all_layers(tiny, tmp_path: Path):
+    words = [*tiny, "model.dropout=0", "model.n_layer=3", "model/values=embedding"]
+    words += ["+callbacks.count._target_=tests.training.staged.CountCompiled"]
+    for choice in ("blocks", "false"):
+        outcome = process(
+            tmp_path, "train", *words, f"trainer.compile={choice}", f"hydra.run.dir={choice}", timeout=300
+        )
+        assert outcome.code == 0, outcome.err
+    mine, theirs = (reading.metrics(tmp_path / choice) for choice in ("blocks", "false"))
+    assert mine["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-4)
+    assert (tmp_path / "blocks" / "compiled.txt").read_text() == "1"
 
 
 @pytest.mark.slow

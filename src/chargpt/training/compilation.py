@@ -11,15 +11,26 @@ from torch import Tensor
 
 from chargpt.data.blocks import RandomBlocks
 from chargpt.errors import Failed, Mistake
+from chargpt.model.transformer import Block
 from chargpt.training.clock import TrainingClock, synchronize
 
 log = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# A run as long as this gets its compile time (half a minute to two) back on a GPU: an estimate, not yet measured.
-# On a CPU it does not come back at all (experiments/speed).
-STEPS, SECONDS = 3000, 180
+# What `trainer.compile` may be besides true, false and auto.
+WAYS = {
+    "inductor": "fused kernels",
+    "reduce-overhead": "fused kernels, launched together as CUDA graphs",
+    "cudagraphs": "torch's own kernels, launched together as CUDA graphs",
+    "blocks": "fused kernels for one block, used by all of them",
+}
+GRAPHS = ("reduce-overhead", "cudagraphs")
+# `auto` compiles a run on a GPU that is as long as this. It is an estimate, not a measurement: compiling gpt_small
+# takes 45 s and saves 4 ms of a step of 10 ms, so it breaks even after 11,000 steps or 110 s of training; the time
+# is doubled, since smaller models save less. The kit in experiments/gpu measures these figures. On a CPU compiling
+# does not pay at all (experiments/speed).
+STEPS, SECONDS = 11_000, 220
 
 
 def pays(device_type: str, max_steps: int, max_seconds: float | None) -> bool:
@@ -33,49 +44,50 @@ class Compilation(L.Callback):
     """Compiles the step's forward and backward pass before the first step, on the clock's own account.
 
     Args:
-        setting: `trainer.compile`: true, false or auto.
+        setting: `trainer.compile`: true, false, auto, or one of `WAYS`.
         max_seconds: the run's time budget.
         clock: what the compile time is booked with.
     """
 
     def __init__(self, setting: Any, max_seconds: float | None, clock: TrainingClock):
         self._setting, self._max_seconds, self._clock = setting, max_seconds, clock
-        self._wanted = False
+        self._way: str | None = None
 
     def decide(self, trainer: L.Trainer) -> None:
-        """Whether to compile.
+        """Whether to compile, and how.
 
         Raises:
-            Mistake: the setting is none of the three, or compiling was asked for and this machine cannot.
+            Mistake: the setting is none of these, or this machine or this run cannot be compiled as it asks.
         """
-        if not isinstance(self._setting, bool) and self._setting != "auto":
-            raise Mistake(f"trainer.compile={self._setting}: it is true, false or auto")
+        if not isinstance(self._setting, bool) and self._setting not in ("auto", *WAYS):
+            raise Mistake(f"trainer.compile={self._setting}: it is true, false, auto, {', '.join(WAYS)}")
         device_type = trainer.strategy.root_device.type
-        asked, sharded = self._setting is True, isinstance(trainer.strategy, FSDPStrategy)
+        asked, sharded = self._setting not in (False, "auto"), isinstance(trainer.strategy, FSDPStrategy)
         if asked and sharded:
-            raise Mistake("trainer.compile=true does not go with FSDP here: leave it out")
+            raise Mistake(f"trainer.compile={self._setting} does not go with FSDP here: leave it out")
         worth_it = not sharded and pays(device_type, trainer.max_steps, self._max_seconds)
-        self._wanted = asked or (self._setting == "auto" and worth_it)
-        if self._wanted and (reason := _hindrance(device_type)):
-            if asked:
-                raise Mistake(f"trainer.compile=true: {reason}; trainer.compile=false does without")
-            log.warning("not compiled, so slower than it could be: %s", reason)
-            self._wanted = False
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._wanted or trainer.should_stop or pl_module.train_loss != pl_module.loss:
+        if not asked and not (self._setting == "auto" and worth_it):
             return
-        self._clock.turn_to("compilation", pl_module.device)
         # CUDA graphs keep what a step gives back only until the next step: not for gradients that are gathered.
         alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
-        graphs = pl_module.device.type == "cuda" and alone
-        fast = torch.compile(pl_module.loss, dynamic=False, mode="reduce-overhead" if graphs else "default")
+        best = "reduce-overhead" if device_type == "cuda" and alone else "inductor"
+        self._way = self._setting if self._setting in WAYS else best
+        if self._way in GRAPHS and (device_type != "cuda" or not alone):
+            needed = "one CUDA GPU, and trainer.accumulate_grad_batches=1"
+            raise Mistake(f"trainer.compile={self._way} needs {needed}: take trainer.compile=inductor")
+        if reason := _hindrance(device_type, self._way):
+            if asked:
+                setting = str(self._setting).lower()
+                raise Mistake(f"trainer.compile={setting}: {reason}; trainer.compile=false does without")
+            log.warning("not compiled, so slower than it could be: %s", reason)
+            self._way = None
 
-        def loss(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-            if graphs:
-                torch.compiler.cudagraph_mark_step_begin()
-            return fast(inputs_BT, targets_BT)
-
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._way is None or trainer.should_stop or pl_module.train_loss != pl_module.loss:
+            return
+        self._clock.turn_to("compilation", pl_module.device)
+        graphs = self._way in GRAPHS
+        loss = _compiled(pl_module, self._way)
         try:
             self._warm_up(loss, trainer, pl_module, passes=3 if graphs else 1)  # the second is recorded
             pl_module.train_loss = loss
@@ -83,7 +95,7 @@ class Compilation(L.Callback):
             log.info("compiled in %.0f s", self._clock.seconds()["compilation"])
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            if self._setting is True:
+            if self._setting != "auto":
                 raise Failed(f"torch.compile failed: {reason}. trainer.compile=false does without") from error
             log.warning("not compiled, so slower than it could be: %s", reason)
             torch.compiler.reset()
@@ -101,8 +113,42 @@ class Compilation(L.Callback):
                 torch.autograd.grad(value, parameters, allow_unused=True)
 
 
-def _hindrance(device_type: str) -> str | None:
+def _compiled(pl_module: L.LightningModule, way: str) -> Loss:
+    """The module's loss, compiled in one of `WAYS`."""
+    if way == "blocks":
+        return _with_compiled_blocks(pl_module)
+    settings: dict[str, Any] = {"inductor": {}, "reduce-overhead": {"mode": way}, "cudagraphs": {"backend": way}}
+    fast = torch.compile(pl_module.loss, dynamic=False, **settings[way])
+
+    def loss(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        if way in GRAPHS:
+            torch.compiler.cudagraph_mark_step_begin()
+        return fast(inputs_BT, targets_BT)
+
+    return loss
+
+
+def _with_compiled_blocks(pl_module: L.LightningModule) -> Loss:
+    """Blocks are compiled for the training step alone: validation and samples call them with other shapes."""
+    blocks = [module for module in pl_module.modules() if isinstance(module, Block)]
+    compiled = [(block, torch.compile(block.forward, dynamic=False)) for block in blocks]
+
+    def loss(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        for block, forward in compiled:
+            block.forward = forward
+        try:
+            return pl_module.loss(inputs_BT, targets_BT)
+        finally:
+            for block, _ in compiled:
+                del block.forward
+
+    return loss
+
+
+def _hindrance(device_type: str, way: str) -> str | None:
     """Why nothing can be compiled here; None if it can."""
+    if way == "cudagraphs":  # which compiles no kernels
+        return None
     if device_type == "cuda":
         from torch.utils._triton import has_triton
 
