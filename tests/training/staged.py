@@ -1,5 +1,6 @@
 """Callbacks that stage what a run has to live through: a signal at a chosen moment, a clock that we move."""
 
+import atexit
 import ipaddress
 import json
 import os
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 
 import lightning as L
+import torch
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 
 class SignalAt(L.Callback):
@@ -75,15 +78,68 @@ class Break(L.Callback):
             raise RuntimeError("a part is broken")
 
 
+class CountReads(L.Callback):
+    """Writes down for each step how often Python read a tensor's value, from one step's start to the next."""
+
+    READS = ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__")
+
+    def __init__(self, file: str):
+        self.file, self.counts, self.before = Path(file), [], {}
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        for name in self.READS:
+            self.before[name] = getattr(torch.Tensor, name)
+            setattr(torch.Tensor, name, self._counted(self.before[name]))
+
+    def _counted(self, read):
+        def counted(*args, **settings):
+            if self.counts:
+                self.counts[-1] += 1
+            return read(*args, **settings)
+
+        return counted
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.counts.append(0)
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        for name, read in self.before.items():
+            setattr(torch.Tensor, name, read)
+        self.file.write_text("\n".join(map(str, self.counts)))
+
+
+class CountUnits(L.Callback):
+    """Writes down, in the run directory, how many units FSDP has made of the model."""
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        if trainer.is_global_zero:
+            units = sum(isinstance(module, FullyShardedDataParallel) for module in trainer.model.modules())
+            (Path(trainer.default_root_dir) / "units.txt").write_text(str(units))
+
+
+class CountCompiled(L.Callback):
+    """Writes down, in the run directory, how many graphs torch.compile has made by the end of training."""
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        from torch._dynamo.utils import counters
+
+        (Path(trainer.default_root_dir) / "compiled.txt").write_text(str(counters["stats"]["unique_graphs"]))
+
+
 class DieInRank(L.Callback):
-    """Ends one rank in the middle of step `step`, where a setting has a value: by an error, or by a signal."""
+    """Ends one rank in the middle of step `step`, where a setting has a value: by an error, or by a signal.
+
+    `hang` is an error after which the interpreter's clean-up never ends, as NCCL's may not.
+    """
 
     def __init__(self, rank: int, step: int, how: str, value: object = 1, where: object = 1):
         self.rank, self.step, self.how, self.here = rank, step, how, value == where
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if self.here and trainer.global_rank == self.rank and batch_idx == self.step:
-            if self.how == "raise":
+            if self.how == "hang":
+                atexit.register(time.sleep, 1000)
+            if self.how in ("raise", "hang"):
                 raise RuntimeError("a rank is broken")
             os.kill(os.getpid(), signal.Signals[self.how])
 
@@ -98,6 +154,7 @@ class Witness(L.Callback):
 
     def on_fit_end(self, trainer, pl_module) -> None:
         seen = {"devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "threads": os.environ["OMP_NUM_THREADS"]}
+        seen["compile_threads"] = os.environ["TORCHINDUCTOR_COMPILE_THREADS"]
         seen |= {"start": self.start, "end": time.time()}
         (self.folder / f"{os.getpid()}.json").write_text(json.dumps(seen))
 

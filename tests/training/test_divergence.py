@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chargpt.training.divergence import first_lost
+from chargpt.training.divergence import LossWatch, first_lost
 from tests.training import reading
 
 QUIET = "callbacks.samples.max_new_tokens=0"
@@ -113,3 +113,44 @@ def test_two_processes_go_back_together(verb, tiny, tmp_path: Path):
     outcome = verb("train", *tiny, *words)
     assert outcome.code == 0, outcome.err
     assert reading.metrics(tmp_path / "run")["rollbacks"] == 1
+
+
+NAN = torch.tensor(float("nan"))
+GOOD = torch.tensor(1.0)
+
+
+@pytest.mark.parametrize(("device", "late"), [("cpu", 0), ("mps", 1)])
+def test_a_lost_loss_is_seen_at_once_on_a_cpu_and_a_step_later_elsewhere(device, late):
+    watch = LossWatch(torch.device(device), passes=1)
+    seen = [watch.is_lost([loss]) for loss in (GOOD, GOOD, NAN, GOOD, GOOD, NAN, GOOD)]
+    lost = [step for step, is_lost in enumerate(seen) if is_lost]
+    assert lost == [2 + late, 5 + late]
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_each_pass_of_a_step_counts_and_a_step_without_new_losses_is_no_loss(bad):
+    watch = LossWatch(torch.device("cpu"), passes=3)
+    assert not watch.is_lost([])
+    assert not watch.is_lost([GOOD] * 3)
+    assert not watch.is_lost([])
+    assert watch.is_lost([NAN if i == bad else GOOD for i in range(3)])
+
+
+@pytest.mark.parametrize("budget", [[], ["trainer.max_time=100"]], ids=["steps", "time"])
+def test_between_two_points_of_the_curves_no_value_is_read_from_the_device(verb, tiny, tmp_path: Path, budget):
+    """On a GPU each such read would wait for all that the device has been given."""
+    words = [
+        "trainer.max_steps=40",
+        "trainer.log_every_n_steps=20",
+        "trainer.val_check_interval=20",
+        QUIET,
+        *budget,
+    ]
+    reads = f"+callbacks.reads.file={tmp_path / 'reads.txt'}"
+    count = ["+callbacks.reads._target_=tests.training.staged.CountReads", reads]
+    outcome = verb("train", *tiny, *words, *count, "trainer.ema_decay=0.9")
+    assert outcome.code == 0, outcome.err
+    at_step = [int(line) for line in (tmp_path / "reads.txt").read_text().split()]
+    assert len(at_step) == 40
+    assert at_step[19] > 0, "the count itself works"
+    assert not any(at_step[1:19]) and not any(at_step[20:39])

@@ -52,7 +52,10 @@ class RandomBlocks:
 
     def batch(self, k: int) -> Batch:
         starts_B = torch.randint(len(self._blocks), (self._batch_size,), generator=generator(self._seed, BATCH, k))
-        starts_B = starts_B[self._mine].to(self._blocks.device, non_blocking=True)
+        starts_B = starts_B[self._mine]
+        if self._blocks.device.type == "cuda":  # from memory that is not pinned the copy may wait for the device
+            starts_B = starts_B.pin_memory()
+        starts_B = starts_B.to(self._blocks.device, non_blocking=True)
         blocks = self._blocks[starts_B].long()
         inputs_BT, targets_BT = blocks[:, :-1], blocks[:, 1:]
         length = self.length(k)

@@ -38,6 +38,17 @@ class TrainingClock(L.Callback):
         """Share of the time budget that is used, the same on all ranks; 0 without one."""
         return self._used
 
+    def share_used(self) -> float:
+        """Share of the time budget that this rank has used by now, from 0 to 1; 0 without a budget."""
+        return 0.0 if self._max_time is None else min(1.0, self.train_seconds / self._max_time)
+
+    def agree(self, used: float) -> None:
+        """Sets what `time_used` gives to rank 0's share, a step old.
+
+        Ranks with clocks of their own would differ in the learning rate or in the last step.
+        """
+        self._used = used
+
     def turn_to(self, activity: str, device: torch.device) -> None:
         if activity != self._activity:
             if "train" in (activity, self._activity):
@@ -53,12 +64,8 @@ class TrainingClock(L.Callback):
         self.turn_to("train", pl_module.device)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if self._max_time is not None:
-            self._used = min(1.0, self.train_seconds / self._max_time)
-            if trainer.world_size > 1:  # ranks that differ in the learning rate or the end would fall apart
-                used = torch.tensor(self._used, device=pl_module.device)
-                torch.distributed.broadcast(used, src=0)
-                self._used = used.item()
+        if trainer.world_size == 1:
+            self._used = self.share_used()
         within_step = trainer.fit_loop.epoch_loop._should_accumulate()
         if not within_step and (trainer.global_step == trainer.max_steps or self._used >= 1.0):
             trainer.should_stop = True  # Lightning then validates once more and leaves

@@ -1,12 +1,14 @@
 """A loss that is no longer a number: it is seen at its step, nothing of it is saved, and a run may go back."""
 
-import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
 
 from chargpt.errors import Diverged, Mistake
 from chargpt.training.module import LanguageModeling, total_norm
@@ -48,15 +50,46 @@ class Rollbacks(L.Callback):
             self.steps = state_dict["steps"]
 
 
-def is_lost(trainer: L.Trainer, module: LanguageModeling) -> bool:
-    """Whether the last step's loss, on this rank, is not a number; asked between two steps.
+class LossWatch:
+    """Whether the losses of a step were numbers, without waiting for the device.
 
-    On a CPU its value is there. On other devices that of the step before is looked at, so that nothing waits.
+    The losses are copied to pinned memory, behind the step that they come from on the device's stream. On a GPU
+    they are read one step later: the event behind their copy has then passed, although the device may still be at
+    the newest step. On a CPU the values are read at once.
+
+    Args:
+        passes: forward passes of a step, each with a loss of its own.
     """
-    passes = trainer.accumulate_grad_batches
-    losses = module.train_losses
-    losses = losses[-passes:] if module.device.type == "cpu" else losses[-2 * passes : -passes]
-    return not all(math.isfinite(loss.item()) for loss in losses)
+
+    def __init__(self, device: torch.device, passes: int):
+        self._on_gpu = device.type == "cuda"
+        self._lag = 0 if device.type == "cpu" else 1
+        host_SP = torch.zeros(self._lag + 1, passes, pin_memory=self._on_gpu)
+        self._slots = list(host_SP)
+        self._values_SP = host_SP.numpy()  # the same memory, read without an operation of torch's
+        self._copied: deque[tuple[int, torch.cuda.Event | None]] = deque()
+        self._count = 0
+
+    def is_lost(self, losses: Sequence[Tensor]) -> bool:
+        """Called once a step, with the newest step's losses; with none of them after they were looked at already.
+
+        Returns:
+            Whether one is not a number: of these on a CPU, of those of the call before on other devices.
+        """
+        if losses:
+            slot = self._count % len(self._slots)
+            self._count += 1
+            self._slots[slot].copy_(torch.stack(tuple(losses)), non_blocking=self._on_gpu)
+            event = torch.cuda.Event() if self._on_gpu else None
+            if event is not None:
+                event.record()
+            self._copied.append((slot, event))
+        if len(self._copied) <= self._lag:
+            return False
+        slot, event = self._copied.popleft()
+        if event is not None:
+            event.synchronize()
+        return not np.isfinite(self._values_SP[slot]).all()
 
 
 def first_lost(losses_N: torch.Tensor, step: int, passes: int) -> int:

@@ -28,7 +28,7 @@ from chargpt.training.divergence import Rollbacks
 from chargpt.training.hardware import make_trainer
 from chargpt.training.interruption import Interruption
 from chargpt.training.module import LanguageModeling
-from chargpt.training.parts import build_module, check_batch, instantiate, read_text
+from chargpt.training.parts import build_module, check_batch, check_strategy, instantiate, read_text
 from chargpt.training.rank_error import RankError
 from chargpt.training.resume import changed, tell_changes
 from chargpt.training.run_directory import RunDirectory
@@ -127,7 +127,7 @@ def _build(
     checkpoints = Checkpoints(directory, identity, last_is_whole=checkpoint == directory.last)
     callbacks += [
         *moving_average(config["trainer"].get("ema_decay")),  # behind all that look at it while it stands in
-        Interruption(directory, checkpoints),  # the signals first: to compile takes long
+        Interruption(directory, checkpoints, clock),  # the signals first: to compile takes long
         compilation,
         rollbacks,
         checkpoints,
@@ -142,6 +142,7 @@ def _build(
         enable_checkpointing=True,
     )
     compilation.decide(trainer)
+    check_strategy(module, trainer)
     check_batch(data.batch_size, module.model, trainer.world_size)
     if trainer.strategy.root_device.type == "cpu":
         passes, here = trainer.accumulate_grad_batches, trainer.num_devices
