@@ -1,10 +1,17 @@
 """Which of several processes this one is, and who started it."""
 
 import contextlib
+import ctypes
+import logging
 import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from chargpt.errors import INTERRUPTED
 
 STARTER = "CHARGPT_STARTER"  # the process that started this one and waits for it
 OURS = "CHARGPT_LOCK"  # set for ranks that we have started ourselves: the descriptor of the lock they share
@@ -14,6 +21,7 @@ MEETING = "CHARGPT_MEETING"  # set for ranks that we have started ourselves: the
 READY = "CHARGPT_READY"  # the pipe by which the first rank says that nothing is wrong, and the others may start
 # Signals that ask a process to stop; the last is Slurm's, before the end of a job's time.
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 ASKED: list[int] = []  # signals that asked this process to stop before its run was under way
 
 
@@ -79,6 +87,43 @@ def processes(devices: Any) -> int | None:
     if str(devices) in ("auto", "-1"):
         return None
     return int(str(devices)) if str(devices).isdecimal() else 1  # what it cannot be, Lightning says
+
+
+def exit_process(code: int) -> NoReturn:
+    """Ends this process with an exit code.
+
+    As long as it belongs to a process group, without the clean-up at exit: under NCCL that waits for the other
+    ranks, which may be waiting for this one.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def die_with_starter(grace: float = 60.0) -> None:
+    """Ends this process after the one that started it: by SIGTERM, which saves the run (Linux), then by force.
+
+    A rank that waits in a C++ call for another one handles no signal: for it there is a thread.
+
+    Args:
+        grace: seconds that the run has to save itself.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    def watch() -> None:
+        while not starter_is_gone():
+            time.sleep(1.0)
+        time.sleep(grace)
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
 def starter_is_gone() -> bool:

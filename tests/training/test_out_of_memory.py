@@ -10,7 +10,7 @@ import torch
 
 from chargpt.config.build import build
 from chargpt.training.module import LanguageModeling
-from chargpt.training.out_of_memory import estimate, fewer, is_out_of_memory, told
+from chargpt.training.out_of_memory import estimate, fewer, is_out_of_memory, told, told_by_gpu
 from tests.conftest import REPO
 
 
@@ -86,3 +86,24 @@ def test_a_step_without_room_ends_in_one_line_and_the_advice_is_good(tiny, tmp_p
     assert "data.batch_size=128 trainer.accumulate_grad_batches=2" in line
     small = run(*big, "data.batch_size=4", "trainer.accumulate_grad_batches=2", "hydra.run.dir=small")
     assert small.returncode == 0, small.stderr
+
+
+GPU_ERROR = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.02 GiB is "
+    "free. Including non-PyTorch memory, this process has 78.08 GiB memory in use."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "figures"),
+    [
+        (GPU_ERROR, "The GPU held 76.0 GiB of 79.11 GiB and was asked for 2.50 GiB more."),
+        ("CUDA error: out of memory", "The GPU held 76.0 GiB."),
+    ],
+)
+def test_on_a_gpu_the_figures_are_those_of_its_allocator(monkeypatch, text, figures):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 76 * 2**30)
+    line = told_by_gpu(torch.OutOfMemoryError(text), module(), 64, 256, devices=1, passes=1)
+    assert line.startswith(f"out of memory: 64 blocks of 256 tokens in one pass. {figures} ")
+    assert "data.batch_size=32 trainer.accumulate_grad_batches=2" in line
+    assert "\n" not in line

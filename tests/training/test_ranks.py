@@ -4,12 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
+import lightning as L
 import pytest
 
 from chargpt.training import lock, ranks
+from chargpt.training.rank_error import RankError
 from chargpt.training.run_directory import RunDirectory
 from tests.conftest import REPO, process
 from tests.sweeps.processes import steps_done
@@ -85,7 +89,9 @@ def test_slurms_variables_around_a_plain_run_change_nothing(tiny, tmp_path):
     assert reading.metrics(only_run(tmp_path))["devices"] == 2
 
 
-@pytest.mark.parametrize(("rank", "how"), [(1, "raise"), (0, "raise"), (1, "SIGKILL"), (0, "SIGKILL")])
+@pytest.mark.parametrize(
+    ("rank", "how"), [(1, "raise"), (0, "raise"), (1, "hang"), (1, "SIGKILL"), (0, "SIGKILL")]
+)
 def test_a_rank_that_dies_ends_the_run_at_once_with_its_own_error(tiny, tmp_path, rank, how):
     die = [DIE, f"+callbacks.die.rank={rank}", "+callbacks.die.step=7", f"+callbacks.die.how={how}"]
     start = time.monotonic()
@@ -94,16 +100,124 @@ def test_a_rank_that_dies_ends_the_run_at_once_with_its_own_error(tiny, tmp_path
     assert outcome.code == 1
     run = only_run(tmp_path)
     status = reading.status(run)
-    reason = "failed: RuntimeError: a rank is broken" if how == "raise" else "was killed by SIGKILL"
+    reason = "was killed by SIGKILL" if how == "SIGKILL" else "failed: RuntimeError: a rank is broken"
     assert (status["state"], status["reason"]) == ("failed", f"rank {rank} {reason}")
     assert (
         outcome.err.splitlines()[-1]
         == f"train.py: rank {rank} {reason}. The logs are in {run.relative_to(tmp_path)}"
     )
-    if how == "raise":
+    if how != "SIGKILL":
         assert "staged.py" in (run / f"error_rank_{rank}.txt").read_text()
     left = subprocess.run(["ps", "-ef"], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) not in left
+
+
+STUCK = """
+import os, signal, sys, time
+from pathlib import Path
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+if os.environ["LOCAL_RANK"] == "0":
+    os.write(int(os.environ["CHARGPT_READY"]), b"1")
+elif {failed}:
+    (Path("run") / "error_rank_1.txt").write_text("RuntimeError: broken")
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def stuck(tmp_path, monkeypatch):
+    """Two ranks that handle no signal, as in a C++ call in which they wait for each other."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(ranks, "GRACE", 0.5)
+    monkeypatch.setattr(ranks, "LAST_GRACE", 0.5)
+    directory = RunDirectory(tmp_path / "run")
+    directory.path.mkdir()
+    lock.hold(directory.path)
+
+    def start(failed: bool) -> ranks.Ranks:
+        (tmp_path / "train.py").write_text(STUCK.format(failed=failed))
+        return ranks.Ranks(2, "never", directory)
+
+    yield start
+    lock.release(directory.path)
+
+
+def test_a_rank_that_has_failed_and_does_not_end_is_ended(stuck):
+    watched = stuck(failed=True)
+    start = time.monotonic()
+    assert watched.wait() == 1
+    assert time.monotonic() - start < 30
+    assert watched.cause() == "rank 1 failed: RuntimeError: broken"
+
+
+def test_a_second_signal_ends_ranks_that_do_not_answer_the_first(stuck):
+    watched = stuck(failed=False)
+    for seconds in (2.0, 4.0):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    start = time.monotonic()
+    assert watched.wait() == 3
+    assert 4 <= time.monotonic() - start < 30, "the first signal alone ends nothing"
+
+
+CHILD = """
+import os, signal, sys, time
+from chargpt import rank
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.environ[rank.STARTER] = str(os.getppid())
+rank.die_with_starter(grace=0.5)
+print(os.getpid(), flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_rank_that_handles_no_signal_ends_after_its_starter(tmp_path):
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    starter = subprocess.Popen([sys.executable, "-c", start, CHILD], stdout=subprocess.PIPE, text=True)
+    child = int(starter.stdout.readline())
+    starter.kill()
+    starter.wait()
+    deadline = time.monotonic() + 20
+    while is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_alive(child)
+
+
+def is_alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+GROUP = """
+import atexit, os, sys, time
+import torch
+from chargpt import rank
+atexit.register(time.sleep, 100)
+os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+sys.stdout.write("its last words")
+rank.exit_process(1)
+"""
+
+
+def test_a_process_that_leaves_its_group_in_an_error_waits_for_nothing():
+    done = subprocess.run([sys.executable, "-c", GROUP], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "its last words"), done.stderr
+
+
+def test_several_nodes_are_refused_with_the_line_to_type(tiny, tmp_path):
+    outcome = process(tmp_path, "train", *tiny, "trainer.num_nodes=2", "trainer.devices=4", timeout=60)
+    assert outcome.code == 2
+    assert "torchrun --nnodes=2 --nproc-per-node=4" in outcome.err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_on_a_disk_that_is_not_shared_is_not_hidden(tmp_path):
+    callback = RankError(RunDirectory(tmp_path / "elsewhere"))
+    trainer = Mock(spec=L.Trainer, world_size=2, global_rank=1)
+    error = RuntimeError("the error itself")
+    callback.on_exception(trainer, Mock(spec=L.LightningModule), error)  # raises none of its own
 
 
 TWO_RANKS = """

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -55,7 +56,16 @@ def entry_point(config_name: str) -> Callable[[Work], Callable[[], None]]:
     def decorate(work: Work) -> Callable[[], None]:
         @functools.wraps(work)
         def main() -> None:
-            sys.exit(_run(work, config_name, Path(sys.argv[0]).resolve()))
+            try:
+                code = _run(work, config_name, Path(sys.argv[0]).resolve())
+            except SystemExit as left:
+                code = left.code if isinstance(left.code, int) else int(left.code is not None)
+            except BaseException:
+                if rank.OURS not in os.environ and not rank.started_as_rank():
+                    raise
+                traceback.print_exc()
+                code = FAILED
+            rank.exit_process(code)
 
         return main
 

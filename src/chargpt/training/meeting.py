@@ -3,7 +3,6 @@
 torch's own meeting place, a TCPStore, listens on every network of the machine.
 """
 
-import atexit
 import os
 import sys
 
@@ -34,9 +33,12 @@ def join(trainer: L.Trainer) -> None:
         timeout=strategy._timeout,
         device_id=device if device.type != "cpu" else None,
     )
-    atexit.register(_part)
 
 
-def _part() -> None:
-    if torch.distributed.is_initialized():
+def leave() -> None:
+    """Destroys the process group of a run that has ended well on all ranks.
+
+    After an error it stays: under NCCL its end waits for the other ranks (`chargpt.rank.exit_process`).
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

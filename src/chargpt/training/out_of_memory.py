@@ -1,6 +1,7 @@
 """When memory is not enough: how much a step wants, and which settings want less and learn the same."""
 
 import contextlib
+import re
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from chargpt.training.module import LanguageModeling
 
 PARAMETER_BYTES = 16  # float32: the weight, its gradient, and two averages of an optimizer such as AdamW
 SMALL = 4096  # tokens of a pass that are not worth a look
+# The figures in the error of torch's CUDA allocator.
+TRIED, CAPACITY = r"Tried to allocate ([\d.]+ \w+)", r"total capacity of ([\d.]+ \w+)"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -43,8 +46,28 @@ def told(module: LanguageModeling, batch_size: int, block_size: int, devices: in
     """
     want = estimate(module, batch_size // devices, block_size)
     wanted = f", which want about {want / 2**30:,.1f} GiB on each device" if want else ""
+    return _line(wanted, module.model.batch_multiple, batch_size, block_size, devices, passes)
+
+
+def told_by_gpu(
+    error: BaseException, module: LanguageModeling, batch_size: int, block_size: int, devices: int, passes: int
+) -> str:
+    """The same after a GPU's memory was not enough: by the allocator's peak, and the figures in its error."""
+    peak = torch.cuda.max_memory_allocated(module.device)
+    wanted = f". The GPU held {peak / 2**30:,.1f} GiB"
+    figures = {
+        name: found.group(1)
+        for name, pattern in (("asked", TRIED), ("there", CAPACITY))
+        if (found := re.search(pattern, str(error)))
+    }
+    wanted += f" of {figures['there']}" if "there" in figures else ""
+    wanted += f" and was asked for {figures['asked']} more" if "asked" in figures else ""
+    return _line(wanted, module.model.batch_multiple, batch_size, block_size, devices, passes)
+
+
+def _line(wanted: str, multiple: int, batch_size: int, block_size: int, devices: int, passes: int) -> str:
     line = f"out of memory: {batch_size} blocks of {block_size} tokens in one pass{wanted}. "
-    if parts := fewer(batch_size, module.model.batch_multiple * devices):
+    if parts := fewer(batch_size, multiple * devices):
         smaller = f"data.batch_size={batch_size // parts} trainer.accumulate_grad_batches={passes * parts}"
         return line + f"Start again with {smaller}: a step then still sees {batch_size * passes} blocks"
     return line + "Start again with a smaller model.block_size or model.n_embd, or on more memory"

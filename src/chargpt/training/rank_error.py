@@ -1,5 +1,6 @@
 """What each of several ranks died of, written down where it dies: the first one is what ended the run."""
 
+import contextlib
 import traceback
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class RankError(L.Callback):
 
     def __init__(self, run: RunDirectory):
         self._run = run
+        self._directory = run.path
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
@@ -28,7 +30,10 @@ class RankError(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.world_size > 1 and isinstance(exception, Exception) and not _told_otherwise(exception):
             file = self._directory / f"error_rank_{trainer.global_rank}.txt"
-            file.write_text("".join(traceback.format_exception(exception)))
+            with contextlib.suppress(OSError):  # a node that does not share the disk: its terminal has the error
+                file.write_text("".join(traceback.format_exception(exception)))
+            # To move the model off its device could wait for a rank that is gone; this process ends anyway.
+            trainer.strategy.teardown = lambda: None
 
 
 def _told_otherwise(exception: Exception) -> bool:

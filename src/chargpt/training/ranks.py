@@ -21,7 +21,8 @@ from chargpt.rank import ASKING, MEETING, MISTAKES, OURS, READY, STARTER, signal
 from chargpt.training import lock
 from chargpt.training.run_directory import RunDirectory
 
-GRACE = 8.0  # seconds that the other ranks have to leave by themselves, once one is gone
+GRACE = 8.0  # seconds that the other ranks have to leave by themselves, once one is gone or has failed
+LAST_GRACE = 3.0  # seconds that all have after a second signal
 
 
 @contextmanager
@@ -68,6 +69,7 @@ class Ranks:
         self._killed: set[int] = set()
         self._mistakes = [int(os.environ[MISTAKES])] if MISTAKES in os.environ else []
         self._asked = 0  # the signal that came
+        self._deadline = float("inf")  # when those that are left are killed
         self._ready, ready = os.pipe()
         self._handlers = {number: signal.signal(number, self._pass_on) for number in signals_to_pass_on()}
         self._start(0, {READY: str(ready)}, [ready])
@@ -105,19 +107,22 @@ class Ranks:
         Returns:
             The exit code of the run.
         """
-        deadline, asked = float("inf"), False
+        asked = False
         try:
             while None in (codes := [process.poll() for process in self._processes]):
                 self._start_others_when_ready()
                 ended = [code for code in codes if code is not None]
                 # The first one has more to do than the others: it writes the sample and the figures.
-                if deadline == float("inf") and (any(ended) or codes[0] is not None):
-                    deadline = time.monotonic() + (GRACE if any(ended) else 5 * GRACE)
-                if time.monotonic() > deadline:
+                # One that failed may never end: under NCCL it can wait for the others.
+                failed = any(ended) or bool(self._directory.first_error())
+                if failed or codes[0] is not None:
+                    self._end_within(GRACE if failed else 5 * GRACE)
+                if time.monotonic() > self._deadline:
                     self._kill()
                 if not asked and starter_is_gone():
                     asked = True
-                    self._pass_on(signal.SIGTERM, None)
+                    if not self._asked:
+                        self._pass_on(signal.SIGTERM, None)
                 time.sleep(0.05)
         finally:
             self._kill()
@@ -155,7 +160,13 @@ class Ranks:
                 process.kill()
                 process.wait()
 
+    def _end_within(self, seconds: float) -> None:
+        if self._deadline == float("inf"):
+            self._deadline = time.monotonic() + seconds
+
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:  # a rank that waits for another one in a C++ call handles no signal
+            self._deadline = min(self._deadline, time.monotonic() + LAST_GRACE)
         self._asked = signal.SIGTERM if number == signal.SIGHUP else number
         for process in self._processes:
             if process.poll() is None:

@@ -20,9 +20,9 @@ from chargpt.sampling.trained import load
 from chargpt.training import report, rerun
 from chargpt.training.divergence import MOST
 from chargpt.training.hardware import device_name
-from chargpt.training.meeting import join
+from chargpt.training.meeting import join, leave
 from chargpt.training.opening import as_before, open_directory
-from chargpt.training.out_of_memory import is_out_of_memory, told
+from chargpt.training.out_of_memory import is_out_of_memory, told, told_by_gpu
 from chargpt.training.prepare import Run, prepare
 from chargpt.training.run_directory import write_json
 from chargpt.training.saved_state import state_of
@@ -81,9 +81,7 @@ def _train(composed: DictConfig, diverged_at: list[int]) -> None:
             run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=weights_only)
         except REFUSALS as error:
             if is_out_of_memory(error):
-                data, passes = run.data, run.trainer.accumulate_grad_batches
-                devices = run.trainer.world_size
-                raise Failed(told(run.module, data.batch_size, data.block_size, devices, passes)) from error
+                raise Failed(_out_of_memory(run, error)) from error
             if run.checkpoint and run.module.steps_here == 0:  # Lightning could not take it up
                 with state_of(run.checkpoint):
                     raise
@@ -96,10 +94,19 @@ def _train(composed: DictConfig, diverged_at: list[int]) -> None:
             raise _GoBack(run) from error
         if rank_zero:
             metrics, text = finish(run)
+    leave()
     if rank_zero:
         report.closing(run, metrics, text)
         if run.repeated:
             rerun.tell(run.repeated, run.directory)
+
+
+def _out_of_memory(run: Run, error: BaseException) -> str:
+    data, trainer = run.data, run.trainer
+    sizes = (data.batch_size, data.block_size, trainer.world_size, trainer.accumulate_grad_batches)
+    if trainer.strategy.root_device.type == "cuda":
+        return told_by_gpu(error, run.module, *sizes)
+    return told(run.module, *sizes)
 
 
 @contextlib.contextmanager
@@ -165,8 +172,8 @@ def finish(run: Run) -> tuple[dict[str, Any], str]:
         **{f"{activity}_seconds": spent for activity, spent in seconds.items()},
         "wall_seconds": sum(seconds.values()),
         "tokens_per_second": tokens / seconds["train"],
-        "parameters": run.model.parameter_count(),
-        "flops_per_token": run.model.flops_per_token(),
+        "parameters": run.module.parameter_count,
+        "flops_per_token": run.module.flops_per_token,
         "corpus": data.corpus.name,
         "corpus_sha256": data.corpus_sha256,
         "seed": run.config["seed"],

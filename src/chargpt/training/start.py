@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from chargpt.config.entry import chosen_place, place_run, task_words
 from chargpt.errors import FAILED, INTERRUPTED, MISTAKE, Mistake
-from chargpt.rank import ASKED, OURS, ask_to_stop, number, processes, started_as_rank
+from chargpt.rank import ASKED, OURS, ask_to_stop, die_with_starter, number, processes, started_as_rank
 from chargpt.training import home, lock
 from chargpt.training.ranks import Ranks, held_back, let_through
 from chargpt.training.requeue import WARNING
@@ -35,6 +35,7 @@ def train(config: DictConfig) -> None:
         SystemExit: ranks that were started here ended otherwise than well.
     """
     if OURS in os.environ:  # a rank that was started here
+        die_with_starter()
         _train(config)
         return
     first = number() == 0  # the others, of torchrun or srun, see the same and touch nothing
@@ -89,6 +90,13 @@ def _count(config: DictConfig, directory: RunDirectory) -> int:
     saved = (config.resume != "never" or config.rerun) and directory.read_config()
     if saved and not {"trainer", "trainer.devices"} & set(words):
         settings = saved.trainer
+    if settings.num_nodes > 1:
+        each = processes(settings.devices) or "gpu"
+        typed = f"torchrun --nnodes={settings.num_nodes} --nproc-per-node={each} --rdzv-backend=c10d"
+        raise Mistake(
+            f"trainer.num_nodes={settings.num_nodes}: torchrun or srun starts the processes of several nodes. "
+            f"Type on each: {typed} --rdzv-endpoint=FIRST_NODE:29500 train.py ... Or take trainer.num_nodes=1"
+        )
     if (count := processes(settings.devices)) is not None:
         if count > MOST_DEVICES:
             raise Mistake(f"trainer.devices={count}: a machine has no more than {MOST_DEVICES} of them")
@@ -112,8 +120,9 @@ def _train_in_ranks(count: int, resume: str, directory: RunDirectory) -> int:
     if code in (MISTAKE, INTERRUPTED):  # where nothing has begun, nothing stays
         directory.abandon()
     status = directory.read_status()
-    if code == INTERRUPTED and status["state"] == "running":  # it was cut off in its first moments
-        directory.write_status("interrupted", status["step"], "before its first step")
+    if code == INTERRUPTED and status["state"] == "running":  # in its first moments, or by a second signal
+        reason = "a second signal" if status["step"] else "before its first step"
+        directory.write_status("interrupted", status["step"], reason)
         word = shlex.quote(f"resume={directory.path}")
         sys.stderr.write(f"train.py: interrupted. Go on with: python train.py {word}\n")
     if code == FAILED and (reason := ranks.cause()):
