@@ -109,6 +109,11 @@ class DevicesLauncher(Launcher):
         count = processes(config.trainer.devices) or 1
         uses_gpus = there.get("GPU", 0) > 0 and config.trainer.accelerator != "cpu"
         gpus = self._gpus if self._gpus is not None else float(uses_gpus)
+        if count > 1 and gpus and gpus != int(gpus):
+            raise HydraException(
+                f"job {number} has trainer.devices={count} and hydra.launcher.gpus={gpus:g}: each of several "
+                f"processes needs a GPU of its own. Take hydra.launcher.gpus=1, or trainer.devices=1"
+            )
         cpus = self._cpus
         if cpus is None:
             cpus = max(1, int(there["CPU"] // (there["GPU"] / gpus))) if gpus else 1
@@ -122,6 +127,8 @@ class DevicesLauncher(Launcher):
         with read_write(config), open_dict(config):
             config.hydra.job.id, config.hydra.job.num = f"job_{number}", number
             config.hydra.job.env_set.OMP_NUM_THREADS = str(cpus)
+            # Inductor starts a compiler for each core of the machine.
+            config.hydra.job.env_set.TORCHINDUCTOR_COMPILE_THREADS = str(cpus)
         return number, config, resources
 
     @staticmethod

@@ -66,11 +66,18 @@ def test_half_a_gpu_each_packs_two_jobs_on_one_and_no_more(sweep):
     assert most_at_once(jobs) == 2
 
 
+def test_a_share_of_a_gpu_for_each_of_several_processes_is_refused(tiny, tmp_path):
+    words = [*tiny, "hydra/launcher=gpus", "hydra.launcher.ray.init.num_gpus=2", "hydra.launcher.gpus=0.5"]
+    outcome = process(tmp_path, "train", "-m", *words, "trainer.devices=2", "seed=1,2", timeout=100)
+    assert outcome.code == 2
+    assert "hydra.launcher.gpus=1, or trainer.devices=1" in outcome.err.splitlines()[-1]
+
+
 def test_without_a_gpu_the_jobs_share_the_cores_and_take_as_many_threads(sweep):
     _, jobs = sweep(
         "hydra.launcher.ray.init.num_gpus=0", "hydra.launcher.ray.init.num_cpus=4", "hydra.launcher.cpus=2"
     )
-    assert {job["threads"] for job in jobs} == {"2"}
+    assert {job["threads"] for job in jobs} == {job["compile_threads"] for job in jobs} == {"2"}
     assert most_at_once(jobs) == 2
 
 
