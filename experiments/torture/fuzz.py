@@ -171,7 +171,8 @@ def strategies(keys: list[str], groups: dict[str, list[str]]) -> dict[str, tuple
     sweeps = st.lists(st.builds("{},{}".format, word(keys), values()), min_size=1, max_size=2)
     device = ["device", "run"]
     look, compare = ["text", "folder", *device], ["runs", "folder"]
-    sample = ["prompt", "temperature", "top_k", "top_p", "num_samples", "seed", "window", "quantize", *device]
+    sample = ["prompt", "temperature", "top_k", "top_p", "num_samples", "seed", "window", "quantize"]
+    sample += ["cuda_graph", *device]
     resumed = st.just(("resume=HERE/run",))
     here = st.sampled_from(["train", "train", "evaluate"])
     return {

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from chargpt.config.build import build
 from chargpt.errors import Mistake
 from chargpt.sampling.context import Context
 from chargpt.sampling.one_token import OneToken
-from tests.conftest import REPO
+from tests.sampling.architectures import made
 
 NANO = "model=gpt_nano"
 PARTS = [
@@ -34,20 +32,6 @@ PARTS = [
     ["+lecture=residual"],
     ["+lecture=layer_norm"],
 ]
-
-
-def made(words: list[str], n_embd: int = 24):
-    """A small model of these parts, its weights large enough for every part to matter."""
-    sizes = ["model.n_layer=3", f"model.n_embd={n_embd}", "model.block_size=16", "model.dropout=0.1"]
-    heads = [] if "+lecture=head" in words else ["model.n_head=3"]
-    with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
-        config = compose("train", [*words, *sizes, *heads])
-    torch.manual_seed(0)
-    model = build(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=11).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.15)
-    return model.requires_grad_(False)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])

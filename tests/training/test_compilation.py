@@ -66,12 +66,12 @@ def test_a_compiled_run_is_the_same_run_and_its_compiling_is_no_training_time(ti
 def test_compiled_blocks_learn_what_plain_ones_do_and_are_compiled_once_for_all_layers(tiny, tmp_path: Path):
     words = [*tiny, "model.dropout=0", "model.n_layer=3", "model/values=embedding"]
     words += ["+callbacks.count._target_=tests.training.staged.CountCompiled"]
-    for choice in ("blocks", "false"):
+    for name, choice in {"blocks": "blocks", "plain": "false"}.items():
         outcome = process(
-            tmp_path, "train", *words, f"trainer.compile={choice}", f"hydra.run.dir={choice}", timeout=300
+            tmp_path, "train", *words, f"trainer.compile={choice}", f"hydra.run.dir={name}", timeout=300
         )
         assert outcome.code == 0, outcome.err
-    mine, theirs = (reading.metrics(tmp_path / choice) for choice in ("blocks", "false"))
+    mine, theirs = (reading.metrics(tmp_path / name) for name in ("blocks", "plain"))
     assert mine["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-4)
     assert (tmp_path / "blocks" / "compiled.txt").read_text() == "1"
 

@@ -34,6 +34,13 @@ class KeyValueCache:
         self.both_2BHTD[1, :, :, start : self.length] = values_BHTD
         return self.both_2BHTD[:, :, :, : self.length]
 
+    def mask(self, T: int) -> Tensor | None:
+        """Which of the S tokens each of the newest T may attend to (T x S); None where causality alone decides."""
+        S = self.length
+        if T in (1, S):
+            return None
+        return torch.ones(T, S, dtype=torch.bool, device=self.both_2BHTD.device).tril(S - T)
+
 
 class CausalSelfAttention(nn.Module):
     """All heads at once: one fused product for queries, keys and values, one fused attention.
@@ -88,12 +95,10 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x_BTC.shape
         rotation = surroundings.rotation if surroundings is not None else None
         q_BHTD, k_BHTD, v_BHTD = self._queries_keys_values(x_BTC, rotation, surroundings)
-        mask = None
+        mask_TS = None
         if cache is not None:
             k_BHTD, v_BHTD = cache.extend(k_BHTD, v_BHTD)
-            S = k_BHTD.shape[2]
-            if 1 < T < S:
-                mask = torch.ones(T, S, dtype=torch.bool, device=x_BTC.device).tril(S - T)
+            mask_TS = cache.mask(T)
         if self._drops_by_itself(q_BHTD, cache):
             y_BHTD = dropout_attention(q_BHTD, k_BHTD, v_BHTD, self.weights_dropout)
         else:
@@ -101,7 +106,7 @@ class CausalSelfAttention(nn.Module):
                 q_BHTD,
                 k_BHTD,
                 v_BHTD,
-                attn_mask=mask,
+                attn_mask=mask_TS,
                 dropout_p=self.weights_dropout if self.training else 0.0,
                 is_causal=k_BHTD.shape[2] == T and T > 1,
             )

@@ -66,6 +66,10 @@ class Cache(list[KeyValueCache]):
         super().__init__(layers)
         self.before_BR = before_BR
 
+    def positions(self, start: int, end: int) -> Integer[Tensor, " T"]:
+        """Positions in the block of the next T = end - start tokens."""
+        return torch.arange(start, end, device=self.before_BR.device)
+
     def remember(self, tokens_BT: Integer[Tensor, "B T"]) -> None:
         self.before_BR = torch.cat((self.before_BR, tokens_BT), dim=1)[:, tokens_BT.shape[1] :]
 
@@ -177,7 +181,7 @@ class Transformer(LanguageModel):
         end = start + tokens_BT.shape[1]
         if end > self.block_size:
             raise ValueError(f"{end} tokens do not fit into a block of {self.block_size}")
-        positions_T = torch.arange(start, end, device=tokens_BT.device)
+        positions_T = cache.positions(start, end) if cache else torch.arange(end, device=tokens_BT.device)
         x_BTC = self._embed(tokens_BT, positions_T, cache)
         now = Surroundings(tokens_BT, x_BTC, self.position.rotation(positions_T))
         for i, block in enumerate(self.blocks):

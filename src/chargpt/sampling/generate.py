@@ -10,9 +10,9 @@ from torch import Tensor
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.randomness import derive
+from chargpt.sampling import cuda_graph as graphs
 from chargpt.sampling.context import QUANTIZED, WINDOWS, Context
-
-SMALLEST = 1e-6  # a temperature that is as good as 0, and still a float32
+from chargpt.sampling.drawing import draw
 
 
 def check_settings(
@@ -49,6 +49,7 @@ def generate(
     seed: int = 0,
     window: str = "half",
     quantize: str | None = None,
+    cuda_graph: bool = False,
 ) -> Iterator[Integer[Tensor, " B"]]:
     """Yields the next token of each of B = `num_samples` continuations, `max_new_tokens` times.
 
@@ -67,17 +68,27 @@ def generate(
             full again. "exact": its last `block_size` tokens, as in the lecture, computed anew for each token,
             since every one of them has moved.
         quantize: "int8" reads rounded weights for each token: for one sample on a CPU faster, and a little off.
+        cuda_graph: on a GPU, launches all kernels of a token together. At temperature 0 the tokens are the same;
+            otherwise the random numbers are the GPU's, and the tokens differ from those without it. Not for use
+            inside autocast.
 
     Raises:
         Mistake: settings that cannot be sampled with.
     """
     check_settings(max_new_tokens, temperature, top_k, top_p, window, quantize)
+    seeds = [derive(seed, sample) for sample in range(num_samples)]
+    tokens_BT = prompt_T.long().repeat(num_samples, 1)
+    if cuda_graph:
+        graphs.check(model, quantize)
+        with torch.no_grad():
+            sampler = graphs.GraphSampler(model, seeds, temperature, top_k, top_p, window)
+        return sampler.sample(tokens_BT.cpu(), max_new_tokens)
     with torch.no_grad():
         context = Context(model, num_samples, window, quantize)
-    generators = [torch.Generator().manual_seed(derive(seed, sample)) for sample in range(num_samples)]
-    tokens_BT = prompt_T.long().to(model.device).repeat(num_samples, 1)
-    draw = partial(_draw, temperature=temperature, top_k=top_k, top_p=top_p, generators=generators)
-    return _continue(context, tokens_BT, max_new_tokens, draw)
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    noise = partial(_noise, vocab_size=model.vocab_size, generators=generators)
+    choose = partial(draw, noise=noise, temperature=temperature, top_k=top_k, top_p=top_p)
+    return _continue(context, tokens_BT.to(model.device), max_new_tokens, choose)
 
 
 @torch.no_grad()
@@ -85,40 +96,13 @@ def _continue(
     context: Context,
     tokens_BT: Integer[Tensor, "B T"],
     max_new_tokens: int,
-    draw: Callable[[Float[Tensor, "B V"]], Integer[Tensor, " B"]],
+    choose: Callable[[Float[Tensor, "B V"]], Integer[Tensor, " B"]],
 ) -> Iterator[Integer[Tensor, " B"]]:
     for _ in range(max_new_tokens):
-        next_B = draw(context.extend(tokens_BT).float().cpu())
+        next_B = choose(context.extend(tokens_BT).float().cpu())
         yield next_B
         tokens_BT = next_B[:, None].to(tokens_BT.device)
 
 
-def _draw(
-    logits_BV: Float[Tensor, "B V"],
-    temperature: int | float,
-    top_k: int | None,
-    top_p: int | float | None,
-    generators: list[torch.Generator],
-) -> Integer[Tensor, " B"]:
-    if temperature == 0:
-        return logits_BV.argmax(dim=-1)
-    # From the likeliest down, so that a small temperature makes the others' -inf and not its own inf.
-    logits_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / max(temperature, SMALLEST)
-    logits_BV = _keep(logits_BV, top_k, top_p)
-    # Gumbel's trick: the argmax of logits plus Gumbel noise is a draw from their softmax.
-    noise_BV = torch.stack([torch.empty(logits_BV.shape[1]).exponential_(generator=g).log_() for g in generators])
-    return (logits_BV - noise_BV).argmax(dim=-1)
-
-
-def _keep(logits_BV: Float[Tensor, "B V"], top_k: int | None, top_p: int | float | None) -> Float[Tensor, "B V"]:
-    """The logits of the tokens to draw from; -inf for the others."""
-    if top_k is not None and top_k < logits_BV.shape[-1]:
-        floor_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < floor_B1, -float("inf"))
-    if top_p is not None and top_p < 1:
-        sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
-        probabilities_BV = sorted_BV.softmax(dim=-1)
-        before_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV
-        drop_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(1, order_BV, before_BV >= top_p)
-        logits_BV = logits_BV.masked_fill(drop_BV, -float("inf"))
-    return logits_BV
+def _noise(vocab_size: int, generators: list[torch.Generator]) -> Float[Tensor, "B V"]:
+    return torch.stack([torch.empty(vocab_size).exponential_(generator=g).log_() for g in generators])

@@ -46,10 +46,11 @@ class TrainedModel:
         seed: int = 0,
         window: str = "half",
         quantize: str | None = None,
+        cuda_graph: bool = False,
     ) -> str:
         """The prompt and its continuation. The settings are those of `chargpt.sampling.generate`."""
         settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        settings |= dict(window=window, quantize=quantize)
+        settings |= dict(window=window, quantize=quantize, cuda_graph=cuda_graph)
         prompt = self.first_token() if prompt is None else prompt
         return prompt + "".join(text for (text,) in self.stream(prompt, max_new_tokens, **settings))
 

@@ -21,6 +21,7 @@ def write(
     seed: int,
     window: str,
     quantize: str | None,
+    cuda_graph: bool,
     device: str,
 ) -> None:
     """Streams a sample as it is made; several one after the other, once they are all made together.
@@ -34,7 +35,7 @@ def write(
     trained = load(latest() if run == "latest" else run, checked_device(device))
     prompt = trained.first_token() if prompt is None else given_text("prompt", prompt)
     settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, window=window)
-    settings |= dict(quantize=quantize, num_samples=num_samples, seed=seed)
+    settings |= dict(quantize=quantize, cuda_graph=cuda_graph, num_samples=num_samples, seed=seed)
     pieces = trained.stream(prompt, max_new_tokens, **settings)
     sys.stderr.write(f"{trained.path}, {trained.step} steps\n")
     out = sys.stdout

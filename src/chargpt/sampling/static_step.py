@@ -1,0 +1,112 @@
+"""A decoding step of fixed shapes: the model's own forward pass, with a KV cache whose length is on the device.
+
+The plain KV cache grows by one token a step, and Python knows its length: each step is a different sequence of
+kernels. Here keys and values have the memory of a whole block, attention masks what is not there yet, and the
+position is a tensor. Every step launches the same kernels on the same memory, which is what a CUDA graph records.
+"""
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from chargpt.model.attention import KeyValueCache
+from chargpt.model.language_model import LanguageModel
+from chargpt.model.transformer import Cache
+
+
+class StaticStep:
+    """Logits after one more token for each of B sequences, in static memory.
+
+    Args:
+        model: in eval mode; a model that `OneToken.knows`.
+        batch_size: B.
+
+    Attributes:
+        tokens_B1: input of the next step; written in place.
+        position_1: the number of tokens in the KV cache, which is the position of the next token. It must be less
+            than `block_size` when a step begins.
+    """
+
+    def __init__(self, model: LanguageModel, batch_size: int):
+        self._model = model
+        self.tokens_B1 = torch.zeros(batch_size, 1, dtype=torch.long, device=model.device)
+        self.position_1 = torch.zeros(1, dtype=torch.long, device=model.device)
+        # Row t is added to the scores of the token at t. A boolean mask would be converted to this in each layer.
+        weight = next(model.parameters())
+        self._masks_TT = weight.new_full((model.block_size, model.block_size), -float("inf")).triu(1)
+        self._mask_1T = self._masks_TT[:1].clone()
+        self._pairs: list[tuple[Cache, StaticCache]] = []
+        self._plain = model.new_cache(batch_size)
+        self._static = self._on_the_same_memory(self._plain)
+
+    def __call__(self) -> Float[Tensor, "B V"]:
+        """Appends `tokens_B1` to the KV cache."""
+        torch.index_select(self._masks_TT, 0, self.position_1, out=self._mask_1T)
+        logits_BV = self._model(self.tokens_B1, self._static)[:, -1]
+        self.position_1.add_(1)
+        return logits_BV
+
+    def prefill(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B V"]:
+        """Replaces what is in the KV cache by T tokens, in one pass with the plain cache on the same memory."""
+        for plain, _ in self._pairs:
+            plain.before_BR = torch.zeros_like(plain.before_BR)
+            for layer in plain:
+                layer.length = 0
+        logits_BV = self._model(tokens_BT, self._plain)[:, -1]
+        for plain, static in self._pairs:
+            static.before_BR.copy_(plain.before_BR)
+        self.position_1.fill_(tokens_BT.shape[1])
+        return logits_BV
+
+    def _on_the_same_memory(self, plain: Cache | list) -> "StaticCache | list":
+        if not isinstance(plain, Cache):  # an ensemble has a cache for each member
+            return [self._on_the_same_memory(member) for member in plain]
+        static = StaticCache(plain, self.position_1, self._mask_1T)
+        self._pairs.append((plain, static))
+        return static
+
+
+class StaticCache(Cache):
+    """The KV cache of a `StaticStep`. It takes one token at a time.
+
+    Args:
+        plain: whose memory it shares; zeroed, since a masked NaN would still reach the output.
+        position_1: of the token.
+        mask_1T: 0 for the positions up to it, -inf for the others.
+    """
+
+    def __init__(self, plain: Cache, position_1: Integer[Tensor, " 1"], mask_1T: Float[Tensor, "1 T"]):
+        layers = [StaticKeyValueCache(layer.both_2BHTD.zero_(), position_1, mask_1T) for layer in plain]
+        super().__init__(layers, plain.before_BR.clone())
+        self._position_1 = position_1
+
+    def positions(self, start: int, end: int) -> Integer[Tensor, " 1"]:
+        return self._position_1
+
+    def remember(self, tokens_BT: Integer[Tensor, "B 1"]) -> None:
+        self.before_BR.copy_(torch.cat((self.before_BR, tokens_BT), dim=1)[:, 1:])
+
+
+class StaticKeyValueCache(KeyValueCache):
+    """One layer of a `StaticCache`. Its `length` stays 0: `position_1` takes its place."""
+
+    def __init__(
+        self,
+        both_2BHTD: Float[Tensor, "2 B H T D"],
+        position_1: Integer[Tensor, " 1"],
+        mask_1T: Float[Tensor, "1 T"],
+    ):
+        super().__init__(both_2BHTD)
+        self._keys_BHTD, self._values_BHTD = both_2BHTD
+        self._position_1, self._mask_1T = position_1, mask_1T
+
+    def extend(
+        self, keys_BHTD: Float[Tensor, "B H 1 D"], values_BHTD: Float[Tensor, "B H 1 D"]
+    ) -> Float[Tensor, "2 B H S D"]:
+        """Writes one token; gives the keys and the values of the whole block."""
+        self._keys_BHTD.index_copy_(2, self._position_1, keys_BHTD)
+        self._values_BHTD.index_copy_(2, self._position_1, values_BHTD)
+        return self.both_2BHTD
+
+    def mask(self, T: int) -> Float[Tensor, "1 S"]:
+        return self._mask_1T
