@@ -1,0 +1,53 @@
+"""Do two runs share one GPU with profit? Side by side against one after the other."""
+
+import importlib.metadata
+import time
+
+from kit import Case, Stage, together
+
+SECONDS = 30
+STEPS = 300
+CASES = [
+    Case("two processes", "one after the other", "s"),
+    Case("two processes", "side by side", "s"),
+    Case("two processes", "side by side over one after the other", "", "< 2", dry=""),
+    Case("ray, hydra.launcher.gpus=0.5", "side by side", "s", cuda=True),
+]
+TINY = ["model.n_layer=1", "model.n_head=1", "model.n_embd=16", "model.block_size=16", "data.batch_size=2"]
+
+
+def run(stage: Stage) -> None:
+    steps = 20 if stage.dry else STEPS
+    words = [*stage.corpus(), *(TINY if stage.dry else []), *stage.words(), "trainer.compile=false"]
+    words += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
+    with stage.attempt("two processes"):
+        seconds = {}
+        for name, slots in (("one after the other", 1), ("side by side", 2)):
+            began = time.monotonic()
+            pair = [stage.run(f"{name} {seed}", *words, f"seed={seed}", threads=1) for seed in (1, 2)]
+            for run in together(pair, slots):
+                run.check()
+            seconds[name] = time.monotonic() - began
+            stage.row("two processes", name, seconds[name])
+        ratio = seconds["side by side"] / seconds["one after the other"]
+        stage.row("two processes", "side by side over one after the other", ratio, seconds=0.0)
+    ray = "ray, hydra.launcher.gpus=0.5"
+    with stage.attempt(ray):
+        if not stage.wanted(ray):
+            return
+        if absent := [name for name in ("ray", "hydra-ray-launcher") if not installed(name)]:
+            stage.skip(f"{absent[0]} is not installed", ray)
+            return
+        place = f"hydra.sweep.dir={stage.work}/ray"
+        sweep = ["-m", "hydra/launcher=gpus", "hydra.launcher.gpus=0.5", "seed=1,2", place]
+        began = time.monotonic()
+        stage.run("ray", *sweep, *words, directory=stage.work / "ray").start().wait().check()
+        stage.row(ray, "side by side", time.monotonic() - began)
+
+
+def installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,93 @@
+"""The machine: versions, whether Triton works, and ceilings that the other stages are read against."""
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kit import Case, Stage, measured
+
+SECONDS = 8
+PACKAGES = ("torch", "triton", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
+CASES = [
+    Case("versions", "python"),
+    *(Case("versions", package) for package in PACKAGES),
+    Case("device", "memory", "GiB", cuda=True),
+    Case("device", "compute capability", cuda=True),
+    Case("device", "NCCL", cuda=True),
+    Case("triton", "a compiled function", expected="as eager", cuda=True),
+    Case("bf16 products", "ceiling", "TFLOP/s", "> 0"),
+    Case("copies", "ceiling", "GB/s", "> 0"),
+    Case("kernel launches", "queued one after the other", "us", "> 0"),
+]
+
+
+def run(stage: Stage) -> None:
+    stage.row("versions", "python", platform.python_version(), seconds=0.0)
+    for package in PACKAGES:
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+        stage.row("versions", package, version, seconds=0.0)
+    with stage.attempt("device", "triton", "bf16 products", "copies", "kernel launches"):
+        for case, metrics in measured(stage, "probe", lambda: probe(stage.device, stage.dry)).items():
+            for metric, value in metrics.items():
+                stage.row(case, metric, value)
+
+
+def probe(device: str, dry: bool) -> dict[str, dict[str, Any]]:
+    import torch
+
+    found: dict[str, dict[str, Any]] = {}
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+        capability = f"{properties.major}.{properties.minor}"
+        found["device"] = {
+            "memory": properties.total_memory / 2**30,
+            "compute capability": capability,
+            "NCCL": nccl,
+        }
+    size = 128 if dry else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = fastest(lambda: a @ b, wait, 20)
+    found["bf16 products"] = {"ceiling": 2 * size**3 / seconds / 1e12}
+    source = torch.empty(2**20 if dry else 2**30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = fastest(lambda: target.copy_(source), wait, 20)
+    found["copies"] = {"ceiling": 2 * source.numel() / seconds / 1e9}  # read and written
+    small, count = torch.zeros(1, device=device), 100 if dry else 5000
+
+    def launch() -> None:
+        for _ in range(count):
+            small.add_(1.0)
+
+    found["kernel launches"] = {"queued one after the other": fastest(launch, wait, 3) / count * 1e6}
+    if device == "cuda":
+        try:
+            x = torch.randn(4096, device=device)
+            same = torch.allclose(torch.compile(_function)(x), _function(x), atol=1e-6)
+            found["triton"] = {"a compiled function": "as eager" if same else "other than eager"}
+        except Exception as error:
+            found["triton"] = {"a compiled function": f"{type(error).__name__}: {str(error).strip()[:200]}"}
+    return found
+
+
+def _function(x):
+    return (x.sin() + 1) * x.exp()
+
+
+def fastest(work: Callable[[], Any], wait: Callable[[], None], times: int) -> float:
+    """Seconds of the fastest of `times` tries, after one that does not count."""
+    work()
+    wait()
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

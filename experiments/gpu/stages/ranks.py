@@ -1,0 +1,152 @@
+"""Several processes of one run: one rank, two ranks on one device, a rank that raises, DDP and FSDP."""
+
+import shutil
+import socket
+import time
+
+from kit import Case, Failure, Run, Stage, together
+
+SECONDS = 60
+STEPS = 20
+TINY = ["model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.block_size=32", "data.batch_size=4"]
+LOSS = "validation loss, difference to one process"
+NEAR = "<= 1e-3"
+CASES = [
+    Case("one rank", LOSS, "nats", NEAR),
+    Case("two ranks", LOSS, "nats", NEAR),
+    Case("two ranks on the CPU, own launcher", LOSS, "nats", NEAR),
+    Case("a rank raises", "exit code", expected="== 1"),
+    Case("a rank raises", "error_rank_1.txt", expected="is there"),
+    Case("a rank raises", "seconds from the error to the exit", "s", "<= 15"),
+    Case("a rank raises", "the other rank"),
+    Case("fsdp", LOSS, "nats", NEAR),
+    Case("fsdp", "weight decay of the optimizer's groups", expected="0.1 and 0.0"),
+    Case("ddp, then fsdp", LOSS, "nats", NEAR),
+    Case("fsdp, then fsdp", LOSS, "nats", NEAR),
+    Case("fsdp, then ddp", LOSS, "nats", NEAR),
+]
+# Two ranks on one GPU: for NCCL they are on two machines, which talk by sockets.
+SOCKETS = {
+    "NCCL_P2P_DISABLE": "1",
+    "NCCL_SHM_DISABLE": "1",
+    "NCCL_IB_DISABLE": "1",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+
+
+def ranks(stage: Stage, name: str, *words: str, world: int = 2, directory=None) -> list[Run]:
+    """The processes of a run, as torchrun would start them, each on a machine of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world), TORCHELASTIC_RUN_ID=name)
+    shared |= dict(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", **SOCKETS)
+    where = directory or stage.work / f"{name} run"
+    place = [] if directory else [f"hydra.run.dir={where}"]
+    return [
+        stage.run(
+            f"{name} {r}",
+            *words,
+            *place,
+            directory=where,
+            RANK=str(r),
+            GROUP_RANK=str(r),
+            NCCL_HOSTID=str(r),
+            **shared,
+        )
+        for r in range(world)
+    ]
+
+
+def run(stage: Stage) -> None:
+    sizes = TINY if stage.dry else ["data.batch_size=12"]
+    trainer = dict(max_steps=STEPS, val_check_interval=STEPS // 2, log_every_n_steps=5, precision="32-true")
+    trainer |= dict(deterministic="warn", compile="false")
+    base = [*stage.invented(), "model=gpt_nano", *sizes, "schedule=constant", "optimizer.weight_decay=0.1"]
+    base += [f"trainer.{key}={value}" for key, value in trainer.items()] + stage.words()
+    ddp = [*base, "trainer.strategy=ddp"]
+    fsdp = [*base, "trainer.strategy=fsdp"]
+    half = f"trainer.max_steps={STEPS // 2}"
+    breaks = [
+        f"+callbacks.raise.{key}={value}" for key, value in dict(_target_="probes.Raise", rank=1, step=5).items()
+    ]
+    groups = {
+        "one process": [stage.run("one process", *base)],
+        "one rank": ranks(stage, "one rank", *ddp, world=1),
+        "two ranks": ranks(stage, "two ranks", *ddp),
+        "fsdp": ranks(stage, "fsdp", *fsdp),
+        "ddp, half": ranks(stage, "ddp half", *ddp, half),
+        "fsdp, half": ranks(stage, "fsdp half", *fsdp, half),
+    }
+    launcher = "two ranks on the CPU, own launcher"
+    groups[launcher] = [stage.run("launcher", *base, "trainer.accelerator=cpu", "trainer.devices=2")]
+    together([run for group in groups.values() for run in group])
+    more = resumed(stage, groups)
+    together([run for group in more.values() for run in group])
+    groups |= more
+    for name in ("one rank", "two ranks", launcher, "fsdp", *more):
+        with stage.attempt(name):
+            (alone,) = groups["one process"]
+            losses = [
+                group[0].json("metrics")["final_val_loss"] for group in map(checked, ([alone], groups[name]))
+            ]
+            world = groups[name][0].json("metrics")["devices"]
+            if world != (1 if name == "one rank" else 2):
+                raise Failure(f"it was trained by {world} processes")
+            stage.row(name, LOSS, abs(losses[0] - losses[1]), seconds=groups[name][0].seconds)
+            if name == "fsdp":
+                (state,) = groups[name][0].checkpoint()["optimizer_states"]
+                decays = " and ".join(str(group["weight_decay"]) for group in state["param_groups"])
+                stage.row(name, "weight decay of the optimizer's groups", decays, seconds=0.0)
+    with stage.attempt("a rank raises"):
+        raising(stage, ranks(stage, "raises", *ddp, *breaks))
+
+
+def resumed(stage: Stage, groups: dict[str, list[Run]]) -> dict[str, list[Run]]:
+    """The second halves, each in a copy of the first half's directory."""
+    more = {}
+    for name, first, strategy in (
+        ("ddp, then fsdp", "ddp, half", "fsdp"),
+        ("fsdp, then fsdp", "fsdp, half", "fsdp"),
+        ("fsdp, then ddp", "fsdp, half", "ddp"),
+    ):
+        with stage.attempt(name):
+            (source, *_) = checked(groups[first])
+            copy = shutil.copytree(source.directory, stage.work / f"{name} run")
+            words = [f"resume={copy}", f"trainer.strategy={strategy}", f"trainer.max_steps={STEPS}"]
+            more[name] = ranks(stage, name.replace(",", ""), *words, directory=copy)
+    return more
+
+
+def checked(group: list[Run]) -> list[Run]:
+    return [run.check() for run in group]
+
+
+def raising(stage: Stage, pair: list[Run]) -> None:
+    """Plays torchrun: waits for the rank that raises, gives the other one 10 s, and ends it."""
+    other, broken = together_until(pair)
+    error = broken.directory / "error_rank_1.txt"
+    stage.row("a rank raises", "exit code", broken.code)
+    stage.row("a rank raises", "error_rank_1.txt", "is there" if error.exists() else "is not there", seconds=0.0)
+    if not error.exists():
+        raise Failure(f"no error_rank_1.txt: {broken.last_line()}")
+    later = time.time() - error.stat().st_mtime
+    stage.row("a rank raises", "seconds from the error to the exit", later, seconds=0.0)
+    deadline = time.monotonic() + 10
+    while not other.poll() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    said = f"ended by itself with exit code {other.code}" if not other.pid else "waited, and was killed after 10 s"
+    other.kill()
+    stage.row("a rank raises", "the other rank", said)
+
+
+def together_until(pair: list[Run]) -> list[Run]:
+    """Starts two ranks; returns when the second has ended."""
+    for rank in pair:
+        rank.threads = 1
+        rank.start()
+    while not pair[1].poll():
+        pair[0].poll()
+        time.sleep(0.01)
+    return pair
