@@ -29,6 +29,10 @@ TOLERANCES = {"float32": "<= 1e-4", "bf16": "<= 2e-2"}
 SOAP = {"float32": "<= 1e-2", "bf16": "<= 2e-2"}  # README, "How closely SOAP agrees"
 
 
+BATCHED = "soap batched"  # the same mathematics as soap, whose losses it is compared with
+PARTS = [*itertools.product(MODELS, OPTIMIZERS, PRECISIONS), *((model, BATCHED, "float32") for model in MODELS)]
+
+
 def name(model: str, optimizer: str, precision: str) -> str:
     return f"{model} {optimizer} {precision}"
 
@@ -38,22 +42,23 @@ CASES = [
         name(*parts),
         "largest difference of the loss",
         "nats",
-        (SOAP if parts[1] == "soap" else TOLERANCES)[parts[2]],
+        (SOAP if parts[1].startswith("soap") else TOLERANCES)[parts[2]],
     )
-    for parts in itertools.product(MODELS, OPTIMIZERS, PRECISIONS)
+    for parts in PARTS
 ]
 
 
 def words(model: str, optimizer: str, precision: str) -> list[str]:
     # Of 384 x 1536, Muon's and SOAP's products alone would take a CPU minutes.
-    narrow = model == "small" and optimizer in ("muon", "soap")
+    narrow = model == "small" and optimizer in ("muon", "soap", BATCHED)
     smaller = ["model.n_layer=2", "model.n_embd=96"] if narrow else []
     trainer = dict(precision=PRECISIONS[precision], max_steps=STEPS + 10, val_check_interval=STEPS + 10)
     trainer |= dict(log_every_n_steps=1, deterministic="warn", gradient_clip_val="null", compile="false")
     leave = ["+callbacks.quit._target_=probes.Quit", f"+callbacks.quit.step={STEPS + 1}"]
     settings = [f"trainer.{key}={value}" for key, value in trainer.items()]
     model_words = [*MODELS[model], *smaller, "model.block_size=64", "data.batch_size=2"]
-    return [*model_words, *OPTIMIZERS[optimizer], "schedule=constant", *settings, *leave]
+    rates = [*OPTIMIZERS["soap"], "optimizer.batched=true"] if optimizer == BATCHED else OPTIMIZERS[optimizer]
+    return [*model_words, *rates, "schedule=constant", *settings, *leave]
 
 
 def loss_curve(run: Run) -> dict[int, float]:
@@ -69,12 +74,13 @@ def reference() -> dict[str, dict[int, float]]:
 
 def run(stage: Stage) -> None:
     before = reference()
-    cases = {name(*parts): parts for parts in itertools.product(MODELS, OPTIMIZERS, PRECISIONS)}
+    cases = {name(*parts): parts for parts in PARTS}
 
     def compare(run: Run) -> None:
         with stage.attempt(run.name):
             model, optimizer, _ = cases[run.name]
-            difference = largest_difference(before[f"{model} {optimizer}"], loss_curve(run))
+            key = f"{model} {optimizer.removesuffix(' batched')}"
+            difference = largest_difference(before[key], loss_curve(run))
             stage.row(run.name, CASES[0].metric, difference, seconds=run.seconds)
 
     runs = [stage.run(key, *stage.words(*stage.invented()), *words(*parts)) for key, parts in cases.items()]

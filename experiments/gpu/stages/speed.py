@@ -30,6 +30,9 @@ for model in MODELS:
         ]
         CASES += [Case(f"{model}, ours, {way}", COMPILATION, "s", cuda=True)]
     CASES += [Case(f"{model}, nanogpt, compiled", STEP, "ms", cuda=True)]
+# Eager, as `ours, eager`, with another optimizer.
+SOAPS = {"soap": ["optimizer=soap"], "soap batched": ["optimizer=soap", "optimizer.batched=true"]}
+CASES += [Case(f"modern, ours, {how}", STEP, "ms") for how in SOAPS]
 TINY = ["model.n_layer=1", "model.n_head=1", "model.n_embd=16", "model.block_size=16", "data.batch_size=2"]
 
 
@@ -56,7 +59,7 @@ def run(stage: Stage) -> None:
 def one(stage: Stage, name: str, number: int, count: int) -> Run:
     """The run of a case, not yet started; `number` is its name among those that take turns."""
     model, who, how = name.split(", ")
-    folder, steps = stage.work / "turns", 20 if stage.dry else STEPS
+    folder, steps = stage.work / "turns", 20 if stage.dry else STEPS // 3 if how in SOAPS else STEPS
     if who == "nanogpt":
 
         def work() -> dict[str, float]:
@@ -64,12 +67,12 @@ def one(stage: Stage, name: str, number: int, count: int) -> Run:
 
         return stage.run(name, threads=1, timeout=150, work=work)
     trainer = dict(max_steps=steps, val_check_interval=steps, log_every_n_steps=5 if stage.dry else EVERY)
-    trainer |= dict(compile=how if who == "ours" and how != "eager" else "false", gradient_clip_val="null")
+    trainer |= dict(compile=how if how in WAYS else "false", gradient_clip_val="null")
     probe = dict(
         _target_=f"probes.{'Turn' if who == 'ours' else 'BareLoop'}", folder=folder, name=number, count=count
     )
     probe |= {} if who == "ours" else dict(steps=steps)
-    words = [*MODELS[model], *stage.corpus(), *(TINY if stage.dry else []), *stage.words()]
+    words = [*MODELS[model], *SOAPS.get(how, []), *stage.corpus(), *(TINY if stage.dry else []), *stage.words()]
     words += [f"trainer.{key}={value}" for key, value in trainer.items()]
     words += [f"+callbacks.turn.{key}={value}" for key, value in probe.items()]
     return stage.run(name, *words, threads=1, timeout=150)  # the work is the GPU's
@@ -87,7 +90,7 @@ def report(stage: Stage, run: Run, file: Path) -> None:
     later = [speed for step, speed in speeds.items() if step > max(speeds) // 3]  # the first third warms up
     tokens_a_step = metrics["tokens_per_second"] * metrics["train_seconds"] / metrics["steps"]
     stage.row(run.name, STEP, 1000 * tokens_a_step / statistics.median(later), seconds=run.seconds)
-    if how != "eager":
+    if how in WAYS:
         stage.row(run.name, COMPILATION, metrics["compilation_seconds"], seconds=0.0)
     if stage.wanted(run.name):
         mfu = scalars(run, "mfu")
