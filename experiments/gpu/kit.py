@@ -479,7 +479,7 @@ def main(name: str, module: ModuleType, work: Path, lock: Path, dry: bool) -> No
         try:
             found = look()
         except (RuntimeError, AssertionError) as unusable:
-            stage.send(unusable=f"{stage.device} cannot be used: {str(unusable).splitlines()[0]}")
+            stage.send(unusable=f"{stage.device} cannot be used: {str(unusable).splitlines()[0]}; add --dry")
             return
     stage.send(torch=torch.__version__, **found)
     if hasattr(module, "prepare"):

@@ -269,8 +269,14 @@ def main() -> int:
             return on_the_cpu(work, "agree.write_reference(pathlib.Path(sys.argv[1]))")
         if args.noise:
             return on_the_cpu(work, f"agree.print_noise(pathlib.Path(sys.argv[1]), {args.noise})")
-        args.out.mkdir(parents=True, exist_ok=True)
-        results = Results(args.out / "results.csv")
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+            results = Results(args.out / "results.csv")
+        except OSError as error:
+            sys.stderr.write(
+                f"run.py: --out={args.out} cannot be written: {error.strerror}. Name another folder\n"
+            )
+            return 2
         with (args.out / "run.log").open("w") as log:
             try:
                 measure(names, results, work, args.dry, log, began + args.budget)

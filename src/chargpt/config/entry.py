@@ -65,6 +65,9 @@ def entry_point(config_name: str) -> Callable[[Work], Callable[[], None]]:
                     raise
                 traceback.print_exc()
                 code = FAILED
+            for handler in logging.getLogger().handlers:
+                if isinstance(handler, _Console):  # torch cut off in its import would log its statistics at exit
+                    handler.setLevel(logging.WARNING)
             rank.exit_process(code)
 
         return main
