@@ -126,6 +126,21 @@ class CountCompiled(L.Callback):
         (Path(trainer.default_root_dir) / "compiled.txt").write_text(str(counters["stats"]["unique_graphs"]))
 
 
+class WatchGroup(L.Callback):
+    """Writes down, in the run directory, which ranks have destroyed the process group."""
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        from chargpt.training import run
+
+        file, leave = Path(trainer.default_root_dir) / f"left_{trainer.global_rank}", run.leave
+
+        def noted() -> None:
+            file.touch()
+            leave()
+
+        run.leave = noted
+
+
 class DieInRank(L.Callback):
     """Ends one rank in the middle of step `step`, where a setting has a value: by an error, or by a signal.
 

@@ -127,6 +127,48 @@ def test_a_lost_loss_is_seen_at_once_on_a_cpu_and_a_step_later_elsewhere(device,
     assert lost == [2 + late, 5 + late]
 
 
+class Queue:
+    """Stands in for a GPU's stream: a copy to the host is done when the event behind it is waited for."""
+
+    def __init__(self, monkeypatch):
+        self.waiting, copy = [], torch.Tensor.copy_
+        queue = self
+
+        class Event:
+            def __init__(self, blocking):
+                assert blocking, "or the wait keeps a core busy"
+
+            def record(self):
+                self.before = len(queue.waiting)
+
+            def synchronize(self):
+                for work in queue.waiting[: self.before]:
+                    work()
+
+        def copy_later(target, source, non_blocking=False):
+            if not non_blocking:
+                return copy(target, source)
+            copy(target, torch.full_like(target, float("inf")))
+            self.waiting.append(lambda: copy(target, source))
+
+        zeros = torch.zeros
+
+        def not_pinned(*size, pin_memory):
+            return zeros(*size)
+
+        monkeypatch.setattr(torch, "zeros", not_pinned)
+        monkeypatch.setattr(torch.Tensor, "copy_", copy_later)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+
+
+def test_on_a_gpu_a_loss_is_read_behind_the_event_of_its_copy(monkeypatch):
+    Queue(monkeypatch)
+    watch = LossWatch(torch.device("cuda"), passes=1)
+    losses = (GOOD, GOOD, NAN, GOOD, None, GOOD, NAN, GOOD)  # at one of them a point of the curves was logged
+    seen = [watch.is_lost([loss] if loss is not None else []) for loss in losses]
+    assert [step for step, is_lost in enumerate(seen) if is_lost] == [3, 7]
+
+
 @pytest.mark.parametrize("bad", [0, 1, 2])
 def test_each_pass_of_a_step_counts_and_a_step_without_new_losses_is_no_loss(bad):
     watch = LossWatch(torch.device("cpu"), passes=3)

@@ -102,8 +102,9 @@ GPU_ERROR = (
     ],
 )
 def test_on_a_gpu_the_figures_are_those_of_its_allocator(monkeypatch, text, figures):
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 76 * 2**30)
-    line = told_by_gpu(torch.OutOfMemoryError(text), module(), 64, 256, devices=1, passes=1)
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: {gpu: 76 * 2**30}[device])
+    line = told_by_gpu(torch.OutOfMemoryError(text), gpu, 1, 64, 256, devices=1, passes=1)
     assert line.startswith(f"out of memory: 64 blocks of 256 tokens in one pass. {figures} ")
     assert "data.batch_size=32 trainer.accumulate_grad_batches=2" in line
     assert "\n" not in line

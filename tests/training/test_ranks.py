@@ -220,6 +220,20 @@ def test_an_error_on_a_disk_that_is_not_shared_is_not_hidden(tmp_path):
     callback.on_exception(trainer, Mock(spec=L.LightningModule), error)  # raises none of its own
 
 
+@pytest.mark.parametrize(
+    ("batch", "left"), [(7, []), (100, ["left_0", "left_1"])], ids=["interrupted", "finished"]
+)
+def test_the_process_group_is_destroyed_only_after_a_run_that_ended_well(tiny, tmp_path, batch, left):
+    """Under NCCL a rank that destroys it waits for the others, which may have left already."""
+    words = ["+callbacks.watch._target_=tests.training.staged.WatchGroup", "hydra.run.dir=run"]
+    words += ["+callbacks.cut._target_=tests.training.staged.SignalAt", "+callbacks.cut.name=SIGTERM"]
+    outcome = process(
+        tmp_path, "train", *tiny, QUIET, "trainer.devices=2", *words, f"+callbacks.cut.batch={batch}"
+    )
+    assert outcome.code == (0 if left else 3), outcome.err
+    assert sorted(file.name for file in (tmp_path / "run").glob("left_*")) == left
+
+
 TWO_RANKS = """
 import os, sys, time
 if os.environ["LOCAL_RANK"] == "1":

@@ -80,15 +80,23 @@ def test_optimizers_of_whole_matrices_are_refused_before_anything_is_started(tin
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true"])
-def test_fsdp_reduces_gradients_and_keeps_buffers_in_float32(precision):
+@pytest.mark.parametrize(
+    ("precision", "parameters"),
+    [
+        ("bf16-mixed", torch.float32),
+        ("16-mixed", torch.float32),
+        ("32-true", torch.float32),
+        ("bf16-true", torch.bfloat16),
+    ],
+)
+def test_fsdp_reduces_gradients_and_keeps_buffers_in_float32(precision, parameters):
+    """In mixed precision autocast decides what is cast, as without FSDP."""
     strategy = make_strategy("fsdp", several=True)
     assert isinstance(strategy, ShardedStrategy)
     strategy.precision_plugin = FSDPPrecision(precision)
     config = strategy.mixed_precision_config
     assert (config.reduce_dtype, config.buffer_dtype) == (torch.float32, torch.float32)
-    wanted = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": torch.float32}
-    assert config.param_dtype == wanted[precision]
+    assert config.param_dtype == parameters
 
 
 def test_ddp_sends_no_buffers_round_and_strategies_of_lightnings_are_left_to_it():

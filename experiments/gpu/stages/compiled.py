@@ -62,29 +62,42 @@ def run(stage: Stage) -> None:
         dropped, not_dropped = [*words, *DROPOUT[model]], [*words, *NO_DROPOUT[model]]
         repeated[model] = [one(stage, f"{model} dropout {n}", "compiled", *dropped) for n in (1, 2)]
         repeated[model].append(one(stage, f"{model} no dropout", "compiled", *not_dropped))
-    together([run for runs in (*pairs.values(), *repeated.values()) for run in runs], None if stage.dry else 16)
-    for case, runs in pairs.items():
-        with stage.attempt(case):
-            eager, compiled = (run.check().history("train_loss") for run in runs)
-            stage.row(case, LOSS, largest_difference(losses(eager), losses(compiled)), seconds=runs[1].seconds)
-            found = json.loads((runs[1].folder / "counters.json").read_text())
-            for count in COUNTS:
-                stage.row(case, count, found[count], seconds=0.0)
-    for model, runs in repeated.items():
-        with stage.attempt(f"{model}, dropout", f"{model}, no dropout"):
-            first, second, none = (losses(run.check().history("train_loss")) for run in runs)
-            seconds = runs[0].seconds
-            equal = "same" if first == second else "differ"
-            stage.row(f"{model}, dropout", "two runs of one seed", equal, seconds=seconds)
-            steps = list(first.values())
-            every = all(a != b for a, b in itertools.pairwise(steps))
-            stage.row(
-                f"{model}, dropout", "two steps on the same block", "differ" if every else "same", seconds=0.0
-            )
-            spread = max(none.values()) - min(none.values())
-            stage.row(
-                f"{model}, no dropout", "two steps on the same block", "same" if spread == 0 else f"{spread:g}"
-            )
+    ended: list[Run] = []
+
+    def done(run: Run) -> None:
+        ended.append(run)
+        for case, runs in pairs.items():
+            if run in runs and all(one in ended for one in runs):
+                report(stage, case, runs)
+
+    runs = [run for some in (*pairs.values(), *repeated.values()) for run in some]
+    together(runs, None if stage.dry else 16, done)
+    for model, (first, second, none) in repeated.items():
+        report_dropout(stage, model, first, second, none)
+
+
+def report(stage: Stage, case: str, runs: list[Run]) -> None:
+    """Eager and compiled, without dropout."""
+    with stage.attempt(case):
+        eager, compiled = (run.check().history("train_loss") for run in runs)
+        stage.row(case, LOSS, largest_difference(losses(eager), losses(compiled)), seconds=runs[1].seconds)
+        found = json.loads((runs[1].folder / "counters.json").read_text())
+        for count in COUNTS:
+            stage.row(case, count, found[count], seconds=0.0)
+
+
+def report_dropout(stage: Stage, model: str, *runs: Run) -> None:
+    """Two runs of one seed with dropout, and one without."""
+    with stage.attempt(f"{model}, dropout", f"{model}, no dropout"):
+        first, second, none = (losses(run.check().history("train_loss")) for run in runs)
+        equal = "same" if first == second else "differ"
+        stage.row(f"{model}, dropout", "two runs of one seed", equal, seconds=runs[0].seconds)
+        every = all(a != b for a, b in itertools.pairwise(first.values()))
+        steps = "differ" if every else "same"
+        stage.row(f"{model}, dropout", "two steps on the same block", steps, seconds=0.0)
+        spread = max(none.values()) - min(none.values())
+        steps = "same" if spread == 0 else f"{spread:g}"
+        stage.row(f"{model}, no dropout", "two steps on the same block", steps)
 
 
 def one(stage: Stage, name: str, way: str, *words: str) -> Run:

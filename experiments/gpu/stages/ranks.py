@@ -1,5 +1,7 @@
 """Several processes of one run: one rank, two ranks on one device, a rank that raises, DDP and FSDP."""
 
+import contextlib
+import random
 import shutil
 import socket
 import time
@@ -21,6 +23,7 @@ CASES = [
     Case("a rank raises", "the other rank"),
     Case("fsdp", LOSS, "nats", NEAR),
     Case("fsdp", "weight decay of the optimizer's groups", expected="0.1 and 0.0"),
+    Case("fsdp, bf16", LOSS, "nats", "<= 2e-2", cuda=True),
     Case("ddp, then fsdp", LOSS, "nats", NEAR),
     Case("fsdp, then fsdp", LOSS, "nats", NEAR),
     Case("fsdp, then ddp", LOSS, "nats", NEAR),
@@ -30,6 +33,8 @@ SOCKETS = {
     "NCCL_P2P_DISABLE": "1",
     "NCCL_SHM_DISABLE": "1",
     "NCCL_IB_DISABLE": "1",
+    "NCCL_NET": "Socket",
+    "NCCL_NET_PLUGIN": "none",
     "NCCL_SOCKET_IFNAME": "lo",
     "GLOO_SOCKET_IFNAME": "lo",
 }
@@ -37,9 +42,7 @@ SOCKETS = {
 
 def ranks(stage: Stage, name: str, *words: str, world: int = 2, directory=None) -> list[Run]:
     """The processes of a run, as torchrun would start them, each on a machine of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     shared = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world), TORCHELASTIC_RUN_ID=name)
     shared |= dict(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", **SOCKETS)
     where = directory or stage.work / f"{name} run"
@@ -57,6 +60,15 @@ def ranks(stage: Stage, name: str, *words: str, world: int = 2, directory=None) 
         )
         for r in range(world)
     ]
+
+
+def free_port() -> int:
+    """One that nothing listens on, below those that the system gives to whatever asks for any."""
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def run(stage: Stage) -> None:
@@ -79,13 +91,17 @@ def run(stage: Stage) -> None:
         "ddp, half": ranks(stage, "ddp half", *ddp, half),
         "fsdp, half": ranks(stage, "fsdp half", *fsdp, half),
     }
+    if stage.wanted("fsdp, bf16"):
+        groups["fsdp, bf16"] = ranks(stage, "fsdp bf16", *fsdp, "trainer.precision=bf16-mixed")
     launcher = "two ranks on the CPU, own launcher"
     groups[launcher] = [stage.run("launcher", *base, "trainer.accelerator=cpu", "trainer.devices=2")]
     together([run for group in groups.values() for run in group])
     more = resumed(stage, groups)
     together([run for group in more.values() for run in group])
     groups |= more
-    for name in ("one rank", "two ranks", launcher, "fsdp", *more):
+    for name in ("one rank", "two ranks", launcher, "fsdp", "fsdp, bf16", *more):
+        if name not in groups:
+            continue
         with stage.attempt(name):
             (alone,) = groups["one process"]
             losses = [

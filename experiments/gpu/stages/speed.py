@@ -11,7 +11,7 @@ from kit import Case, Failure, Run, Stage, milliseconds, nanogpt, take_turn, tog
 
 SECONDS = 100
 WAYS = ("reduce-overhead", "cudagraphs", "inductor", "blocks")  # of trainer.compile
-STEPS, EVERY = 300, 25
+STEPS, EVERY = 200, 20
 MODELS = {"small": ["model=gpt_small", "data.batch_size=64"], "modern": ["model=gpt_modern"]}
 SHAPES = {
     "small": dict(n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),
@@ -59,13 +59,13 @@ def run(stage: Stage) -> None:
 def one(stage: Stage, name: str, number: int, count: int) -> Run:
     """The run of a case, not yet started; `number` is its name among those that take turns."""
     model, who, how = name.split(", ")
-    folder, steps = stage.work / "turns", 20 if stage.dry else STEPS // 3 if how in SOAPS else STEPS
+    folder, steps = stage.work / "turns", 20 if stage.dry else STEPS // 2 if how in SOAPS else STEPS
     if who == "nanogpt":
 
         def work() -> dict[str, float]:
             return theirs(stage, model, folder, str(number), count, steps)
 
-        return stage.run(name, threads=1, timeout=150, work=work)
+        return stage.run(name, threads=1, timeout=240, work=work)
     trainer = dict(max_steps=steps, val_check_interval=steps, log_every_n_steps=5 if stage.dry else EVERY)
     trainer |= dict(compile=how if how in WAYS else "false", gradient_clip_val="null")
     probe = dict(
@@ -75,7 +75,7 @@ def one(stage: Stage, name: str, number: int, count: int) -> Run:
     words = [*MODELS[model], *SOAPS.get(how, []), *stage.corpus(), *(TINY if stage.dry else []), *stage.words()]
     words += [f"trainer.{key}={value}" for key, value in trainer.items()]
     words += [f"+callbacks.turn.{key}={value}" for key, value in probe.items()]
-    return stage.run(name, *words, threads=1, timeout=150)  # the work is the GPU's
+    return stage.run(name, *words, threads=1, timeout=240)  # the work is the GPU's
 
 
 def report(stage: Stage, run: Run, file: Path) -> None:

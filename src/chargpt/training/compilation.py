@@ -13,6 +13,7 @@ from chargpt.data.blocks import RandomBlocks
 from chargpt.errors import Failed, Mistake
 from chargpt.model.transformer import Block
 from chargpt.training.clock import TrainingClock, synchronize
+from chargpt.training.out_of_memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ class Compilation(L.Callback):
             synchronize(pl_module.device)
             log.info("compiled in %.0f s", self._clock.seconds()["compilation"])
         except Exception as error:
+            if is_out_of_memory(error):  # of the step itself: the warm-up is the first one
+                raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if self._setting != "auto":
                 raise Failed(f"torch.compile failed: {reason}. trainer.compile=false does without") from error

@@ -9,7 +9,7 @@ import torch
 from chargpt.errors import Diverged
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.training.clock import TrainingClock
-from chargpt.training.divergence import ADVICE, first_lost
+from chargpt.training.divergence import ADVICE, first_lost, mean_losses
 from chargpt.training.hardware import peak_flops
 
 
@@ -69,8 +69,7 @@ class Curves(L.Callback):
             Diverged: the loss of a step since the last point is not a number; says which step's.
         """
         step, passes = trainer.global_step, trainer.accumulate_grad_batches
-        losses = torch.stack([loss.to(pl_module.device) for loss in pl_module.train_losses])
-        losses_N = trainer.strategy.reduce(losses, reduce_op="mean")
+        losses_N = mean_losses(trainer, pl_module)
         loss = losses_N.mean().item()
         pl_module.train_losses.clear()
         seconds = self._clock.train_seconds

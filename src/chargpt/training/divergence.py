@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from jaxtyping import Float
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
@@ -80,7 +81,7 @@ class LossWatch:
             slot = self._count % len(self._slots)
             self._count += 1
             self._slots[slot].copy_(torch.stack(tuple(losses)), non_blocking=self._on_gpu)
-            event = torch.cuda.Event() if self._on_gpu else None
+            event = torch.cuda.Event(blocking=True) if self._on_gpu else None
             if event is not None:
                 event.record()
             self._copied.append((slot, event))
@@ -90,6 +91,12 @@ class LossWatch:
         if event is not None:
             event.synchronize()
         return not np.isfinite(self._values_SP[slot]).all()
+
+
+def mean_losses(trainer: L.Trainer, module: LanguageModeling) -> Float[Tensor, " N"]:
+    """The mean over all ranks of each loss since the last point of the curves. Called on all ranks, for N >= 1."""
+    losses_N = torch.stack([loss.to(module.device) for loss in module.train_losses])
+    return trainer.strategy.reduce(losses_N, reduce_op="mean")
 
 
 def first_lost(losses_N: torch.Tensor, step: int, passes: int) -> int:

@@ -8,13 +8,14 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 
 from chargpt.errors import Interrupted
 from chargpt.rank import ASKED, starter_is_gone
 from chargpt.training.checkpoint import Checkpoints
 from chargpt.training.clock import TrainingClock
 from chargpt.training.curves import Curves
-from chargpt.training.divergence import LossWatch
+from chargpt.training.divergence import LossWatch, mean_losses
 from chargpt.training.rank_agreement import RankAgreement
 from chargpt.training.requeue import WARNING, requeue
 from chargpt.training.run_directory import RunDirectory
@@ -57,6 +58,8 @@ class Interruption(L.Callback):
         stop, lost, used = int(agreed[0]), bool(agreed[1]), agreed[2]
         if trainer.world_size > 1:
             self._clock.agree(used)
+        if stop and pl_module.train_losses:  # the newest steps may not have been looked at
+            lost = lost or not torch.isfinite(mean_losses(trainer, pl_module)).all()
         if lost:
             next(c for c in trainer.callbacks if isinstance(c, Curves)).log_point(trainer, pl_module)
         if stop:

@@ -59,7 +59,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 result = closure()
         if getattr(self, "found_inf", None) is not None and self.found_inf.item():
-            return result  # float16's gradients were infinite: no step
+            return result  # float16's gradients were infinite: no step. In 16-mixed each step waits for the device
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters and group["maps"]:

@@ -50,10 +50,21 @@ def told(module: LanguageModeling, batch_size: int, block_size: int, devices: in
 
 
 def told_by_gpu(
-    error: BaseException, module: LanguageModeling, batch_size: int, block_size: int, devices: int, passes: int
+    error: BaseException,
+    device: torch.device,
+    multiple: int,
+    batch_size: int,
+    block_size: int,
+    devices: int,
+    passes: int,
 ) -> str:
-    """The same after a GPU's memory was not enough: by the allocator's peak, and the figures in its error."""
-    peak = torch.cuda.max_memory_allocated(module.device)
+    """The same after a GPU's memory was not enough: by the allocator's peak, and the figures in its error.
+
+    Args:
+        device: that trained; the module has left it by then.
+        multiple: the model's `batch_multiple`.
+    """
+    peak = torch.cuda.max_memory_allocated(device)
     wanted = f". The GPU held {peak / 2**30:,.1f} GiB"
     figures = {
         name: found.group(1)
@@ -62,7 +73,7 @@ def told_by_gpu(
     }
     wanted += f" of {figures['there']}" if "there" in figures else ""
     wanted += f" and was asked for {figures['asked']} more" if "asked" in figures else ""
-    return _line(wanted, module.model.batch_multiple, batch_size, block_size, devices, passes)
+    return _line(wanted, multiple, batch_size, block_size, devices, passes)
 
 
 def _line(wanted: str, multiple: int, batch_size: int, block_size: int, devices: int, passes: int) -> str:

@@ -1,7 +1,13 @@
 """What all ranks have to know of each other at each step, exchanged while the step runs."""
 
+import os
+
 import torch
 import torch.distributed as dist
+
+from chargpt.errors import Failed
+
+GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"  # the network interface that each of them takes
 
 
 class RankAgreement:
@@ -19,7 +25,7 @@ class RankAgreement:
         self._several = world_size > 1
         self._group: dist.ProcessGroup | None = None  # the default one
         if self._several and device.type != "cpu":
-            self._group = dist.new_group(backend="gloo")
+            self._group = _new_gloo_group()
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def exchange(self, numbers: list[float]) -> list[float] | None:
@@ -44,3 +50,17 @@ class RankAgreement:
         self._pending = None
         work.wait()
         return largest.tolist()
+
+
+def _new_gloo_group() -> dist.ProcessGroup:
+    """A group that talks over the interface that NCCL was told, if any was, and gloo was not."""
+    if os.environ.get(NCCL, "^")[0] not in "^=":  # a prefix of names; these begin another syntax, of NCCL alone
+        os.environ.setdefault(GLOO, os.environ[NCCL])
+    try:
+        return dist.new_group(backend="gloo")
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise Failed(
+            f"the ranks cannot reach each other by gloo ({reason}): set {GLOO} to the network interface that all "
+            f"nodes share, for example {GLOO}=eth0"
+        ) from error

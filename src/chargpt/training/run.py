@@ -94,7 +94,7 @@ def _train(composed: DictConfig, diverged_at: list[int]) -> None:
             raise _GoBack(run) from error
         if rank_zero:
             metrics, text = finish(run)
-    leave()
+        leave()
     if rank_zero:
         report.closing(run, metrics, text)
         if run.repeated:
@@ -104,8 +104,8 @@ def _train(composed: DictConfig, diverged_at: list[int]) -> None:
 def _out_of_memory(run: Run, error: BaseException) -> str:
     data, trainer = run.data, run.trainer
     sizes = (data.batch_size, data.block_size, trainer.world_size, trainer.accumulate_grad_batches)
-    if trainer.strategy.root_device.type == "cuda":
-        return told_by_gpu(error, run.module, *sizes)
+    if (device := trainer.strategy.root_device).type == "cuda":
+        return told_by_gpu(error, device, run.model.batch_multiple, *sizes)
     return told(run.module, *sizes)
 
 

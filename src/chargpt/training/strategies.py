@@ -54,10 +54,16 @@ class ShardedStrategy(FSDPStrategy):
 
     @property
     def mixed_precision_config(self) -> MixedPrecision:
-        """Parameters in the run's precision; gradients are reduced, and buffers kept, in float32."""
+        """Gradients are reduced, and buffers kept, in float32; in mixed precision parameters too.
+
+        Autocast casts what has to be cast, as with every other strategy. FSDP's own cast would take norms,
+        embeddings and the sums of their gradients to 16 bits.
+        """
         # FSDP would copy a block's `Surroundings` to cast it, and what the block writes there would be lost.
         uncast = dict(cast_forward_inputs=False, cast_root_forward_inputs=False)
         config = super().mixed_precision_config
+        if "mixed" in self.precision_plugin.precision:
+            config = replace(config, param_dtype=torch.float32)
         return replace(config, reduce_dtype=torch.float32, buffer_dtype=torch.float32, **uncast)
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
