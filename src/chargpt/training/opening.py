@@ -1,4 +1,4 @@
-"""A run directory is made, or opened again; and put back as it was, where the run cannot go on after all."""
+"""A run directory is opened; and put back as it was, where the run cannot go on after all."""
 
 import contextlib
 import logging
@@ -12,7 +12,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt import rank
-from chargpt.config.entry import chosen_place, place_run
 from chargpt.errors import Mistake
 from chargpt.training import lock, report, rerun
 from chargpt.training.checkpoint import Checkpoints
@@ -27,12 +26,9 @@ from chargpt.whole import whole
 
 @contextlib.contextmanager
 def open_directory(run: Run, composed: DictConfig, said: logging.handlers.MemoryHandler) -> Iterator[None]:
-    """Makes the run directory, or opens it again, and writes down what is about to run, and then what is said."""
+    """Opens the run directory, which exists, and writes down what is about to run, and then what is said."""
     hydra_config = HydraConfig.get()
     directory = run.directory
-    if not run.resumed:
-        directory.claim(chosen_place())
-        place_run(directory.path)  # its name may have got a suffix
     lock.hold(directory.path)
     if rank.OURS not in os.environ:  # else whoever started the ranks has done it
         directory.tidy()

@@ -67,11 +67,8 @@ class RunDirectory:
                     self.new = True
                     return
                 except FileExistsError:
-                    if not self.path.is_dir() or not self._is_empty():
-                        if chosen:
-                            go_on = f"Go on with it: resume={wanted}, or choose another hydra.run.dir"
-                            raise Mistake(f"{wanted} is already there. {go_on}") from None
-                    elif chosen:
+                    if chosen:
+                        self.check_empty()
                         return
                 count += 1
                 made = self._made
@@ -83,6 +80,12 @@ class RunDirectory:
                 f"the run directory {wanted} cannot be made: {error.strerror}. Choose another place: "
                 f"hydra.run.dir=FOLDER"
             ) from error
+
+    def check_empty(self) -> None:
+        """Raises `Mistake` if a run, or something else, is there already."""
+        if not self.path.is_dir() or not self._is_empty():
+            go_on = f"Go on with it: resume={self.path}, or choose another hydra.run.dir"
+            raise Mistake(f"{self.path} is already there. {go_on}")
 
     def make_parents(self) -> None:
         self._made = [folder for folder in self.path.parents if not folder.exists()]

@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 from chargpt.config.entry import chosen_place, place_run, task_words
 from chargpt.errors import FAILED, INTERRUPTED, MISTAKE, Mistake
 from chargpt.rank import ASKED, OURS, ask_to_stop, die_with_starter, number, processes, started_as_rank
+from chargpt.sweeps import naming  # noqa: F401 - registers the resolver of hydra.sweep.subdir
 from chargpt.training import home, lock
 from chargpt.training.ranks import Ranks, held_back, let_through
 from chargpt.training.requeue import WARNING
@@ -42,38 +44,65 @@ def train(config: DictConfig) -> None:
     repeated = original(config)
     if repeated:
         name_place(config, repeated)
+    if config.resume == "auto" and not chosen_place():  # the same command finds the same place
+        place_run(Path(HydraConfig.get().sweep.dir) / HydraConfig.get().sweep.subdir)
     directory = RunDirectory(HydraConfig.get().run.dir)
     try:
         if config.resume == "auto":
-            verdict = (home.settle if first else home.look)(config, directory)
-            if verdict in (home.DONE, home.ENDED):
-                log.info("%s", home.told(directory, verdict))
-                if code := home.exit_code(directory, verdict):
-                    raise SystemExit(code)
+            if not _is_to_be_trained(config, directory, first):
                 return
-            config.resume = str(directory.path) if verdict == home.GO_ON else "never"
         elif config.resume != "never" and (found := home.directory_of(config.resume)).is_dir():
             directory = RunDirectory(found)
             if first:
                 lock.hold(found)
         count = 1 if started_as_rank() else _count(config, repeated or directory)
         if count == 1:
-            _train(config)
+            _train(config, directory if first and config.resume == "never" else None)
         elif code := _train_in_ranks(count, config.resume, directory):
             raise SystemExit(code)
-    except Mistake:
-        lock.undo_all()
+    except BaseException as error:
+        if isinstance(error, Mistake):
+            lock.undo_all()
         directory.abandon()
         raise
     finally:
         lock.release_all()
 
 
-def _train(config: DictConfig) -> None:
+def _is_to_be_trained(config: DictConfig, directory: RunDirectory, first: bool) -> bool:
+    """Decides `resume=auto`, and sets `config.resume` to what it means here."""
+    verdict = (home.settle if first else home.look)(config, directory)
+    if verdict in (home.DONE, home.ENDED):
+        log.info("%s", home.told(directory, verdict))
+        if code := home.exit_code(directory, verdict):
+            raise SystemExit(code)
+        return False
+    config.resume = str(directory.path) if verdict == home.GO_ON else "never"
+    return True
+
+
+def _claim(directory: RunDirectory) -> None:
+    """Makes the directory this run's alone, before anything reads its name. Nothing happens where that is done.
+
+    Raises:
+        Mistake: it is another run's.
+    """
+    if lock.holds(directory.path):
+        return
+    directory.claim(chosen_place())
+    place_run(directory.path)
+    lock.hold(directory.path)
+    directory.check_empty()  # another process may have finished a run there before this one got the lock
+
+
+def _train(config: DictConfig, directory: RunDirectory | None = None) -> None:
+    """Trains in this process; `directory` is to be claimed first, if one is given."""
     # Until the run is under way and saves itself.
     before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM, WARNING)}
     try:
         let_through()
+        if directory:
+            _claim(directory)
         from chargpt.training.run import train as train_here  # torch and Lightning take seconds
 
         train_here(config)
@@ -111,10 +140,8 @@ def _count(config: DictConfig, directory: RunDirectory) -> int:
 def _train_in_ranks(count: int, resume: str, directory: RunDirectory) -> int:
     """Starts the ranks, waits for them; the exit code of the run."""
     with held_back():
-        if resume == "never" and not lock.holds(directory.path):
-            directory.claim(chosen_place())
-            place_run(directory.path)
-            lock.hold(directory.path)
+        if resume == "never":
+            _claim(directory)
         ranks = Ranks(count, resume, directory)
     code = ranks.wait()
     if code in (MISTAKE, INTERRUPTED):  # where nothing has begun, nothing stays
