@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import kit
 import lightning as L
+import measuring
 import torch
 
 
@@ -193,7 +193,7 @@ class Turn(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self.turn is None:
-            self.turn = kit.take_turn(Path(self.folder), self.name, self.count)
+            self.turn = measuring.take_turn(Path(self.folder), self.name, self.count)
 
     def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
         if self.turn:
@@ -224,6 +224,6 @@ class BareLoop(Turn):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        ms = kit.milliseconds(step, self.steps, device)
+        ms = measuring.milliseconds(step, self.steps, device)
         Path(self.folder, f"{self.name}.json").write_text(json.dumps({"ms": ms}))
         os._exit(0)

@@ -31,7 +31,8 @@ from types import ModuleType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import kit
+import cases
+import runs
 import stages
 
 COLUMNS = ("stage", "case", "metric", "value", "unit", "expected", "ok", "seconds", "device", "torch")
@@ -120,7 +121,7 @@ class Child:
 
     def kill(self, reason: str) -> None:
         self.reason = reason
-        kit.kill_tree(self.process.pid)
+        runs.kill_tree(self.process.pid)
 
     def close(self, results: Results) -> None:
         """The rest of its rows, once it has ended."""
@@ -145,7 +146,7 @@ def finish(results: Results, child: Child, reason: str, ok: str) -> None:
 
 def environment(work: Path, dry: bool) -> dict[str, str]:
     """Of every process of the kit. The wheels, where this Python lacks them, are found before it."""
-    path = [str(kit.HERE), str(kit.ROOT / "src"), str(work / "wheels"), os.environ.get("PYTHONPATH", "")]
+    path = [str(cases.HERE), str(cases.ROOT / "src"), str(work / "wheels"), os.environ.get("PYTHONPATH", "")]
     here = {"PYTHONPATH": os.pathsep.join(path).strip(os.pathsep), "PYTHONUNBUFFERED": "1"}
     # A process that has asked the CUDA driver for devices cannot fork; NVML can be asked.
     here |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "GOMP_SPINCOUNT": "50000", "MPLCONFIGDIR": str(work)}
@@ -158,7 +159,7 @@ def environment(work: Path, dry: bool) -> dict[str, str]:
 def unpack_wheels(work: Path) -> None:
     """Makes the wheels beside this file importable, as far as this Python has other versions or none of them."""
     (work / "wheels").mkdir()
-    for wheel in sorted((kit.HERE / "wheels").glob("*.whl")):
+    for wheel in sorted((cases.HERE / "wheels").glob("*.whl")):
         name, version = wheel.name.split("-")[:2]
         try:
             if importlib.metadata.version(name) == version:
@@ -235,7 +236,7 @@ def reap(live: list[Child]) -> None:
         if not orphans:
             return
         for pid in orphans:
-            kit.kill_tree(pid)
+            runs.kill_tree(pid)
             try:
                 os.waitpid(pid, 0)
             except ChildProcessError:

@@ -27,7 +27,7 @@ class zeros:
 """
 STAGE = """
 import os, pathlib, subprocess, sys, time
-from kit import Case
+from cases import Case
 
 SECONDS = {seconds}
 CASES = [Case("first", "metric", "s", "<= 1"), Case("second", "metric"), Case("third", "metric", cuda=True)]
@@ -47,7 +47,7 @@ class Kit:
     def __init__(self, folder: Path):
         self.folder, self.out = folder / "kit", folder / "out"
         (self.folder / "stages").mkdir(parents=True)
-        for name in ("run.py", "kit.py", "stages/__main__.py"):
+        for name in ("run.py", "kit.py", "cases.py", "runs.py", "measuring.py", "stages/__main__.py"):
             shutil.copy(KIT / name, self.folder / name)
         (self.folder / "torch.py").write_text(TORCH)
         for name in ("lightning", "torchmetrics", "hydra", "omegaconf", "tensorboard", "rich", "safetensors"):

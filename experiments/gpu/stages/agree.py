@@ -6,7 +6,10 @@ import os
 import sys
 from pathlib import Path
 
-from kit import HERE, Case, Run, Stage, largest_difference, together
+from cases import HERE, Case
+from kit import Stage
+from measuring import largest_difference
+from runs import Run, together
 
 SECONDS = 25
 STEPS = 20

@@ -4,7 +4,10 @@ import itertools
 import json
 import shutil
 
-from kit import Case, Run, Stage, largest_difference, together
+from cases import Case
+from kit import Stage
+from measuring import largest_difference
+from runs import Run, together
 
 SECONDS = 40
 STEPS = 10

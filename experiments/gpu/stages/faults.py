@@ -4,7 +4,9 @@ import os
 import signal
 import time
 
-from kit import Case, Failure, Run, Stage
+from cases import Case, Failure
+from kit import Stage
+from runs import Run
 
 SECONDS = 25
 TINY = ["model=gpt_nano", "model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.block_size=32"]

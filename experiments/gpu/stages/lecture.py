@@ -1,6 +1,8 @@
 """The lecture's scaled-up run, whole: `python train.py model=gpt_small`."""
 
-from kit import Case, Run, Stage
+from cases import Case
+from kit import Stage
+from runs import Run
 
 SECONDS = 75
 TARGET = 1.48  # the validation loss that the lecture reports

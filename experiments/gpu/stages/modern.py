@@ -2,7 +2,9 @@
 
 import statistics
 
-from kit import Case, Stage, together
+from cases import Case
+from kit import Stage
+from runs import together
 
 SECONDS = 25
 SEEDS = (1, 2, 3)

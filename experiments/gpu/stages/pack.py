@@ -3,7 +3,9 @@
 import importlib.metadata
 import time
 
-from kit import Case, Stage, together
+from cases import Case
+from kit import Stage
+from runs import together
 
 SECONDS = 30
 STEPS = 300

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kit import Case, Stage, measured
+from cases import Case
+from kit import Stage
+from runs import measured
 
 SECONDS = 12
 PACKAGES = ("torch", "triton", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")

@@ -6,7 +6,9 @@ import shutil
 import socket
 import time
 
-from kit import Case, Failure, Run, Stage, together
+from cases import Case, Failure
+from kit import Stage
+from runs import Run, together
 
 SECONDS = 60
 STEPS = 20

@@ -1,6 +1,9 @@
 """Does a run that was cut off end with the bits of the uncut one? 20 steps against 10 and 10, and `rerun=`."""
 
-from kit import Case, Failure, Run, Stage, same_bits, together
+from cases import Case, Failure
+from kit import Stage
+from measuring import same_bits
+from runs import Run, together
 
 SECONDS = 35
 STEPS = 20

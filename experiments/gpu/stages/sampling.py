@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kit import Case, Failure, Run, Stage, measured, nanogpt
+from cases import Case, Failure
+from kit import Stage
+from measuring import nanogpt
+from runs import Run, measured
 
 SECONDS = 20
 SPEED, SAME = "speed", "text at temperature 0"
@@ -33,7 +36,7 @@ TINY = ["model.n_layer=2", "model.n_head=2", "model.n_embd=64", "model.block_siz
 
 
 def prepare(stage: Stage) -> None:
-    """A model that knows its text by heart, so that its likeliest character leads clearly on every device."""
+    """A model that is overfitted to its text, so that its likeliest character leads clearly on every device."""
     steps = 150 if stage.dry else 300
     words = ["model=gpt_small", *(TINY if stage.dry else []), "model.dropout=0", "optimizer.lr=1e-3"]
     words += ["data.batch_size=16", f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]

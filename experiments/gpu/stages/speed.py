@@ -7,7 +7,10 @@ import json
 import statistics
 from pathlib import Path
 
-from kit import Case, Failure, Run, Stage, milliseconds, nanogpt, take_turn, together
+from cases import Case, Failure
+from kit import Stage
+from measuring import milliseconds, nanogpt, take_turn
+from runs import Run, together
 
 SECONDS = 100
 WAYS = ("reduce-overhead", "cudagraphs", "inductor", "blocks")  # of trainer.compile
@@ -49,7 +52,7 @@ def run(stage: Stage) -> None:
 
     def done(run: Run) -> None:
         number = names.index(run.name)
-        (folder / f"{number}.ready").touch()  # nobody waits for it any more
+        (folder / f"{number}.ready").touch()  # the others no longer wait for it
         with stage.attempt(run.name):
             report(stage, run.check(), folder / f"{number}.json")
 

@@ -2,7 +2,9 @@
 
 import json
 
-from kit import Case, Stage, together
+from cases import Case
+from kit import Stage
+from runs import together
 
 SECONDS = 5
 METRIC = "synchronizations between log points"
