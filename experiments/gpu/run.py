@@ -262,7 +262,8 @@ def main() -> int:
     began = time.monotonic()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell has a process in the background ignore the first
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="chargpt-gpu-", ignore_cleanup_errors=True) as folder:
         work = Path(folder)
         unpack_wheels(work)
