@@ -5,6 +5,7 @@ Only the standard library is imported at the top: run.py reads the cases of ever
 
 import contextlib
 import fcntl
+import importlib
 import json
 import os
 import sys
@@ -130,8 +131,6 @@ def main(name: str, module: ModuleType, work: Path, lock: Path, dry: bool) -> No
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed goes to run.log
     stage = Stage(name, module.CASES, work, dry, out, lock)
-    import importlib
-
     for each in MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(each)
@@ -145,9 +144,7 @@ def main(name: str, module: ModuleType, work: Path, lock: Path, dry: bool) -> No
         found = measured(stage, "device", look)
     except Failure as error:
         sys.stderr.write(f"{name}: {error}\n")
-        stage.forks = (
-            False  # CUDA was touched before the fork: runs are then processes that import everything anew
-        )
+        stage.forks = False  # CUDA was touched before the fork: runs are processes that import everything anew
         try:
             found = look()
         except (RuntimeError, AssertionError) as unusable:

@@ -93,19 +93,6 @@ class Raise(L.Callback):
             raise RuntimeError("a rank raises")
 
 
-class Groups(L.Callback):
-    """Writes weight decay, number of parameters and of elements of each of the optimizer's groups, at the end."""
-
-    def __init__(self, file: str):
-        self.file = Path(file)
-
-    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
-        groups = trainer.optimizers[0].param_groups
-        found = [{"weight_decay": g.get("weight_decay"), "parameters": len(g["params"])} for g in groups]
-        if trainer.is_global_zero:
-            self.file.write_text(json.dumps(found))
-
-
 class Syncs(L.Callback):
     """Counts what makes the CPU wait for the device in steps that are no log points, and where.
 

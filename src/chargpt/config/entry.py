@@ -61,7 +61,7 @@ def entry_point(config_name: str) -> Callable[[Work], Callable[[], None]]:
             except SystemExit as left:
                 code = left.code if isinstance(left.code, int) else int(left.code is not None)
             except BaseException:
-                if rank.OURS not in os.environ and not rank.started_as_rank():
+                if not rank.started_as_rank():
                     raise
                 traceback.print_exc()
                 code = FAILED

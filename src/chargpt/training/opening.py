@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from chargpt import rank
 from chargpt.errors import Mistake
-from chargpt.training import lock, report, rerun
+from chargpt.training import report, rerun
 from chargpt.training.checkpoint import Checkpoints
 from chargpt.training.curves import Curves
 from chargpt.training.hardware import device_name
@@ -29,7 +29,6 @@ def open_directory(run: Run, composed: DictConfig, said: logging.handlers.Memory
     """Opens the run directory, which exists, and writes down what is about to run, and then what is said."""
     hydra_config = HydraConfig.get()
     directory = run.directory
-    lock.hold(directory.path)
     if rank.OURS not in os.environ:  # else whoever started the ranks has done it
         directory.tidy()
     file = logging.FileHandler(directory.path / "train.log", encoding="utf-8", errors="backslashreplace")

@@ -66,13 +66,10 @@ def told_by_gpu(
     """
     peak = torch.cuda.max_memory_allocated(device)
     wanted = f". The GPU held {peak / 2**30:,.1f} GiB"
-    figures = {
-        name: found.group(1)
-        for name, pattern in (("asked", TRIED), ("there", CAPACITY))
-        if (found := re.search(pattern, str(error)))
-    }
-    wanted += f" of {figures['there']}" if "there" in figures else ""
-    wanted += f" and was asked for {figures['asked']} more" if "asked" in figures else ""
+    if there := re.search(CAPACITY, str(error)):
+        wanted += f" of {there.group(1)}"
+    if asked := re.search(TRIED, str(error)):
+        wanted += f" and was asked for {asked.group(1)} more"
     return _line(wanted, multiple, batch_size, block_size, devices, passes)
 
 
