@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from chargpt.config.words import quoted
+from chargpt.config.overrides import quoted
 from chargpt.data.corpus import TinyShakespeare
 from chargpt.sweeps.finished import read_run
 from chargpt.whole import write_whole

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from texts import PROMPTS, TEXTS, Text
 
-from chargpt.config.words import quoted
+from chargpt.config.overrides import quoted
 from chargpt.sweeps.markdown import put, table
 from chargpt.sweeps.rows import write_rows
 

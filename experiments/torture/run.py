@@ -25,7 +25,7 @@ import disk
 from cut import AT_A_VALIDATION, AT_THE_END, IN_A_CHECKPOINT, IN_A_STEP
 from same import differences
 
-from chargpt.config.words import quoted
+from chargpt.config.overrides import quoted
 from chargpt.data.corpus import TinyShakespeare
 from chargpt.sweeps.markdown import put, table
 from chargpt.sweeps.rows import read_rows, write_rows

@@ -5,10 +5,10 @@ model = chargpt.load("outputs/gpt_modern/2026-01-01_12-00-00")
 print(model.generate("ROMEO:", 200))
 """
 
-__version__ = "0.2.0"
-__all__ = ["Mistake", "load"]
-
 from chargpt.errors import Mistake
+from chargpt.version import __version__
+
+__all__ = ["Mistake", "__version__", "load"]
 
 
 def load(run, device="cpu"):

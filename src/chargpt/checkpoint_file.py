@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-import chargpt
 from chargpt.config.build import SAVED
 from chargpt.config.plain import not_plain
 from chargpt.errors import Failed, Mistake
+from chargpt.version import __version__
 from chargpt.whole import whole
 
 KEY = "chargpt"  # our part of Lightning's checkpoint
@@ -91,10 +91,8 @@ def check(content: Any, path: Path, form: str, **further: type) -> None:
     if problem := _not_ours(content, further):
         raise Mistake(f"{path} is a {form} file, but not a checkpoint of this bench: {problem}")
     version = _version(content)
-    if _numbers(version) > _numbers(chargpt.__version__):
-        raise Mistake(
-            f"{path} was written by chargpt {version}, and this is {chargpt.__version__}: bring it up to date"
-        )
+    if _numbers(version) > _numbers(__version__):
+        raise Mistake(f"{path} was written by chargpt {version}, and this is {__version__}: bring it up to date")
 
 
 def _seal(file: BinaryIO) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from chargpt.config.entry import place_run
+from chargpt.config.compose import set_output_dir
 from tests.conftest import REPO
 
 CONF = REPO / "conf"
@@ -22,7 +22,7 @@ def compose(tmp_path: Path) -> Callable[..., DictConfig]:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose("train", list(words), return_hydra_config=True)
         HydraConfig.instance().set_config(config)
-        place_run(tmp_path / "run")
+        set_output_dir(tmp_path / "run")
         return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
     return composed

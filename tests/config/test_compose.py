@@ -6,6 +6,7 @@ The cases are found by walking conf/: a new file there is tried without a word h
 from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import combinations, product
+from logging.handlers import MemoryHandler
 
 import hydra
 import pytest
@@ -15,7 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from chargpt.data.corpus import TinyShakespeare
 from chargpt.errors import Mistake
-from chargpt.training.prepare import Run, prepare
+from chargpt.training.parts import Run
+from chargpt.training.run import setup
+from chargpt.training.run_directory import RunDirectory
 from tests.config.conftest import CONF
 
 HARDWARE = ["gpu", "mps", "fsdp"]  # choices of `trainer` that not every machine can build
@@ -29,6 +32,13 @@ SMALL = {"n_layer": 2, "n_embd": 16, "n_head": 2, "block_size": 16}
 ANYWHERE = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto"]
 
 Choices = dict[str, str]
+
+
+def prepare(config: DictConfig) -> Run:
+    """The run that a composed config describes, as train.py builds it."""
+    messages = MemoryHandler(10)
+    run, _ = setup(OmegaConf.to_container(config, resolve=True), RunDirectory(HydraConfig.get().run.dir), messages)
+    return run
 
 
 def choices() -> dict[str, list[str]]:
@@ -110,7 +120,7 @@ def build(compose, text, text_file, tmp_path, monkeypatch):
         logits_BTV = run.model(tokens_BT)
         assert logits_BTV.shape == (*tokens_BT.shape, run.data.tokenizer.vocab_size)
         assert logits_BTV.isfinite().all()
-        assert not list(tmp_path.iterdir()), "prepare must leave nothing on the disk"
+        assert not list(tmp_path.iterdir()), "set-up must leave nothing on the disk"
         return run
 
     return build
@@ -153,7 +163,7 @@ def test_a_trainer_for_other_hardware_composes_and_says_what_is_missing(build, c
 
 def test_wandb_is_made_or_asked_for(compose, tiny):
     config = compose(*tiny, "logger=wandb")
-    assert {"tensorboard", "history", "wandb"} <= config.logger.keys()
+    assert {"tensorboard", "wandb"} <= config.logger.keys()
     if find_spec("wandb") is None:
         with pytest.raises(Mistake, match="pip install"):
             prepare(config)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from chargpt.config.entry import entry_point
-from chargpt.config.words import RAW, quote
+from chargpt.config.overrides import RAW, quote
 from chargpt.errors import Diverged, Interrupted, Mistake
 from tests.conftest import REPO
 

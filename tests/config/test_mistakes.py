@@ -21,7 +21,7 @@ SETTINGS = {
     # names
     "mistyped key": ("model.n_layers=3", "did you mean model.n_layer "),
     "key without its prefix": ("n_layer=3", "did you mean model.n_layer?"),
-    "mistyped group": ("modle=gpt_nano", "did you mean model?"),
+    "mistyped group": ("modle=gpt_nano", "did you mean mode or model?"),
     "mistyped choice": ("model=gpt_smal", "did you mean gpt_small or gpt_ensemble?"),
     "mistyped choice of a part": ("model/norm=rmsnorm", "rms_norm"),
     "choice of a part with a dot": ("model.norm=rms_norm", "model/norm=rms_norm"),
@@ -99,7 +99,9 @@ SETTINGS = {
     "an optimizer that is none": ("optimizer._target_=torch.nn.Identity", "optimizer"),
     "a schedule that is none": ("schedule._target_=torch.nn.Identity", "schedule is a"),
     "a part that does not exist": ("model._target_=chargpt.model.transformer.Transfomer", "Transformer?"),
-    "no curves": ("~callbacks.curves", "callbacks.curves"),
+    "a callback that is none": ("+callbacks.mine._target_=torch.nn.Identity", "must be a Callback"),
+    "a callback that does not exist": ("+callbacks.mine._target_=no_such.Callback", "there is no such module"),
+    "neither less nor more": ("mode=best", "min, max"),
     # where the run goes
     "a run directory that is taken": ("hydra.run.dir=RUN", "resume=RUN"),
     "a file in the way of the run directory": ("hydra.run.dir=FILES/empty.txt/run", "hydra.run.dir"),

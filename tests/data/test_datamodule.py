@@ -27,7 +27,7 @@ class Spoken:
 
 def trainer(**changes):
     """The little of Lightning's Trainer that the data look at."""
-    state = dict(global_rank=0, world_size=1, global_step=0, accumulate_grad_batches=1)
+    state = dict(global_rank=0, world_size=1, lightning_module=SimpleNamespace(batches=0))
     return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), **state | changes)
 
 
@@ -125,12 +125,21 @@ def test_sizes_that_cannot_be_are_refused_by_name_and_value(text, changes):
 
 def test_training_goes_on_with_the_batch_after_the_last_that_was_trained_on(text):
     data = prepared(text)
-    data.trainer = trainer(accumulate_grad_batches=2)
-    expected = next(itertools.islice(data.train_dataloader(), 6, None))
-    data.trainer = trainer(accumulate_grad_batches=2, global_step=3)
-    found = next(iter(data.train_dataloader()))
-    assert found[0].equal(expected[0])
-    assert found[1].equal(expected[1])
+    data.trainer = trainer()
+    loader = data.train_dataloader()
+    expected = next(itertools.islice(loader, 6, None))
+    data.trainer.lightning_module.batches = 6
+    for found in (
+        next(iter(loader)),
+        next(iter(data.train_dataloader())),
+    ):  # a new epoch of Lightning's, a new run
+        assert found[0].equal(expected[0])
+        assert found[1].equal(expected[1])
+
+
+@pytest.mark.parametrize(("batch_size", "epoch"), [(4, 9000 // 32), (1, 9000 // 8), (2000, 1)])
+def test_an_epoch_has_as_many_whole_batches_as_there_are_tokens_to_train_on(text, batch_size, epoch):
+    assert prepared(text[:10000], batch_size=batch_size).batches_per_epoch == epoch
 
 
 def test_two_devices_train_on_what_one_would(text):
@@ -203,6 +212,6 @@ def test_characters_are_one_a_token():
 
 def test_it_warms_its_blocks_up_from_the_first_step_that_is_to_come(text):
     data = prepared(text, block_warmup=6)
-    data.trainer = trainer(global_step=2)
+    data.trainer = trainer(lightning_module=SimpleNamespace(batches=2))
     lengths = [inputs_BT.shape[1] for inputs_BT, _ in itertools.islice(data.train_dataloader(), 5)]
     assert lengths == [2, 2, 4, 4, 8]

@@ -122,9 +122,11 @@ def test_what_a_run_writes_again_after_a_kill_is_shown_once(tmp_path: Path, read
     """To both of TensorBoard's own readers, also after the first cut."""
     module = importlib.import_module(f"tensorboard.backend.event_processing.{reader}")
     for goes_on_from, steps in ((None, (5, 10, 15)), (10, (15, 20, 25)), (20, (25, 30))):
-        logger = TensorBoard(str(tmp_path))
-        if goes_on_from is not None:
-            logger.rewind(goes_on_from)
+        if goes_on_from is None:
+            logger = TensorBoard(str(tmp_path))
+        else:
+            logger = TensorBoard(str(tmp_path), purge_step=goes_on_from + 1)
+            logger.mark_restart(goes_on_from + 1)
         for step in steps:
             logger.log_metrics({"val/loss": float(step)}, step=step)
             logger.log_text("sample", f"after {step}", step)

@@ -1,7 +1,8 @@
-"""A config's `_target_`s into objects, as `hydra.utils.instantiate` does, but only of our parts and torch's.
+"""A config's `_target_`s into objects, as `hydra.utils.instantiate` does: of any class, or only of known parts.
 
-Configs travel inside checkpoints, which come from strangers too: what is built must be named in the
+Configs travel inside checkpoints, which come from strangers too: what is built of them must be named in the
 allow-list, and nothing in a config is looked up anywhere else. So a trained model needs no Hydra to be used.
+Loggers and callbacks never come from a file, and may be anything that can be imported.
 """
 
 import difflib
@@ -16,50 +17,68 @@ from chargpt.errors import Mistake
 # The parts of the config that say what a run is, and travel in its checkpoints.
 PARTS = ("model", "data", "optimizer", "schedule", "trainer")
 SAVED = ("name", "seed", *PARTS)
+SAVED_SINCE = ("monitor", "mode")  # 0.3: an older checkpoint has none
 # Modules that build and do nothing else: from all of chargpt.training a checkpoint could write files.
 ALLOWED = ("chargpt.data.datamodule.", "chargpt.data.tokenizer.", "chargpt.model.")
 ALLOWED += ("chargpt.training.optimizer.", "chargpt.training.muon.")
 ALLOWED += ("chargpt.training.schedule.", "chargpt.training.soap.", "torch.nn.", "torch.optim.")
 
+# Keys that are not arguments. Hydra's `_convert_` has no effect: arguments are plain data always.
+SPECIAL = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+
 # How a part refuses values of a wrong kind, which may come from a stranger's file.
 REFUSALS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
-def build(config: Any, path: str = "config", kind: type = object, **arguments: Any) -> Any:
+def build(
+    config: Any,
+    path: str = "config",
+    kind: type = object,
+    trusted: bool = False,
+    **arguments: Any,
+) -> Any:
     """The object that `config` (plain data) describes, its parts built first.
 
     A mapping with `_target_` becomes a call of that name with the other keys as keyword arguments, or, with
-    `_partial_: true`, a function that still waits for the rest. Other mappings and lists are built
-    element by element, everything else is itself.
+    `_partial_: true`, a function that still waits for the rest; `_args_` are its positional arguments. With
+    `_recursive_: false` its arguments are left as they are. Other mappings and lists are built element by element,
+    everything else is itself.
 
     Args:
         config: plain data, interpolations resolved.
         path: where in the whole config this stands, for messages.
         kind: what it must come to.
+        trusted: whether any target may be imported: only for what the user has typed or written.
         arguments: further keyword arguments for the outermost call.
 
     Raises:
         Mistake: a target that is not allowed or does not exist, arguments that it does not take, values that
             it refuses, or a thing of another kind.
     """
-    built = _build(config, path, **arguments)
+    built = _build(config, path, trusted, **arguments)
     if not isinstance(built, kind):
         raise Mistake(f"{path} is a {type(built).__name__}, and must be a {kind.__name__}")
     return built
 
 
-def _build(config: Any, path: str, **arguments: Any) -> Any:
+def _build(config: Any, path: str, trusted: bool, **arguments: Any) -> Any:
     if isinstance(config, Mapping):
-        parts = {k: _build(v, f"{path}.{k}") for k, v in config.items() if k not in ("_target_", "_partial_")}
+        recursive = config.get("_recursive_", True)
+        parts = {
+            key: _build(value, f"{path}.{key}", trusted) if recursive else value
+            for key, value in config.items()
+            if key not in SPECIAL
+        }
         if "_target_" not in config:
             return parts
-        target = _locate(config["_target_"], path)
+        target = locate(config["_target_"], path, trusted)
         parts |= arguments
+        given = [_build(value, f"{path}._args_[{i}]", trusted) for i, value in enumerate(config.get("_args_", []))]
         if config.get("_partial_", False):
             return _Part(target, parts, path)
-        return _call(target, parts, path)
+        return _call(target, parts, path, *given)
     if isinstance(config, Sequence) and not isinstance(config, str):
-        return [_build(item, f"{path}[{i}]") for i, item in enumerate(config)]
+        return [_build(item, f"{path}[{i}]", trusted) for i, item in enumerate(config)]
     return config
 
 
@@ -75,8 +94,9 @@ class _Part(functools.partial):
         return _call(self.func, self.keywords | kwargs, self.path, *args)
 
 
-def _locate(name: Any, path: str) -> Any:
-    if not isinstance(name, str) or not name.startswith(ALLOWED) or "._" in name:
+def locate(name: Any, path: str, trusted: bool = False) -> Any:
+    """What a `_target_` names. Raises `Mistake` if it may not be built, or does not exist."""
+    if not isinstance(name, str) or not (trusted or (name.startswith(ALLOWED) and "._" not in name)):
         raise Mistake(
             f"{path}._target_={name!r} is not one of the parts that may be built: they begin with "
             f"{', '.join(prefix + '*' for prefix in ALLOWED)}"
@@ -85,7 +105,9 @@ def _locate(name: Any, path: str) -> Any:
     for cut in range(len(pieces) - 1, 0, -1):
         try:
             found = importlib.import_module(".".join(pieces[:cut]))
-        except ModuleNotFoundError:
+        except ModuleNotFoundError as error:
+            if error.name and not name.startswith(f"{error.name}.") and error.name != name:
+                raise Mistake(f"{path}._target_={name} needs {error.name}, which is not installed") from error
             continue
         for piece in pieces[cut:]:
             owner, found = found, getattr(found, piece, None)
@@ -93,7 +115,7 @@ def _locate(name: Any, path: str) -> Any:
                 near = difflib.get_close_matches(piece, [n for n in dir(owner) if n[0] != "_"], n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise Mistake(f"{path}._target_={name}: there is no {piece} in {owner.__name__}{hint}")
-        if not _is_part(found):
+        if not (callable(found) if trusted else _is_part(found)):
             raise Mistake(f"{path}._target_={name} is not a part that can be built")
         return found
     raise Mistake(f"{path}._target_={name}: there is no such module")

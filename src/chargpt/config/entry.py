@@ -1,36 +1,34 @@
-"""The command line: composes the config by Hydra, and turns what comes of the work into an exit code.
+"""The command line: parses it, has Hydra compose the config, and turns the outcome of the work into an exit code.
 
-A single run is composed here, through Hydra's own loader, so that every mistake is told before a directory is
-made; --help, --cfg, --info and sweeps are Hydra's. In a sweep the parent does not train: each job is the plain
-run one could have typed, in a process of its own, so that no job leaves anything to the next.
+Every mistake is reported before a directory is made. In a sweep the parent does not train: each job is the plain
+run that one could have typed, in a process of its own, so that no job leaves anything to the next.
 """
 
 import argparse
-import contextlib
 import functools
 import logging
 import os
 import re
+import string
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from chargpt import rank
-from chargpt.config.overrides import check
-from chargpt.config.words import one_line, parse, quote
+from chargpt.config.compose import check, compose, searchpath
+from chargpt.config.overrides import one_line, parse, quote
+from chargpt.config.schema import Groups
 from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Diverged, Failed, Interrupted, Mistake, Pruned
+from chargpt.version import __version__
 
 Work = Callable[[DictConfig], None]
 
@@ -79,35 +77,71 @@ def _run(work: Work, config_name: str, script: Path) -> int:
     _let_go_of_the_core()
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[_Console()])
     try:
-        args = _arguments(script)
-        conf = script.parent / "conf"
-        asks_hydra = args.help or args.hydra_help or args.info or args.cfg
-        other = args.config_path or args.config_name
-        if other and args.multirun:
-            raise Mistake(
-                "-m takes no --config-name or --config-path; configs of your own come by --config-dir=FOLDER"
-            )
-        if other or args.shell_completion:
-            names = [parse(word).key_or_group for word in args.overrides]
-            if args.shell_completion and not {"install", "uninstall", "query"} & {*names}:
-                raise Mistake("--shell-completion wants to know what to do: install=bash, for example")
-            return _by_hydra(work, conf, args.config_name or config_name, script)
-        with _loader(conf, config_name, args.config_dir) as loader:
-            check(args.overrides, loader, config_name, args.multirun)
+        parser = _parser()
+        args = _arguments(parser, script.name)
+        folder, name = script.parent / (args.config_path or "conf"), args.config_name or config_name
+        if not folder.is_dir():
+            raise Mistake(f"--config-path={args.config_path} is not a folder (looked from {script.parent})")
+        overrides = [*searchpath(args.config_dir, args.overrides), *args.overrides]
+        with hydra.initialize_config_dir(str(folder), job_name=config_name, version_base="1.3"):
             if args.multirun:
+                check(name, overrides, sweep=True)
                 from chargpt.sweeps.sweep import sweep
 
-                return sweep(config_name, args.overrides, script, args.config_dir)
-            if not asks_hydra:
-                config = _compose(loader, config_name, args.overrides)
-        if asks_hydra:
-            return _by_hydra(work, conf, config_name, script)
+                return sweep(name, overrides, script, _flags(args, folder))
+            if asked := next((flag for flag in ONE_OF[:-2] if getattr(args, flag)), None):
+                _answer(asked, parser, args, name, overrides)
+                return DONE
+            config = compose(name, overrides)
         work(config)
     except BrokenPipeError:  # `sample.py | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except tuple(CODES) as error:
         return _tell(script, _line(error), next(code for kind, code in CODES.items() if isinstance(error, kind)))
     return DONE
+
+
+def _answer(
+    asked: str, parser: argparse.ArgumentParser, args: argparse.Namespace, name: str, overrides: list[str]
+) -> None:
+    """Prints what a flag asks for. All but the help are Hydra's own answers."""
+    app: Any = GlobalHydra.instance().hydra
+    try:
+        if asked == "shell_completion":
+            if not {"install", "uninstall", "query"} & {parse(word).key_or_group for word in args.overrides}:
+                raise Mistake("--shell-completion wants to know what to do: install=bash, for example")
+            app.shell_completion(name, overrides)
+        elif asked == "hydra_help":
+            app.hydra_help(None, parser, args)
+        elif asked == "info":
+            check(name, overrides)
+            app.show_info(args.info, name, overrides)
+        elif asked == "cfg":
+            check(name, overrides)
+            app.show_cfg(name, overrides, args.cfg, args.package, args.resolve)
+        else:
+            _, schema = check(name, overrides)
+            config = hydra.compose(name, overrides, return_hydra_config=True)
+            HydraConfig.instance().set_config(config)
+            settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            page = string.Template(HydraConfig.get().help.template)
+            print(page.substitute(APP_CONFIG_GROUPS=_choices(schema.groups), CONFIG=OmegaConf.to_yaml(settings)))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise error if isinstance(error, Mistake) else Mistake(one_line(error)) from error
+
+
+def _choices(groups: Groups) -> str:
+    choices = {group: groups.options(group) for group in groups.names}
+    return "".join(f"{group}: {', '.join(sorted(names))}\n" for group, names in sorted(choices.items()) if names)
+
+
+def _flags(args: argparse.Namespace, folder: Path) -> list[str]:
+    """The flags of a sweep that its jobs need as well."""
+    given = {
+        "--config-path": folder if args.config_path else None,
+        "--config-name": args.config_name,
+    }
+    return [f"{flag}={value}" for flag, value in given.items() if value is not None]
 
 
 def _line(error: BaseException) -> str:
@@ -148,91 +182,41 @@ def _not_understood(reason: str) -> NoReturn:
     raise Mistake(f"{reason}. Settings are given as KEY=VALUE, for example model.n_layer=3; --help shows them")
 
 
-def _arguments(script: Path) -> argparse.Namespace:
-    """The command line, its texts and paths quoted. Further ranks are started with the same words."""
-    words = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
-    parser = get_args_parser()
+def _parser() -> argparse.ArgumentParser:
+    """Hydra's flags."""
+    parser = argparse.ArgumentParser(add_help=False)
     parser.error = _not_understood
-    args = parser.parse_args(words)
+    parser.add_argument("overrides", nargs="*", help="GROUP=CHOICE and KEY=VALUE")
+    flag = functools.partial(parser.add_argument, action="store_true")
+    flag("--help", "-h", help="the command, its groups and the settings that matter most")
+    flag("--hydra-help", help="Hydra's own groups and flags")
+    flag("--version", action="version", version=f"chargpt {__version__}", help="the version of this bench")
+    flag("--run", "-r", help="run once: the default")
+    flag("--multirun", "-m", help="a sweep: every combination of the values given")
+    flag("--resolve", help="with --cfg: look interpolations up")
+    flag("--shell-completion", "-sc", help="install=bash, uninstall=bash, or query=bash")
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"], help="print the config instead of running")
+    parser.add_argument("--package", "-p", help="with --cfg: the part of the config to print")
+    parser.add_argument("--config-path", "-cp", help="a folder of configs in place of conf/")
+    parser.add_argument("--config-name", "-cn", help="another top-level config")
+    parser.add_argument("--config-dir", "-cd", help="a folder of your own configs beside conf/")
+    topics = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=topics, help="how the config comes about")
+    return parser
+
+
+def _arguments(parser: argparse.ArgumentParser, script_name: str) -> argparse.Namespace:
+    """The command line, its texts and paths quoted."""
+    args = parser.parse_intermixed_args()
     asked = [name for name in ONE_OF if getattr(args, name)]
     if len(asked) > 1:
         flags = [f"--{name.replace('_', '-')}" for name in asked]
         raise Mistake(f"{' and '.join(flags)} do not go together: take one of them")
-    if args.multirun and script.name != "train.py":
-        raise Mistake(f"-m is for training: {script.name} takes one value for each setting")
+    if args.multirun and script_name != "train.py":
+        raise Mistake(f"-m is for training: {script_name} takes one value for each setting")
     if not args.multirun:
-        words, args.overrides = [[quote(word) for word in some] for some in (words, args.overrides)]
-    sys.argv[1:] = words
+        args.overrides = [quote(word) for word in args.overrides]
     if any(word.startswith(("resume=", "rerun=")) for word in args.overrides):
         # A run on a text of its own, which has moved, though this command line by itself has no data.path.
         args.overrides = [re.sub(r"^data\.path=", "++data.path=", word) for word in args.overrides]
     return args
-
-
-@contextlib.contextmanager
-def _loader(conf: Path, config_name: str, more: str | None = None):
-    """Hydra's loader of `conf`, and of a folder of the user's own configs (`--config-dir`) before it."""
-    with hydra.initialize_config_dir(str(conf), job_name=config_name, version_base="1.3"):
-        ours = GlobalHydra.instance().hydra
-        if more is not None:
-            if not Path(more).is_dir():
-                raise Mistake(f"--config-dir={more} is not a folder (looked from {Path.cwd()})")
-            path = ours.config_loader.get_search_path()
-            path.prepend("command-line", f"file://{Path(more).absolute()}", "schema")
-            ours.config_loader = ConfigLoaderImpl(path)
-        yield ours.config_loader
-
-
-def _compose(loader, config_name: str, overrides: list[str]) -> DictConfig:
-    """The run's config; Hydra's own part is left where Lightning and `${hydra:...}` look for it."""
-    try:
-        config = loader.load_configuration(config_name, overrides, RunMode.RUN)
-        HydraConfig.instance().set_config(config)
-        place_run(Path(str(config.hydra.run.dir)))
-        config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-        if missing := _missing(OmegaConf.to_container(config)):
-            raise Mistake(f"{' and '.join(sorted(missing))} must be given: add {sorted(missing)[0]}=...")
-    except (HydraException, OmegaConfBaseException) as error:
-        raise Mistake(one_line(error)) from error
-    return config
-
-
-def _missing(config: object, path: str = "") -> set[str]:
-    """The settings that have no value (`???`): somebody must say them."""
-    if isinstance(config, dict):
-        return set().union(*(_missing(v, f"{path}.{k}".lstrip(".")) for k, v in config.items()))
-    return {path} if config == "???" else set()
-
-
-def task_words() -> list[str]:
-    """The words of this run, as typed: an interpolation in them is not looked up."""
-    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-
-
-def chosen_place() -> bool:
-    """Whether the user has named the run's directory."""
-    words = OmegaConf.to_container(HydraConfig.get().overrides.hydra, resolve=False)
-    return any(word.lstrip("+").startswith("hydra.run.dir=") for word in words)
-
-
-def place_run(directory: Path) -> None:
-    """Tells Hydra, and through it `${hydra:...}`, where the run lives."""
-    settings = HydraConfig.instance().cfg.hydra
-    with read_write(settings), open_dict(settings):
-        settings.run.dir = str(directory)
-        settings.runtime.output_dir = str(directory.absolute())
-
-
-def _by_hydra(work: Work, conf: Path, config_name: str, script: Path) -> int:
-    ours: list[Exception] = []  # carried past Hydra, which would print a traceback for each
-
-    def job(config: DictConfig) -> None:
-        try:
-            work(config)
-        except (Mistake, Interrupted, Diverged, Failed, Pruned) as error:
-            ours.append(error)
-
-    hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(job)()
-    if ours:
-        raise ours[0]
-    return DONE

@@ -1,73 +1,128 @@
-"""Checks the words of the command line against the config before anything is composed, built or imported.
+"""The words of a command line in Hydra's grammar, and their check against the config.
 
-Hydra alone tells a mistyped key in ten lines and lets a value of any type through; here each mistake is one
-line with the nearest valid name.
+Hydra alone reports a mistyped key in ten lines and accepts a value of any type; here each mistake is one line with
+the nearest valid name.
 """
 
 import contextlib
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString, Sweep
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from chargpt.config.value_types import check_parents, check_type, is_interpolation
-from chargpt.config.words import one_line, parse
+from chargpt.config.schema import Groups, Schema, is_interpolation
 from chargpt.errors import Mistake
 
+# Texts and paths that people type without quotes: taken as they are, whatever signs they hold.
+RAW = ("prompt", "text", "run", "runs", "resume", "rerun", "file", "folder", "data.path", "data.cache_dir")
 # Settings that only some choice of a group has.
 ELSEWHERE = {"data.path": "data=text_file"}
 # Groups that no default names: a choice in them is added.
 ADDED = ("lecture", "grid", "speedrun")
 
 
-def check(overrides: list[str], loader: ConfigLoader, config_name: str, sweep: bool) -> None:
-    """Raises `Mistake` at the first override that names or gives something that is not there.
+def quote(override: str) -> str:
+    """`prompt=What, ho!` as Hydra's grammar wants it: `prompt='What, ho!'`."""
+    key, equals, value = override.partition("=")
+    if key not in RAW or not equals or value[:1] in ("'", '"') or value in ("null", "???"):
+        return override
+    return f"{key}={quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    """Any text as one value of Hydra's grammar."""
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def parse(override: str) -> Override:
+    """One word of the command line.
+
+    Raises:
+        Mistake: Hydra's grammar has no such thing.
+    """
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        if not parsed.key_or_group:
+            raise HydraException("a value without a key")
+        return parsed
+    except HydraException as error:
+        hint = "" if "=" in override else " A setting is given as KEY=VALUE."
+        raise Mistake(
+            f"{override!r} is not understood.{hint} Put a value with special signs in two pairs of quotes: "
+            f"'KEY=\"some, value\"'"
+        ) from error
+
+
+def one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's errors, shortened to what a person needs."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    lines = [line.strip() for cause in causes for line in str(cause).splitlines()]
+    noise = ("To append", "full_key:", "object_type", "Set the env", "reference_type")
+    kept = [line for line in dict.fromkeys(lines) if line and not line.startswith(noise)]
+    message = " ".join(kept[:3])
+    place = next((m[1] for line in lines if (m := re.match(r"full_key: (.+)", line))), None)
+    return message if place is None or place in message else f"{message} (in {place})"
+
+
+def check_choices(parsed: list[Override], groups: Groups, sweep: bool) -> list[str]:
+    """Checks the choices of groups.
 
     Args:
-        overrides: as typed.
         sweep: whether several values for one setting are allowed (`--multirun`).
+
+    Returns:
+        The overrides that make them, the first where there are several.
+
+    Raises:
+        Mistake: a choice that there is not, or a part that cannot be left out.
     """
-    parsed = [parse(override) for override in overrides]
     for override in parsed:
         _check_delete(override)
-    groups = [o for o in parsed if _is_group(o, loader)]
-    for override in groups:
-        _check_choice(override, loader, sweep)
-    first_choices = [_first(o) for o in groups]
-    base = _compose(loader, config_name, first_choices)
-    keys = {*_leaves(base), *_groups(loader)}
+    chosen = [o for o in parsed if _is_choice(o, groups)]
+    for override in chosen:
+        _check_choice(override, groups, sweep)
+    return [line for line in map(_first, chosen) if line]
+
+
+def check_values(parsed: list[Override], schema: Schema, sweep: bool) -> None:
+    """Raises `Mistake` at the first setting that is not there, or does not take its value."""
     for override in parsed:
-        if override not in groups:
-            _check_value(override, base, keys, sweep)
-    kept = [o for o in parsed if o.key_or_group in keys and not o.is_delete()]
-    interpolated = [o for o in kept if any(map(is_interpolation, _values(o)))]
-    if interpolated and not sweep:
-        _check_interpolated(interpolated, _compose(loader, config_name, overrides), base, keys)
+        if not _is_choice(override, schema.groups):
+            _check_value(override, schema, sweep)
 
 
-def _is_group(override: Override, loader: ConfigLoader) -> bool:
+def check_interpolated(parsed: list[Override], composed: DictConfig, schema: Schema) -> None:
+    """Checks values that are those of other settings: only the whole config says what they are."""
+    for override in parsed:
+        key = override.key_or_group
+        if key not in schema.keys or override.is_delete() or not any(map(is_interpolation, _values(override))):
+            continue
+        with contextlib.suppress(OmegaConfBaseException):  # what leads nowhere is reported where it is needed
+            value = OmegaConf.select(composed, key)
+            schema.check_type(key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+
+
+def missing(config: object, path: str = "") -> set[str]:
+    """The settings of a plain config that have no value (`???`): the user must give them."""
+    if isinstance(config, dict):
+        return set().union(*(missing(v, f"{path}.{k}".lstrip(".")) for k, v in config.items()))
+    return {path} if config == "???" else set()
+
+
+def _is_choice(override: Override, groups: Groups) -> bool:
     # `data=text_file` is a choice; `trainer={...}` and `~callbacks.samples` are not.
     group = override.key_or_group
     is_setting = "/" not in group and group not in ADDED and isinstance(override.value(), dict | list)
-    return loader.repository.group_exists(group) and not is_setting
-
-
-def _groups(loader: ConfigLoader, parent: str = "") -> list[str]:
-    found = []
-    for name in loader.repository.get_group_options(
-        parent, ObjectType.GROUP
-    ):  # the loader's own copies all configs
-        group = f"{parent}/{name}" if parent else name
-        if not group.startswith("hydra"):
-            found += [group, *_groups(loader, group)]
-    return found
+    return group in groups and not is_setting
 
 
 def _values(override: Override) -> Iterable[Any]:
@@ -95,7 +150,7 @@ def _check_delete(override: Override) -> None:
         )
 
 
-def _check_choice(override: Override, loader: ConfigLoader, sweep: bool) -> None:
+def _check_choice(override: Override, groups: Groups, sweep: bool) -> None:
     _no_sweep(override, sweep)
     group = override.key_or_group
     if group in ADDED and not (override.is_add() or override.is_delete()):
@@ -104,7 +159,7 @@ def _check_choice(override: Override, loader: ConfigLoader, sweep: bool) -> None
         raise Mistake(
             f"{override.input_line}: Hydra's settings are given one by one, for example hydra.run.dir=FOLDER"
         )
-    options = loader.repository.get_group_options(group)
+    options = groups.options(group)
     for value in _values(override):
         choice = "null" if value is None else str(value)
         ours = not group.startswith("hydra") or group in ("hydra/launcher", "hydra/sweeper")
@@ -124,27 +179,25 @@ def _first(override: Override) -> str:
     return line
 
 
-def _compose(loader: ConfigLoader, config_name: str, overrides: list[str]) -> DictConfig:
-    try:
-        return loader.load_configuration(
-            config_name=config_name, overrides=[o for o in overrides if o], run_mode=RunMode.RUN
+def _check_value(override: Override, schema: Schema, sweep: bool) -> None:
+    key = override.key_or_group
+    if key.split(".")[0].split("/")[0] == "hydra":
+        return
+    _no_sweep(override, sweep)
+    if key not in schema.keys:
+        if override.is_add() or override.is_force_add():
+            schema.check_parents(key)
+            return
+        if key in ELSEWHERE:
+            raise Mistake(f"{key} is a setting of {ELSEWHERE[key]}: add {ELSEWHERE[key]} before it")
+        raise Mistake(
+            f"{key} is not a setting here{_nearest(key, schema.keys)} "
+            f"All settings and their values: --cfg job{'' if '/' not in key else '; all groups: --help'}"
         )
-    except (HydraException, OmegaConfBaseException) as error:
-        raise Mistake(one_line(error)) from error
-
-
-def _leaves(config: DictConfig, prefix: str = "") -> list[str]:
-    found = []
-    for key in config:
-        name = f"{prefix}{key}"
-        if prefix == "" and key == "hydra":
-            continue
-        found.append(name)
-        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
-            child = config[key]
-            if isinstance(child, DictConfig):
-                found += _leaves(child, f"{name}.")
-    return found
+    if override.is_delete():
+        return
+    for given in _values(override):
+        schema.check_type(key, given)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -156,33 +209,3 @@ def _nearest(name: str, known: Iterable[str]) -> str:
         tail = name.replace("/", ".").rsplit(".", 1)[-1]
         near = [tails[m] for m in difflib.get_close_matches(tail, tails, n=2, cutoff=0.7)]
     return f"; did you mean {' or '.join(near[:3])}?" if near else "."
-
-
-def _check_value(override: Override, base: DictConfig, keys: set[str], sweep: bool) -> None:
-    key = override.key_or_group
-    if key.split(".")[0].split("/")[0] == "hydra":
-        return
-    _no_sweep(override, sweep)
-    if key not in keys:
-        if override.is_add() or override.is_force_add():
-            check_parents(key, base)
-            return
-        if key in ELSEWHERE:
-            raise Mistake(f"{key} is a setting of {ELSEWHERE[key]}: add {ELSEWHERE[key]} before it")
-        raise Mistake(
-            f"{key} is not a setting here{_nearest(key, keys)} "
-            f"All settings and their values: --cfg job{'' if '/' not in key else '; all groups: --help'}"
-        )
-    if override.is_delete():
-        return
-    for given in _values(override):
-        check_type(key, given, base, keys)
-
-
-def _check_interpolated(overrides: list[Override], composed: DictConfig, base: DictConfig, keys: set[str]) -> None:
-    """What another setting's value is taken for: only the whole config says."""
-    for override in overrides:
-        with contextlib.suppress(OmegaConfBaseException):  # what leads nowhere is told where it is needed
-            taken = OmegaConf.select(composed, override.key_or_group)
-            taken = OmegaConf.to_container(taken) if OmegaConf.is_config(taken) else taken
-            check_type(override.key_or_group, taken, base, keys)

@@ -1,7 +1,7 @@
 """Tokens to batches: random blocks to train on, every block of a split once to measure on."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Integer
@@ -25,7 +25,7 @@ class RandomBlocks:
         block_size: T, tokens of context.
         batch_size: global number of blocks of one forward pass, over all ranks; a multiple of `world_size`.
         seed: the run's seed.
-        first: the batch to start with.
+        first: the batch to start with; a function says it anew each time that the iteration begins.
         warmup: batches before this one are cut into shorter blocks: a third of them into eighths, a third into
             quarters, a third into halves, as far as these are whole (Li et al. 2021, "The Stability-Efficiency
             Dilemma", sequence length warm-up). The tokens are the same.
@@ -39,7 +39,7 @@ class RandomBlocks:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        first: int = 0,
+        first: int | Callable[[], int] = 0,
         warmup: int = 0,
     ):
         # A view: row i is tokens i .. i + T. Nothing is copied until a batch is taken.
@@ -47,7 +47,7 @@ class RandomBlocks:
         self._batch_size = batch_size
         self._seed = seed
         self._mine = slice(rank, None, world_size)
-        self._first = first
+        self._first = first if callable(first) else lambda: first
         self._warmup = warmup
 
     def batch(self, k: int) -> Batch:
@@ -65,7 +65,8 @@ class RandomBlocks:
 
     def layouts(self) -> Iterator[Batch]:
         """A batch of each length that is still to come."""
-        numbers = {self.length(k): k for k in range(self._first, max(self._first, self._warmup) + 1)}
+        first = self._first()
+        numbers = {self.length(k): k for k in range(first, max(first, self._warmup) + 1)}
         yield from map(self.batch, numbers.values())
 
     def length(self, k: int) -> int:
@@ -75,7 +76,7 @@ class RandomBlocks:
         return whole // math.gcd(whole, pieces)
 
     def __iter__(self) -> Iterator[Batch]:
-        k = self._first
+        k = self._first()
         while True:
             yield self.batch(k)
             k += 1

@@ -98,6 +98,11 @@ class TextDataModule(L.LightningDataModule):
             )
         self.tokenizer = tokenizer
 
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches that hold as many tokens as there are to train on, rounded down, at least 1."""
+        return max(1, len(self.train_tokens_N) // (self.batch_size * self.block_size))
+
     def split(self, name: str) -> Integer[Tensor, " N"]:
         """The tokens of `train`, `val` or `all`."""
         train_N, val_N = self.train_tokens_N, self.val_tokens_N
@@ -113,10 +118,10 @@ class TextDataModule(L.LightningDataModule):
                 f"data.batch_size={self.batch_size} cannot be shared equally by {share['world_size']} devices. "
                 f"Make it a multiple of {share['world_size']}"
             )
-        # Checkpoints are made between optimizer steps, so this is the first batch that was not trained on.
-        first = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        module = self.trainer.lightning_module
         blocks = partial(RandomBlocks, self._on_device(self.train_tokens_N), self.block_size)
-        return blocks(self.batch_size, self._seed, first=first, warmup=self._block_warmup, **share)
+        settings = {"first": lambda: module.batches, "warmup": self._block_warmup}
+        return blocks(self.batch_size, self._seed, **settings, **share)
 
     def val_dataloader(self) -> EveryBlock:
         tokens_N = self._on_device(self.val_tokens_N)

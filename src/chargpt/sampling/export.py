@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import chargpt
 from chargpt import weights_file
 from chargpt.config.build import SAVED
 from chargpt.errors import Mistake
 from chargpt.sampling.trained import TrainedModel, latest, load
 from chargpt.typed_path import shown, typed_path
+from chargpt.version import __version__
 
 
 def export(run: str, file: str | None) -> None:
@@ -57,7 +57,7 @@ def write(trained: TrainedModel, path: Path) -> str:
     tied = trained.model.tied_names()
     weights = {name: weight for name, weight in trained.model.state_dict().items() if name not in tied}
     ours = {
-        "version": chargpt.__version__,
+        "version": __version__,
         "config": {key: trained.config[key] for key in SAVED},
         "tokenizer": trained.tokenizer.as_config(),
         "corpus_sha256": trained.corpus_sha256,

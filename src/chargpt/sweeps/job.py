@@ -18,8 +18,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from chargpt.config.entry import task_words
-from chargpt.config.words import quoted
+from chargpt.config.compose import SEARCHPATH, task_overrides
+from chargpt.config.overrides import quoted
 from chargpt.errors import DONE, INTERRUPTED, MISTAKE, Mistake
 from chargpt.rank import MISTAKES, STARTER, SWEEP, signals_to_pass_on
 from chargpt.sweeps import naming  # noqa: F401 - its resolver is needed where a launcher runs the job
@@ -36,7 +36,7 @@ class Job:
 
     Args:
         script: `train.py`.
-        flags: words of Hydra's for each job, such as `--config-dir`.
+        flags: flags of Hydra's for each job.
     """
 
     def __init__(self, script: Path, flags: list[str]):
@@ -57,7 +57,8 @@ class Job:
         directory = RunDirectory(folder)
         code, reason = self._already(config, directory)
         if code is None:
-            code, reason = self._run(task_words(), directory, alone)
+            folders = [word for word in settings.overrides.hydra if word.startswith(f"{SEARCHPATH}=")]
+            code, reason = self._run([*folders, *task_overrides()], directory, alone)
         if code == INTERRUPTED and alone:
             raise SystemExit(INTERRUPTED)  # which ends the sweep, where an exception would only end the job
         directory.new = True  # Hydra has made it, if it was not there

@@ -3,31 +3,40 @@
 import hashlib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-# What does not make a run another run (unless the sweep is over just this): it is left out of the name.
-FREE = ("resume", "name", "trainer", "logger", "callbacks", "hydra", "data.cache_dir", "data.validation_tokens")
-FREE_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "precision", "deterministic")
-FREE += tuple(f"trainer.{key}" for key in (*FREE_TRAINER, "max_steps", "max_time", "log_every_n_steps"))
-_FREE_GROUPS = ("logger", "callbacks", "hydra")
+from chargpt.training.identity import in_folder_name
+
+# Settings that versions before 0.3 made part of the name, although they do not identify a run.
+ONCE_NAMED = ("trainer.compile", "on_divergence")
 
 
-def job_name(overrides: Iterable[str], swept: Iterable[str]) -> str:
+def job_name(overrides: Iterable[str], swept: Iterable[str], sweep_dir: str = "") -> str:
     """The folder name of a job.
 
     Args:
         overrides: of the job, as typed.
         swept: the keys that vary within the sweep.
+        sweep_dir: where the sweep's folders are; one that an earlier version named is found again.
     """
     if OmegaConf.is_list(overrides):  # not to look up an interpolation in them
         overrides = OmegaConf.to_container(overrides, resolve=False)
-    parser, swept = OverridesParser.create(), set(swept)
+    overrides, swept = list(overrides), set(swept)
+    name, earlier = _name(overrides, swept), _name(overrides, {*swept, *ONCE_NAMED})
+    if sweep_dir and (Path(sweep_dir) / earlier).is_dir() and not (Path(sweep_dir) / name).is_dir():
+        return earlier
+    return name
+
+
+def _name(overrides: list[str], swept: set[str]) -> str:
+    parser = OverridesParser.create()
     kept = []
     for word in overrides:
         key = parser.parse_override(word).key_or_group.replace("/", ".")
-        if key in swept or not (key in FREE or key.split(".")[0] in _FREE_GROUPS):
+        if key in swept or in_folder_name(key):
             kept.append(word)
     kept.sort(key=lambda word: (not word.startswith("model"), word))  # what varies most must not be cut off
     return folder_name(",".join(kept))

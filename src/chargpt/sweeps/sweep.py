@@ -14,20 +14,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from chargpt.config.words import one_line
+from chargpt.config.overrides import one_line
 from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, Mistake
 from chargpt.sweeps.job import Job
 
 log = logging.getLogger(__name__)
 
 
-def sweep(config_name: str, overrides: list[str], script: Path, config_dir: str | None = None) -> int:
+def sweep(config_name: str, overrides: list[str], script: Path, flags: list[str]) -> int:
     """Runs every job that is not done already, whatever became of the others, and compares them.
 
     Args:
         overrides: the command line, checked.
         script: `train.py`.
-        config_dir: a folder of the user's own configs.
+        flags: Hydra's flags that each job needs as well.
 
     Returns:
         The exit code: `FAILED` if any job failed.
@@ -36,15 +36,14 @@ def sweep(config_name: str, overrides: list[str], script: Path, config_dir: str 
         Mistake: what Hydra or a launcher refuses.
         Interrupted: a signal; the same command goes on.
     """
-    hydra = GlobalHydra.instance().hydra
     try:
-        config = hydra.config_loader.load_configuration(config_name, overrides, RunMode.MULTIRUN)
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration(config_name, overrides, RunMode.MULTIRUN)
         HydraConfig.instance().set_config(config)  # the sweep's own directory is named by ${hydra:...} too
         overrides = [*overrides, *defaults(overrides, HydraConfig.get().sweeper.get("params") or {})]
         folder = Path(HydraConfig.get().sweep.dir)
         made = [path for path in (folder, *folder.parents) if not path.exists()]
-        flags = [] if config_dir is None else [f"--config-dir={Path(config_dir).absolute()}"]
-        batches = hydra.multirun(config_name, Job(script, flags), overrides)
+        batches = GlobalHydra.instance().hydra.multirun(config_name, Job(script, flags), overrides)
     except HydraException as error:
         raise Mistake(one_line(error)) from error
     except (KeyboardInterrupt, SystemExit) as left:
@@ -90,5 +89,7 @@ def defaults(overrides: list[str], params: Mapping[str, Any] = MappingProxyType(
     swept = [key.lstrip("+").replace("/", ".") for key in swept]
     words = [] if "resume" in given else ["resume=auto"]
     if "hydra.sweep.subdir" not in given:
-        words.append(f"hydra.sweep.subdir='${{job_name:${{hydra.overrides.task}},[{','.join(swept)}]}}'")
+        words.append(
+            f"hydra.sweep.subdir='${{job_name:${{hydra.overrides.task}},[{','.join(swept)}],${{hydra.sweep.dir}}}}'"
+        )
     return words

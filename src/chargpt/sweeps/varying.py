@@ -8,13 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from chargpt.sweeps.recorded import RecordedRun
-from chargpt.training.resume import HARDWARE, LATER
+from chargpt.training.identity import FREE, FREE_GROUPS, LATER
 
 SECTIONS = ("seed", "model", "optimizer", "schedule", "data", "trainer")  # of twins the first is shown
-# What does not identify a run: another value gives the same weights, or nearly.
-_FREE = {*(f"trainer.{key}" for key in HARDWARE), "trainer.log_every_n_steps"}
-_FREE |= {"data.cache_dir", "data.validation_tokens"}
-_FREE_GROUPS = ("trainer", "logger", "callbacks", "hydra")
 # Of choices that follow from one another the first is shown, after those of an experiment, such as `lecture`.
 _GROUPS = ("model", "recipe", "optimizer", "schedule", "data")
 
@@ -73,7 +69,7 @@ def hashable(value: Any) -> Any:
 
 
 def _groups(run: RecordedRun) -> dict[str, str | None]:
-    return {group: c for group, c in run.choices.items() if group.split("/")[0] not in _FREE_GROUPS}
+    return {group: c for group, c in run.choices.items() if group.split("/")[0] not in ("trainer", *FREE_GROUPS)}
 
 
 def _leaves(run: RecordedRun) -> dict[str, Any]:
@@ -83,7 +79,7 @@ def _leaves(run: RecordedRun) -> dict[str, Any]:
         if isinstance(value, dict):
             for key, inner in value.items():
                 walk(inner, f"{name}.{key}")
-        elif name not in _FREE:
+        elif name not in FREE:
             found[name] = value
 
     for section in SECTIONS:

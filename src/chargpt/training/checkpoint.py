@@ -9,12 +9,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-import chargpt
 from chargpt import checkpoint_file
 from chargpt.checkpoint_file import KEY
 from chargpt.training.curves import Curves
 from chargpt.training.divergence import check_weights
 from chargpt.training.run_directory import RunDirectory
+from chargpt.version import __version__
 
 
 class SealedCheckpointIO(TorchCheckpointIO):
@@ -35,19 +35,19 @@ class Checkpoints(Checkpoint):
 
     Args:
         run: where to.
+        curves: say which step is the best, and are saved before each checkpoint.
         identity: plain data that goes into each checkpoint: the config and the tokenizer.
         last_is_whole: whether `last.ckpt` is what the run goes on from; otherwise it may be damaged.
     """
 
-    def __init__(self, run: RunDirectory, identity: dict[str, Any], last_is_whole: bool = False):
-        self._run = run
+    def __init__(self, run: RunDirectory, curves: Curves, identity: dict[str, Any], last_is_whole: bool = False):
+        self._run, self._curves = run, curves
         self._identity = identity
         self._last_is_whole = last_is_whole
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        curves = next(c for c in trainer.callbacks if isinstance(c, Curves))
         self.save(trainer)
-        if curves.best_step == trainer.global_step:
+        if self._curves.best_step == trainer.global_step:
             self.copy(self._run.last, self._run.best)
         if trainer.is_global_zero:
             self._run.write_status("running", trainer.global_step)
@@ -55,6 +55,8 @@ class Checkpoints(Checkpoint):
     def save(self, trainer: L.Trainer) -> None:
         """Writes `last.ckpt`; what stood there becomes `previous.ckpt`, if it is whole. Called on all ranks."""
         check_weights(trainer, trainer.lightning_module)
+        if trainer.is_global_zero:
+            self._curves.save()
         for logger in trainer.loggers:
             logger.save()
         if self._last_is_whole:
@@ -65,7 +67,7 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[KEY] = {"version": chargpt.__version__, "devices": trainer.world_size, **self._identity}
+        checkpoint[KEY] = {"version": __version__, "devices": trainer.world_size, **self._identity}
         _settle(checkpoint["loops"]["fit_loop"], checkpoint["global_step"], trainer.accumulate_grad_batches)
 
     @staticmethod

@@ -20,11 +20,14 @@ class TrainingClock(L.Callback):
         max_time: training time of the whole run, in seconds; None for no limit.
     """
 
+    state_key = "TrainingClock"
+
     def __init__(self, max_time: float | None):
         self._max_time = max_time
         self._spent = dict.fromkeys(ACTIVITIES, 0.0)
         self._activity, self._since = "setup", time.perf_counter()
         self._used = 0.0
+        self._step = 0  # the last that has ended
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent on each activity so far."""
@@ -57,6 +60,7 @@ class TrainingClock(L.Callback):
             self._activity, self._since = activity, time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
         if self._used >= 1.0:  # resumed after its last step: only the end is to be written
             trainer.should_stop = True
 
@@ -66,8 +70,11 @@ class TrainingClock(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.world_size == 1:
             self._used = self.share_used()
-        within_step = trainer.fit_loop.epoch_loop._should_accumulate()
-        if not within_step and (trainer.global_step == trainer.max_steps or self._used >= 1.0):
+        step = trainer.global_step
+        if step == self._step:  # gradients are being accumulated
+            return
+        self._step = step
+        if step == trainer.max_steps or self._used >= 1.0:
             trainer.should_stop = True  # Lightning then validates once more and leaves
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -84,10 +91,10 @@ class TrainingClock(L.Callback):
             self._spent[activity] += seconds
         self._used = 0.0 if self._max_time is None else min(1.0, self._spent["train"] / self._max_time)
 
-    @staticmethod
-    def train_seconds_in(checkpoint: dict[str, Any]) -> float:
+    @classmethod
+    def train_seconds_in(cls, checkpoint: dict[str, Any]) -> float:
         """The training time by the time of a checkpoint."""
-        return checkpoint["callbacks"]["TrainingClock"]["train"]
+        return checkpoint["callbacks"][cls.state_key]["train"]
 
 
 def synchronize(device: torch.device) -> None:

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from chargpt.errors import Diverged, Mistake
-from chargpt.training.module import LanguageModeling, total_norm
+from chargpt.training.module import LanguageModeling
 
 ADVICE = "try a lower optimizer.lr or trainer.gradient_clip_val=1.0"
 WAYS = ("stop", "rollback")
@@ -28,6 +29,8 @@ class Rollbacks(L.Callback):
         way: `stop`, or `rollback`: what is done when the loss is no longer a number.
         steps: those at which it diverged, if this process has seen it; otherwise the checkpoint says them.
     """
+
+    state_key = "Rollbacks"
 
     def __init__(self, way: str, steps: Sequence[int]):
         if way not in WAYS:
@@ -109,5 +112,5 @@ def check_weights(trainer: L.Trainer, module: LanguageModeling) -> None:
     """Raises `Diverged` before a checkpoint that is worth nothing: the step after a good loss can be too long."""
     if isinstance(trainer.strategy, FSDPStrategy):  # a rank has a part, and all must do the same
         return
-    if not torch.isfinite(total_norm([p.detach() for p in module.parameters()])):
+    if not torch.isfinite(get_total_norm([p.detach() for p in module.parameters()])):
         raise Diverged(f"the weights are no longer numbers after step {trainer.global_step}: {ADVICE}")

@@ -83,10 +83,18 @@ def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
         message = " ".join(str(error).split())
         other = "" if settings["accelerator"] == "auto" else "; trainer=auto takes what there is"
         raise Mistake(f"trainer: {message} ({_found()}){other}") from error
-    # Its own handler of SIGTERM speaks to the other ranks, who may be in the middle of saying something else: then
-    # all wait for ever. Ours only sets a flag (interruption.py).
-    trainer._signal_connector.register_signal_handlers = lambda: None
+    disable_signal_handlers(trainer)
     return trainer
+
+
+def disable_signal_handlers(trainer: L.Trainer) -> None:
+    """Leaves SIGTERM to `Interruption`. Lightning has no switch for it, so this replaces two private methods.
+
+    Lightning's handler broadcasts in the middle of whatever the rank is doing, while the other ranks may be in
+    another collective: then all wait for ever. With several ranks Lightning also broadcasts its flag at each step.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def _environment() -> list[ClusterEnvironment]:

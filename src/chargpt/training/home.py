@@ -16,7 +16,7 @@ from chargpt.errors import DONE as DONE_WELL
 from chargpt.errors import FAILED, Mistake
 from chargpt.rank import started_as_rank
 from chargpt.training import lock
-from chargpt.training.resume import identity
+from chargpt.training.identity import identity
 from chargpt.training.run_directory import RunDirectory
 from chargpt.training.seconds import seconds_of
 from chargpt.typed_path import typed_path

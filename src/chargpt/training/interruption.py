@@ -29,17 +29,14 @@ class Interruption(L.Callback):
     are exchanged while the step before runs.
     """
 
-    def __init__(self, run: RunDirectory, checkpoints: Checkpoints, clock: TrainingClock):
-        self._run, self._checkpoints, self._clock = run, checkpoints, clock
+    def __init__(self, run: RunDirectory, checkpoints: Checkpoints, clock: TrainingClock, curves: Curves):
+        self._run, self._checkpoints, self._clock, self._curves = run, checkpoints, clock, curves
         self._signal = 0
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._agreement = RankAgreement(trainer.world_size, pl_module.device)
         self._losses = LossWatch(pl_module.device, trainer.accumulate_grad_batches)
-        if trainer.world_size > 1:
-            # Lightning's own flag, sent round at each step, for a handler that is not there (hardware.py).
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         self._signal = next(iter(ASKED), 0)
         for number in (signal.SIGINT, signal.SIGTERM, WARNING):
             self._handlers[number] = signal.signal(number, self._remember)
@@ -47,7 +44,7 @@ class Interruption(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx % trainer.accumulate_grad_batches:
+        if pl_module.in_step:
             return
         asked = self._signal or (signal.SIGTERM if starter_is_gone() else 0)
         newest = pl_module.train_losses[-trainer.accumulate_grad_batches :]
@@ -61,7 +58,7 @@ class Interruption(L.Callback):
         if stop and pl_module.train_losses:  # the newest steps may not have been looked at
             lost = lost or not torch.isfinite(mean_losses(trainer, pl_module)).all()
         if lost:
-            next(c for c in trainer.callbacks if isinstance(c, Curves)).log_point(trainer, pl_module)
+            self._curves.log_point(trainer, pl_module)
         if stop:
             self._checkpoints.save(trainer)
             step = trainer.global_step

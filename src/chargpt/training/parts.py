@@ -1,30 +1,81 @@
 """The parts of a run, built from its config, each checked by itself."""
 
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 
-from chargpt.config.build import build
+from chargpt.config.build import build, locate
 from chargpt.data.datamodule import TextDataModule
 from chargpt.data.tokenizer import Tokenizer
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
+from chargpt.training.clock import TrainingClock
+from chargpt.training.curves import Curves
+from chargpt.training.divergence import Rollbacks
 from chargpt.training.matrices import MatrixOptimizer
 from chargpt.training.module import LanguageModeling
 from chargpt.training.run_directory import RunDirectory
 from chargpt.training.schedule import Constant
 
 
-def read_text(config: dict[str, Any], directory: RunDirectory, progress: dict[str, Any] | None) -> TextDataModule:
+@dataclass
+class Origin:
+    """What a run begins from.
+
+    Attributes:
+        resumed: whether it goes on in a directory of its own.
+        checkpoint, progress: what it goes on from, and the content of it; None where it starts from nothing.
+        repeated: the run that this one is to come out like, if it is a rerun.
+    """
+
+    resumed: bool = False
+    checkpoint: Path | None = None
+    progress: dict[str, Any] | None = None
+    repeated: RunDirectory | None = None
+
+    @property
+    def step(self) -> int:
+        return self.progress["global_step"] if self.progress else 0
+
+
+@dataclass
+class Run:
+    """All that a run needs, built and checked, before anything of it is on disk."""
+
+    config: dict[str, Any]
+    directory: RunDirectory
+    origin: Origin
+    data: TextDataModule
+    module: LanguageModeling
+    trainer: L.Trainer
+    clock: TrainingClock
+    curves: Curves
+    rollbacks: Rollbacks
+
+    @property
+    def model(self) -> LanguageModel:
+        return self.module.model
+
+
+def read_text(
+    settings: dict[str, Any], directory: RunDirectory, progress: dict[str, Any] | None
+) -> TextDataModule:
     """The text, in the vocabulary of the run that goes on.
+
+    Args:
+        settings: the config's `data`.
 
     Raises:
         Mistake: it cannot be read, or is not the one that the run was trained on.
     """
-    data = build(config["data"], "data", TextDataModule)
+    data = build(settings, "data", TextDataModule)
     if not progress:
         data.read()
         return data
@@ -38,9 +89,8 @@ def read_text(config: dict[str, Any], directory: RunDirectory, progress: dict[st
     return data
 
 
-def build_module(config: dict[str, Any], data: TextDataModule) -> LanguageModeling:
-    """The model with its optimizer and schedule, each tried once. Raises `Mistake` for parts that do not work."""
-    model = build(config["model"], "model", LanguageModel, vocab_size=data.tokenizer.vocab_size)
+def check_model(model: LanguageModel, data: TextDataModule) -> None:
+    """Raises `Mistake` for a model that does not work, or takes shorter blocks than the data's."""
     if data.block_size > model.block_size:
         raise Mistake(
             f"data.block_size={data.block_size} is more than the model takes: leave it out, and set "
@@ -50,20 +100,33 @@ def build_module(config: dict[str, Any], data: TextDataModule) -> LanguageModeli
         model.check()
     except ValueError as error:
         raise Mistake(f"model: {error}") from error
-    optimizer, schedule = build(config["optimizer"], "optimizer"), build(config["schedule"], "schedule", Constant)
-    if not callable(optimizer):
-        raise Mistake(f"optimizer is a {type(optimizer).__name__}, and must be a part: optimizer=adamw")
-    made = optimizer(model)  # Lightning makes its own after the model is on its device; this one only checks
-    if not isinstance(made, torch.optim.Optimizer):
-        raise Mistake(f"optimizer makes a {type(made).__name__}, and must make a torch.optim.Optimizer")
-    return LanguageModeling(model, optimizer, schedule, config["seed"])
+
+
+def make_module(
+    model: LanguageModel, optimizer: dict[str, Any], schedule: dict[str, Any], seed: int
+) -> LanguageModeling:
+    """The training step of a model, with its optimizer and schedule.
+
+    Args:
+        optimizer, schedule: these parts of the config.
+
+    Raises:
+        Mistake: one of them is something else.
+    """
+    make_optimizer = build(optimizer, "optimizer")
+    if not callable(make_optimizer):
+        raise Mistake(f"optimizer is a {type(make_optimizer).__name__}, and must be a part: optimizer=adamw")
+    module = LanguageModeling(model, make_optimizer, build(schedule, "schedule", Constant), seed)
+    if not isinstance(module.optimizer, torch.optim.Optimizer):
+        raise Mistake(
+            f"optimizer makes a {type(module.optimizer).__name__}, and must make a torch.optim.Optimizer"
+        )
+    return module
 
 
 def check_strategy(module: LanguageModeling, trainer: L.Trainer) -> None:
     """Raises `Mistake` if the optimizer cannot work with what the strategy leaves of each parameter."""
-    if isinstance(trainer.strategy, FSDPStrategy) and isinstance(
-        module.make_optimizer(module.model), MatrixOptimizer
-    ):
+    if isinstance(trainer.strategy, FSDPStrategy) and isinstance(module.optimizer, MatrixOptimizer):
         raise Mistake(
             "optimizer: this one needs whole matrices, and FSDP splits them: take trainer=ddp, or optimizer=adamw"
         )
@@ -83,23 +146,57 @@ def check_batch(batch_size: int, model: LanguageModel, devices: int) -> None:
         )
 
 
-def instantiate(configs: dict[str, Any] | None, group: str) -> list[Any]:
-    """Loggers and callbacks, ours, Lightning's or the user's. They never come from a checkpoint.
+def make_callbacks(configs: dict[str, Any] | None, curves: Curves, clock: TrainingClock) -> list[L.Callback]:
+    """The callbacks of the config: ours, Lightning's or the user's.
+
+    A constructor's parameter without a default that is named `curves` or `clock`, and that the config leaves out,
+    is given those of the run. So is `monitor`, and `mode` with it: the logged name of the run's monitor, for
+    Lightning's `EarlyStopping` and the like.
 
     Raises:
-        Mistake: one cannot be made, or is neither.
+        Mistake: one cannot be made, or is no callback.
     """
-    made = []
-    for name, config in (configs or {}).items():
-        if not config:
-            continue
-        try:
-            part = hydra.utils.instantiate(config)
-            if not isinstance(part, L.Callback | L.pytorch.loggers.Logger):
-                raise TypeError(f"{type(part).__name__} is no part of Lightning's")
-        except Exception as error:
-            cause = error.__cause__ or error
-            hint = ": pip install wandb" if "wandb" in str(cause) else ""
-            raise Mistake(f"{group}.{name} cannot be made: {str(cause).splitlines()[0]}{hint}") from error
-        made.append(part)
-    return made
+    monitor = {"monitor": curves.monitor.name.replace("_", "/", 1), "mode": curves.monitor.mode}
+
+    def arguments(target: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+        parameters = inspect.signature(target).parameters
+        lacking = {n for n, p in parameters.items() if p.default is p.empty and n not in config}
+        given = {n: v for n, v in {"curves": curves, "clock": clock}.items() if n in lacking}
+        if "monitor" in lacking:
+            given |= {n: v for n, v in monitor.items() if n in parameters and n not in config}
+        return given
+
+    return [
+        _make(config, f"callbacks.{name}", L.Callback, arguments)
+        for name, config in (configs or {}).items()
+        if config
+    ]
+
+
+def make_loggers(configs: dict[str, Any] | None, step: int | None) -> list[Logger]:
+    """The loggers of the config: ours, Lightning's or the user's.
+
+    Args:
+        step: that a resumed run goes on from; TensorBoard is told to hide what an earlier part logged after it.
+
+    Raises:
+        Mistake: one cannot be made, or is no logger.
+    """
+
+    def arguments(target: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+        is_board = inspect.isclass(target) and issubclass(target, TensorBoardLogger)
+        return {"purge_step": step + 1} if is_board and step is not None and "purge_step" not in config else {}
+
+    return [
+        _make(config, f"logger.{name}", Logger, arguments) for name, config in (configs or {}).items() if config
+    ]
+
+
+def _make(config: Mapping[str, Any], path: str, kind: type, arguments: Any) -> Any:
+    try:
+        target = locate(config.get("_target_"), path, trusted=True)
+        return build(config, path, kind, trusted=True, **arguments(target, config))
+    except Exception as error:
+        cause = error.__cause__ or error
+        hint = ": pip install wandb" if "wandb" in str(cause) else ""
+        raise Mistake(f"{path} cannot be made: {str(cause).splitlines()[0]}{hint}") from error

@@ -20,12 +20,14 @@ class Progress(ProgressBar):
     """A bar with loss, tokens/s and the time left; only the lines where the output is not a terminal.
 
     Args:
+        curves, clock: what to show.
         refresh_seconds: time between two redraws. The loss shown is that of the last logged step, so that the
             bar never waits for the device.
     """
 
-    def __init__(self, refresh_seconds: float = 0.2):
+    def __init__(self, curves: Curves, clock: TrainingClock, refresh_seconds: float = 0.2):
         super().__init__()
+        self._curves, self._clock = curves, clock
         self._refresh_seconds = refresh_seconds
         self._bar: Bar | None = None
         self._drawn = 0.0
@@ -40,8 +42,6 @@ class Progress(ProgressBar):
     _quiet = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._curves = next(c for c in trainer.callbacks if isinstance(c, Curves))
-        self._clock = next(c for c in trainer.callbacks if isinstance(c, TrainingClock))
         console = Console(stderr=True)
         if self._quiet or not console.is_terminal:
             return

@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
-from chargpt.config.words import quoted
+from chargpt.config.overrides import quoted
 from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE
 from chargpt.rank import ASKING, MEETING, MISTAKES, OURS, READY, STARTER, signals_to_pass_on, starter_is_gone
 from chargpt.training import lock

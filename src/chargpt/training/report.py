@@ -5,21 +5,20 @@ import os
 import shlex
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from chargpt import rank
 from chargpt.training.hardware import device_name
+from chargpt.training.module import LanguageModeling
+from chargpt.training.parts import Run
 from chargpt.training.seconds import seconds_of
 
 log = logging.getLogger(__name__)
 
-if TYPE_CHECKING:
-    from chargpt.training.prepare import Run
 
-
-def opening(run: "Run") -> None:
+def opening(run: Run) -> None:
     """Five lines: the model, the text, the steps, the device, the place."""
     model, data, trainer = run.model, run.data, run.trainer
     names = {"members": "members", "n_layer": "layers", "n_head": "heads", "n_embd": "channels"}
@@ -32,7 +31,7 @@ def opening(run: "Run") -> None:
     rows = {
         "model": f"{run.config['name']}: {millions(run.module.parameter_count)} parameters, {shape}",
         "text": f"{data.corpus.name}: {data.characters:,} characters, {data.tokenizer.vocab_size} distinct",
-        "train": f"{_end(run)}, {passes}{data.batch_size} x {data.block_size} tokens a step",
+        "train": f"{_end(run)}, {passes}{data.batch_size} x {data.block_size} tokens a step{_epochs(run)}",
         "on": f"{trainer.world_size} x {device_name(trainer.strategy.root_device)}, {trainer.precision}",
         "in": str(run.directory.path),
     }
@@ -40,7 +39,7 @@ def opening(run: "Run") -> None:
         log.info("%7s  %s", name, text)
 
 
-def closing(run: "Run", metrics: dict[str, Any], text: str) -> None:
+def closing(run: Run, metrics: dict[str, Any], text: str) -> None:
     """A sample, the figures, and the three next commands; in a sweep the figures alone."""
     console = _Console(highlight=False)
     in_sweep = rank.SWEEP in os.environ  # its table says the rest
@@ -83,14 +82,13 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def hyperparameters(run: "Run") -> dict[str, bool | str | float | int]:
+def hyperparameters(config: dict[str, Any], module: LanguageModeling) -> dict[str, bool | str | float | int]:
     """What the HParams tab compares runs by: the numbers of the model, and what varies in training."""
-    config = run.config
     scalars = {k: v for k, v in config["model"].items() if isinstance(v, bool | int | float | str) and k[0] != "_"}
     return {
         **scalars,
         "model": config["model"]["_target_"].rsplit(".", 1)[-1],
-        "parameters": run.module.parameter_count,
+        "parameters": module.parameter_count,
         "optimizer": config["optimizer"]["_target_"].rsplit(".", 1)[-1],
         "lr": config["optimizer"]["lr"],
         "schedule": config["schedule"]["_target_"].rsplit(".", 1)[-1],
@@ -105,7 +103,13 @@ def millions(count: int) -> str:
     return f"{count:,}" if count < 100_000 else f"{count / 1e6:.2f}M"
 
 
-def _end(run: "Run") -> str:
+def _epochs(run: Run) -> str:
+    steps, passes = run.trainer.max_steps, run.trainer.accumulate_grad_batches
+    epochs = steps * passes / run.data.batches_per_epoch
+    return f", {epochs:{'.2g' if epochs < 10 else ',.0f'}} epochs" if steps > 0 else ""
+
+
+def _end(run: Run) -> str:
     steps, budget = run.trainer.max_steps, run.config["trainer"]["max_time"]
     parts = [f"{steps:,} steps"] if steps > 0 else []
     if budget:

@@ -6,10 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
-from chargpt.config.entry import chosen_place, place_run
 from chargpt.errors import Mistake
 from chargpt.training.home import directory_of
 from chargpt.training.run_directory import RunDirectory
@@ -21,31 +17,27 @@ TIMES = ("_seconds", "_second")  # how the names of figures end that are times, 
 CIRCUMSTANCES = ("device", "devices", "threads", "processor", "versions")
 
 
-def original(config: DictConfig | dict[str, Any]) -> RunDirectory | None:
+def original(rerun: str | None, resume: str) -> RunDirectory | None:
     """The run that is to be repeated; None if none is.
+
+    Args:
+        rerun, resume: the settings of these names.
 
     Raises:
         Mistake: there is none, its config is damaged, or `resume` is asked for as well.
     """
-    if not config["rerun"]:
+    if not rerun:
         return None
-    if config["resume"] != "never":
-        raise Mistake(f"rerun={config['rerun']} begins anew: leave resume={config['resume']} out")
-    directory = RunDirectory(directory_of(config["rerun"]))
+    if resume != "never":
+        raise Mistake(f"rerun={rerun} begins anew: leave resume={resume} out")
+    directory = RunDirectory(directory_of(rerun))
     if not directory.path.is_dir():
-        raise Mistake(f"rerun={config['rerun']}: there is no run there (looked from {Path.cwd()})")
+        raise Mistake(f"rerun={rerun}: there is no run there (looked from {Path.cwd()})")
     if (saved := directory.read_config()) is None:
         raise Mistake(f"rerun={directory.path}: its .hydra/config.yaml is missing or damaged")
     if not (name := str(saved.name)) or Path(name).name != name:
         raise Mistake(f"rerun={directory.path}: its name {name!r} is not that of a folder")
     return directory
-
-
-def name_place(config: DictConfig, of: RunDirectory) -> None:
-    """The run's directory, under the name that the first one had, unless another place was chosen."""
-    if not chosen_place():
-        planned = Path(HydraConfig.get().run.dir)
-        place_run(planned.parent.with_name(str(of.read_config().name)) / planned.name)
 
 
 def copy_record(of: RunDirectory, to: RunDirectory) -> None:

@@ -1,38 +1,65 @@
-"""One training run, from a composed config to metrics.json."""
+"""One training run, from a composed config to metrics.json: set-up, fit, summary."""
 
 import contextlib
 import logging
 import logging.handlers
-import os
-import shlex
-from collections.abc import Iterator
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 
 from chargpt import rank
-from chargpt.config.build import REFUSALS
-from chargpt.errors import FAILED, INTERRUPTED, Diverged, Failed, Interrupted, Mistake, Pruned
+from chargpt.config.build import REFUSALS, SAVED, SAVED_SINCE, build
+from chargpt.config.compose import task_overrides
+from chargpt.errors import Diverged, Failed, Mistake
 from chargpt.memory import keep_heap
-from chargpt.model.loss import bits_per_character, perplexity
-from chargpt.sampling.trained import load
-from chargpt.training import report, rerun
-from chargpt.training.divergence import MOST
-from chargpt.training.hardware import device_name
+from chargpt.model.language_model import LanguageModel
+from chargpt.randomness import derive
+from chargpt.sampling.trained import text_settings
+from chargpt.training import out_of_memory, report, rerun
+from chargpt.training.averaging import moving_average
+from chargpt.training.checkpoint import Checkpoints, SealedCheckpointIO
+from chargpt.training.clock import TrainingClock
+from chargpt.training.compilation import Compilation
+from chargpt.training.curves import Curves
+from chargpt.training.divergence import MOST, Rollbacks
+from chargpt.training.hardware import make_trainer
+from chargpt.training.history import History
+from chargpt.training.interruption import Interruption
 from chargpt.training.meeting import join, leave
-from chargpt.training.opening import as_before, open_directory
-from chargpt.training.out_of_memory import is_out_of_memory, told, told_by_gpu
-from chargpt.training.prepare import Run, prepare
-from chargpt.training.run_directory import write_json
-from chargpt.training.saved_state import state_of
-from chargpt.whole import write_whole
+from chargpt.training.outcome import GoBack, recorded
+from chargpt.training.parts import (
+    Origin,
+    Run,
+    check_batch,
+    check_model,
+    check_strategy,
+    make_callbacks,
+    make_loggers,
+    make_module,
+    read_text,
+)
+from chargpt.training.rank_error import RankError
+from chargpt.training.record import Record
+from chargpt.training.resume import changed, tell_changes
+from chargpt.training.run_directory import RunDirectory
+from chargpt.training.saved_state import best_is_whole, check_state, find_state, state_of
+from chargpt.training.score import Monitor
+from chargpt.training.seconds import seconds_of
+from chargpt.training.summary import summarize
+from chargpt.typed_path import typed_path
 
 log = logging.getLogger(__name__)
 
 
-def train(composed: DictConfig) -> None:
+def train(config: dict[str, Any], directory: RunDirectory) -> None:
     """Trains what the config says; with `on_divergence=rollback`, from the last good checkpoint again.
+
+    Args:
+        config: as composed for this command line, resolved.
+        directory: of the run.
 
     Raises:
         Mistake: before anything was written.
@@ -43,145 +70,169 @@ def train(composed: DictConfig) -> None:
     diverged_at: list[int] = []
     while True:
         try:
-            _train(composed, diverged_at)
+            _train(config, directory, diverged_at)
             return
-        except _GoBack as back:
+        except GoBack as back:
             diverged_at = back.diverged_at
-            composed.resume = str(back.directory)
+            config = config | {"resume": str(directory.path)}
 
 
-class _GoBack(Exception):
-    """To the last good checkpoint, or to the beginning where there is none."""
-
-    def __init__(self, run: Run):
-        self.directory, self.diverged_at = run.directory.path, [*run.rollbacks.steps, run.trainer.global_step]
-
-
-def _train(composed: DictConfig, diverged_at: list[int]) -> None:
-    said = logging.handlers.MemoryHandler(10_000)  # until train.log has a place
-    logging.getLogger().addHandler(said)
+def _train(config: dict[str, Any], directory: RunDirectory, diverged_at: list[int]) -> None:
+    messages = logging.handlers.MemoryHandler(10_000)  # until train.log has a place
+    logging.getLogger().addHandler(messages)
     try:
-        run = prepare(composed, diverged_at)
-    finally:
-        logging.getLogger().removeHandler(said)
-    rank_zero = run.trainer.is_global_zero
-    with _recorded(run), contextlib.ExitStack() as until_the_end:
-        if rank_zero:
-            try:
-                if run.checkpoint:
-                    until_the_end.enter_context(as_before(run))
-                until_the_end.enter_context(open_directory(run, composed, said))
-            except OSError as error:
-                raise Mistake(f"{run.directory.path} cannot be written: {error.strerror}") from error
+        run, record = setup(config, directory, messages, diverged_at)
+    except BaseException:
+        logging.getLogger().removeHandler(messages)
+        raise
+    with recorded(run, record):
+        if run.trainer.is_global_zero:
             report.opening(run)
             rank.tell_ready()
         join(run.trainer)
-        weights_only = True if run.checkpoint else None
-        try:
-            run.trainer.fit(run.module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=weights_only)
-        except REFUSALS as error:
-            if is_out_of_memory(error):
-                raise Failed(_out_of_memory(run, error)) from error
-            if run.checkpoint and run.module.steps_here == 0:  # Lightning could not take it up
-                with state_of(run.checkpoint):
-                    raise
-            raise
-        except Diverged as error:
-            if not run.rollbacks.may_go_back():
-                raise
-            times = len(run.rollbacks.steps) + 1
-            log.warning("%s. Going back, with the learning rate halved (%d of %d)", error, times, MOST)
-            raise _GoBack(run) from error
-        if rank_zero:
-            metrics, text = finish(run)
+        fit(run, record)
+        if run.trainer.is_global_zero:
+            metrics, text = summarize(run)
         leave()
-    if rank_zero:
+    if run.trainer.is_global_zero:
         report.closing(run, metrics, text)
-        if run.repeated:
-            rerun.tell(run.repeated, run.directory)
+        if run.origin.repeated:
+            rerun.tell(run.origin.repeated, run.directory)
+
+
+def setup(
+    config: dict[str, Any],
+    directory: RunDirectory,
+    messages: logging.handlers.MemoryHandler,
+    diverged_at: Sequence[int] = (),
+) -> tuple[Run, Record]:
+    """Builds every part, so that each mistake is told before anything is written.
+
+    Args:
+        messages: what is logged, for `train.log`.
+        diverged_at: the steps at which this process has seen the run diverge, before it went back.
+
+    Returns:
+        The run, and the callback that writes its record.
+    """
+    if config["resume"] != "never":
+        directory, checkpoint, progress = find_state(typed_path("resume", config["resume"]))
+        origin = Origin(resumed=True, checkpoint=checkpoint, progress=progress)
+        with state_of(checkpoint or directory.config):
+            config = config | saved_config(directory, progress, config)
+            return _build(config, directory, origin, messages, diverged_at)
+    if repeated := rerun.original(config["rerun"], config["resume"]):
+        with state_of(repeated.config):
+            config = config | saved_config(repeated, None, config)
+            return _build(config, directory, Origin(repeated=repeated), messages, diverged_at)
+    return _build(config, directory, Origin(), messages, diverged_at)
+
+
+def saved_config(
+    directory: RunDirectory, progress: dict[str, Any] | None, composed: dict[str, Any]
+) -> dict[str, Any]:
+    """The config of a run that goes on or is repeated, with what this command line may change of it."""
+    saved = OmegaConf.to_container(directory.read_config() or OmegaConf.create())
+    if progress:
+        saved |= progress["chargpt"]["config"]
+    saved["data"] = text_settings(saved)
+    return changed(saved, composed, task_overrides(), directory.read_choices())
+
+
+def _build(
+    config: dict[str, Any],
+    directory: RunDirectory,
+    origin: Origin,
+    messages: logging.handlers.MemoryHandler,
+    diverged_at: Sequence[int],
+) -> tuple[Run, Record]:
+    if Path(str(config["name"])).name != str(config["name"]):
+        raise Mistake(f"name={config['name']}: it is the name of a folder in outputs/, and no path")
+    settings, progress = config["trainer"], origin.progress
+    monitor = Monitor(config["monitor"], config["mode"])
+
+    torch.manual_seed(derive(config["seed"]))
+    data = read_text(config["data"], directory, progress)
+    if origin.repeated:
+        rerun.check_text(origin.repeated, data.corpus_sha256)
+    model = build(config["model"], "model", LanguageModel, vocab_size=data.tokenizer.vocab_size)
+    check_model(model, data)
+    module = make_module(model, config["optimizer"], config["schedule"], config["seed"])
+
+    seconds = seconds_of(settings["max_time"])
+    clock = TrainingClock(seconds)
+    curves = Curves(clock, History(directory.history, monitor.name), monitor)
+    rollbacks = Rollbacks(config["on_divergence"], diverged_at)
+    module.time_used, module.lr_scale = clock.time_used, lambda: rollbacks.lr_scale
+    compilation = Compilation(settings.get("compile", "auto"), seconds, clock)
+    if progress and not best_is_whole(directory, progress):
+        curves.best_from = origin.step
+        log.warning("%s is not whole: the best is looked for anew from step %d", directory.best, curves.best_from)
+    saved = {key: config[key] for key in (*SAVED, *SAVED_SINCE) if key in config}
+    identity = {"config": saved, "tokenizer": data.tokenizer.as_config(), "corpus_sha256": data.corpus_sha256}
+    checkpoints = Checkpoints(directory, curves, identity, last_is_whole=origin.checkpoint == directory.last)
+    record = Record(directory, config, origin, data, curves, messages)
+    trainer = make_trainer(
+        settings,
+        callbacks=[
+            clock,
+            curves,
+            *make_callbacks(config["callbacks"], curves, clock),
+            *moving_average(settings.get("ema_decay")),  # behind all that look at it while it stands in
+            record,
+            Interruption(directory, checkpoints, clock, curves),  # the signals first: to compile takes long
+            compilation,
+            rollbacks,
+            checkpoints,
+            RankError(directory),
+        ],
+        logger=make_loggers(config["logger"], origin.step if origin.resumed else None),
+        plugins=[SealedCheckpointIO()],
+        default_root_dir=str(directory.path),
+        enable_checkpointing=True,
+    )
+    compilation.decide(trainer)
+    check_strategy(module, trainer)
+    check_batch(data.batch_size, model, trainer.world_size)
+    if trainer.strategy.root_device.type == "cpu":
+        passes, here = trainer.accumulate_grad_batches, trainer.num_devices
+        out_of_memory.check(module, data.batch_size * here // trainer.world_size, data.block_size, here, passes)
+    run = Run(config, directory, origin, data, module, trainer, clock, curves, rollbacks)
+    if progress:
+        check_state(run, progress)
+        tell_changes(progress["chargpt"]["config"], saved)
+    return run, record
+
+
+def fit(run: Run, record: Record) -> None:
+    """Trains to the end.
+
+    Raises:
+        GoBack: the loss is no longer a number, and the run may go back to its last good checkpoint.
+        Diverged: it may not.
+        Failed: memory is not enough.
+        Mistake: the checkpoint cannot be loaded.
+    """
+    checkpoint = run.origin.checkpoint
+    weights_only = True if checkpoint else None
+    try:
+        run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=weights_only)
+    except REFUSALS as error:
+        if out_of_memory.is_out_of_memory(error):
+            raise Failed(_out_of_memory(run, error)) from error
+        with state_of(checkpoint) if checkpoint and not record.is_open else contextlib.nullcontext():
+            raise
+    except Diverged as error:
+        if not run.rollbacks.may_go_back():
+            raise
+        times = len(run.rollbacks.steps) + 1
+        log.warning("%s. Going back, with the learning rate halved (%d of %d)", error, times, MOST)
+        raise GoBack([*run.rollbacks.steps, run.trainer.global_step]) from error
 
 
 def _out_of_memory(run: Run, error: BaseException) -> str:
     data, trainer = run.data, run.trainer
     sizes = (data.batch_size, data.block_size, trainer.world_size, trainer.accumulate_grad_batches)
     if (device := trainer.strategy.root_device).type == "cuda":
-        return told_by_gpu(error, device, run.model.batch_multiple, *sizes)
-    return told(run.module, *sizes)
-
-
-@contextlib.contextmanager
-def _recorded(run: Run) -> Iterator[None]:
-    """Writes down in status.json how a run ended that did not end well. Rank 0 speaks for all."""
-
-    def record(state: str, reason: str) -> None:
-        if run.trainer.is_global_zero:
-            with contextlib.suppress(OSError):  # a full disk has the error's own words
-                run.directory.write_status(state, run.trainer.global_step, reason)
-
-    go_on = f"python train.py {shlex.quote(f'resume={run.directory.path}')}"
-    try:
-        yield
-    except Interrupted:
-        if run.trainer.is_global_zero:
-            raise
-        # The others leave in silence: a code other than 0 would have Lightning kill rank 0.
-    except (_GoBack, Mistake):
-        raise
-    except (Diverged, Failed, Pruned) as error:
-        record(type(error).__name__.lower(), str(error))
-        if run.trainer.is_global_zero or not isinstance(error, Diverged):
-            raise
-    except KeyboardInterrupt:  # before the first step, or after the last, while the sample is drawn
-        record("interrupted", "SIGINT")
-        raise Interrupted(f"interrupted. Go on with: {go_on}") from None
-    except SystemExit as left:  # a second Ctrl-C: Lightning has torn itself down and leaves with 1
-        if not isinstance(left.__context__, KeyboardInterrupt):
-            raise
-        if not run.trainer.is_global_zero:
-            raise SystemExit(INTERRUPTED) from None
-        record("interrupted", "a second signal")
-        saved = f"go on from the last checkpoint with: {go_on}"
-        raise Interrupted(
-            f"quit; {saved if run.directory.last.exists() else 'it had no checkpoint yet'}"
-        ) from None
-    except BaseException as error:
-        first = run.directory.first_error()
-        record("failed", first or f"{type(error).__name__}: {error}".splitlines()[0])
-        if first and rank.OURS in os.environ and os.environ.get("HYDRA_FULL_ERROR") != "1":
-            # It is written down, and who started the ranks tells the first of them.
-            raise SystemExit(FAILED) from None
-        raise
-
-
-def finish(run: Run) -> tuple[dict[str, Any], str]:
-    """Writes the metrics and the sample of a run that reached its end; gives both."""
-    directory, curves, data = run.directory, run.curves, run.data
-    text = load(directory.best).generate(max_new_tokens=500, seed=run.config["seed"])
-    write_whole(directory.sample, text + "\n")
-    steps, seconds = run.trainer.global_step, run.clock.seconds()
-    tokens = steps * run.trainer.accumulate_grad_batches * data.batch_size * data.block_size
-    metrics = {
-        "val_loss": curves.best_val_loss,
-        "final_val_loss": curves.val_loss,
-        "initial_loss": curves.initial_loss,
-        "val_bpc": bits_per_character(curves.best_val_loss, data.characters_per_token),
-        "val_perplexity": perplexity(curves.best_val_loss),
-        "best_step": curves.best_step,
-        "steps": steps,
-        "rollbacks": len(run.rollbacks.steps),
-        **{f"{activity}_seconds": spent for activity, spent in seconds.items()},
-        "wall_seconds": sum(seconds.values()),
-        "tokens_per_second": tokens / seconds["train"],
-        "parameters": run.module.parameter_count,
-        "flops_per_token": run.module.flops_per_token,
-        "corpus": data.corpus.name,
-        "corpus_sha256": data.corpus_sha256,
-        "seed": run.config["seed"],
-        "devices": run.trainer.world_size,
-        "torch": torch.__version__,
-        "device": device_name(run.trainer.strategy.root_device),
-    }
-    write_json(directory.metrics, metrics)
-    directory.metrics_before.unlink(missing_ok=True)
-    directory.write_status("finished", steps)
-    return metrics, text
+        return out_of_memory.told_by_gpu(error, device, run.model.batch_multiple, *sizes)
+    return out_of_memory.told(run.module, *sizes)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from chargpt.config.build import PARTS, SAVED
+from chargpt.config.build import PARTS, SAVED, SAVED_SINCE
 from chargpt.config.plain import not_plain
 from chargpt.errors import Mistake
 from chargpt.training import lock
@@ -137,7 +137,9 @@ class RunDirectory:
         with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
             config = OmegaConf.load(self.config)
             if {*SAVED} <= {*config} and all(OmegaConf.is_dict(config[part]) for part in PARTS):
-                config = OmegaConf.masked_copy(config, [*SAVED, "on_divergence"])
+                config = OmegaConf.masked_copy(
+                    config, [key for key in (*SAVED, *SAVED_SINCE, "on_divergence") if key in config]
+                )
                 return None if not_plain(OmegaConf.to_container(config), "config") else config
         return None
 

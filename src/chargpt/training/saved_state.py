@@ -4,7 +4,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from chargpt import checkpoint_file
 from chargpt.config.build import REFUSALS
@@ -13,11 +15,9 @@ from chargpt.sampling.trained import find_checkpoint
 from chargpt.training.clock import TrainingClock
 from chargpt.training.curves import Curves
 from chargpt.training.optimizer_state import check_optimizer_state
+from chargpt.training.parts import Run
 from chargpt.training.run_directory import RunDirectory
 from chargpt.training.seconds import seconds_of
-
-if TYPE_CHECKING:
-    from chargpt.training.prepare import Run
 
 log = logging.getLogger(__name__)
 
@@ -74,22 +74,26 @@ def best_is_whole(directory: RunDirectory, progress: dict[str, Any]) -> bool:
     return True
 
 
-def check_state(run: "Run", progress: dict[str, Any]) -> None:
+def check_state(run: Run, progress: dict[str, Any]) -> None:
     """That the run can go on from `progress`: its weights fit, and there is something left to do.
 
     Raises:
         Mistake: says why not.
     """
     _check_weights(run, progress)
-    with state_of(run.checkpoint):
+    with state_of(run.origin.checkpoint):
         _check_progress(run, progress)
 
 
-def _check_progress(run: "Run", progress: dict[str, Any]) -> None:
+def _check_progress(run: Run, progress: dict[str, Any]) -> None:
     for key in ("optimizer_states", "lr_schedulers"):
         if len(progress[key]) != 1:
             raise ValueError(f"it has {len(progress[key])} {key}")
-    check_optimizer_state(progress["optimizer_states"][0], run.module.make_optimizer(run.model))
+    check_optimizer_state(progress["optimizer_states"][0], run.module.optimizer)
+    _check_schedule(progress["lr_schedulers"][0], run.module.optimizer)
+    batches = progress.get("batches", 0)
+    if not isinstance(batches, int) or batches < 0:
+        raise ValueError(f"it has trained on {batches!r} batches")
     step, end = progress["global_step"], run.trainer.max_steps
     if end != -1 and (step > end or (step == end and run.directory.metrics.exists())):
         raise Mistake(
@@ -118,9 +122,17 @@ def _check_progress(run: "Run", progress: dict[str, Any]) -> None:
         )
 
 
-def _check_weights(run: "Run", progress: dict[str, Any]) -> None:
+def _check_schedule(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    rates = saved["base_lrs"]
+    if len(rates) != len(optimizer.param_groups) or not all(isinstance(rate, int | float) for rate in rates):
+        raise ValueError(f"its learning rates are {rates!r}")
+    if not isinstance(saved["last_epoch"], int):
+        raise ValueError("its schedule has no step")
+
+
+def _check_weights(run: Run, progress: dict[str, Any]) -> None:
     try:
         run.module.load_state_dict(progress["state_dict"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise Mistake(f"{run.checkpoint}: its weights do not fit its own config: {reason}") from error
+        raise Mistake(f"{run.origin.checkpoint}: its weights do not fit its own config: {reason}") from error

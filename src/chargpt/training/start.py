@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from chargpt.config.entry import chosen_place, place_run, task_words
+from chargpt.config.compose import has_explicit_run_dir, set_output_dir, task_overrides
 from chargpt.errors import FAILED, INTERRUPTED, MISTAKE, Mistake
 from chargpt.rank import ASKED, OURS, ask_to_stop, die_with_starter, number, processes, started_as_rank
 from chargpt.sweeps import naming  # noqa: F401 - registers the resolver of hydra.sweep.subdir
 from chargpt.training import home, lock
 from chargpt.training.ranks import Ranks, held_back, let_through
 from chargpt.training.requeue import WARNING
-from chargpt.training.rerun import name_place, original
+from chargpt.training.rerun import original
 from chargpt.training.run_directory import RunDirectory
 
 MOST_DEVICES = 1024  # of one machine
@@ -38,26 +38,21 @@ def train(config: DictConfig) -> None:
     """
     if OURS in os.environ:  # a rank that was started here
         die_with_starter()
-        _train(config)
+        _train_here(config, RunDirectory(HydraConfig.get().run.dir))
         return
     first = number() == 0  # the others, of torchrun or srun, see the same and touch nothing
-    repeated = original(config)
-    if repeated:
-        name_place(config, repeated)
-    if config.resume == "auto" and not chosen_place():  # the same command finds the same place
-        place_run(Path(HydraConfig.get().sweep.dir) / HydraConfig.get().sweep.subdir)
-    directory = RunDirectory(HydraConfig.get().run.dir)
+    repeated = original(config.rerun, config.resume)
+    directory = RunDirectory(_place(config, repeated))
     try:
         if config.resume == "auto":
             if not _is_to_be_trained(config, directory, first):
                 return
-        elif config.resume != "never" and (found := home.directory_of(config.resume)).is_dir():
-            directory = RunDirectory(found)
-            if first:
-                lock.hold(found)
+        elif config.resume != "never" and first and directory.path.is_dir():
+            lock.hold(directory.path)
+        claim = first and config.resume == "never"
         count = 1 if started_as_rank() else _count(config, repeated or directory)
         if count == 1:
-            _train(config, directory if first and config.resume == "never" else None)
+            _train_here(config, directory, claim)
         elif code := _train_in_ranks(count, config.resume, directory):
             raise SystemExit(code)
     except BaseException as error:
@@ -67,6 +62,28 @@ def train(config: DictConfig) -> None:
         raise
     finally:
         lock.release_all()
+
+
+def _place(config: DictConfig, repeated: RunDirectory | None) -> Path:
+    """Where the run is to live.
+
+    Raises:
+        Mistake: a run that goes on in its own directory, and another directory for it.
+    """
+    settings = HydraConfig.get()
+    planned = Path(settings.run.dir)
+    if config.resume not in ("never", "auto"):
+        found = home.directory_of(config.resume)
+        if has_explicit_run_dir() and planned.resolve() != found.resolve():
+            raise Mistake(f"resume={found} goes on in that directory: leave hydra.run.dir out")
+        return found
+    if has_explicit_run_dir():
+        return planned
+    if repeated:  # under the name that the first one had
+        return planned.parent.with_name(str(repeated.read_config().name)) / planned.name
+    if config.resume == "auto":  # the same command finds the same place
+        return Path(settings.sweep.dir) / settings.sweep.subdir
+    return planned
 
 
 def _is_to_be_trained(config: DictConfig, directory: RunDirectory, first: bool) -> bool:
@@ -89,23 +106,28 @@ def _claim(directory: RunDirectory) -> None:
     """
     if lock.holds(directory.path):
         return
-    directory.claim(chosen_place())
-    place_run(directory.path)
+    directory.claim(has_explicit_run_dir())
     lock.hold(directory.path)
     directory.check_empty()  # another process may have finished a run there before this one got the lock
 
 
-def _train(config: DictConfig, directory: RunDirectory | None = None) -> None:
-    """Trains in this process; `directory` is to be claimed first, if one is given."""
+def _train_here(config: DictConfig, directory: RunDirectory, claim: bool = False) -> None:
+    """Trains in this process.
+
+    Args:
+        claim: whether the directory is to be made this run's first.
+    """
     # Until the run is under way and saves itself.
     before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM, WARNING)}
     try:
         let_through()
-        if directory:
+        if claim:
             _claim(directory)
-        from chargpt.training.run import train as train_here  # torch and Lightning take seconds
+        set_output_dir(directory.path)
+        settings = OmegaConf.to_container(config, resolve=True)
+        from chargpt.training.run import train as train_run  # torch and Lightning take seconds
 
-        train_here(config)
+        train_run(settings, directory)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -115,7 +137,7 @@ def _train(config: DictConfig, directory: RunDirectory | None = None) -> None:
 def _count(config: DictConfig, directory: RunDirectory) -> int:
     """How many processes the run wants on this machine; what the run in `directory` had, if there is one."""
     settings: Any = config.trainer
-    words = [word.lstrip("+").partition("=")[0] for word in task_words()]
+    words = [word.lstrip("+").partition("=")[0] for word in task_overrides()]
     saved = (config.resume != "never" or config.rerun) and directory.read_config()
     if saved and not {"trainer", "trainer.devices"} & set(words):
         settings = saved.trainer

@@ -11,6 +11,7 @@ class TensorBoard(TensorBoardLogger):
 
     Args:
         directory: the run directory.
+        purge_step: of a resumed run, the first step that it will log again.
         flush_secs: seconds after which new points are on disk for a TensorBoard that watches.
     """
 
@@ -24,14 +25,25 @@ class TensorBoard(TensorBoardLogger):
             **settings,
         )
 
+    _begun = False  # whether there is a file of events
+
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Lightning's own call: `start_hparams` does its work."""
 
+    @property
+    def experiment(self) -> Any:
+        self._begun = True
+        return super().experiment
+
     @rank_zero_only
     def save(self) -> None:
-        """Flushes; Lightning's would write an hparams.yaml beside the events."""
-        self.experiment.flush()
+        """Flushes what was logged. Lightning's own would write an hparams.yaml beside the events.
+
+        Lightning also calls it before it loads a checkpoint: a run that cannot be resumed gets no file of events.
+        """
+        if self._begun:
+            self.experiment.flush()
 
     @rank_zero_only
     def log_text(self, name: str, text: str, step: int) -> None:
@@ -51,17 +63,19 @@ class TensorBoard(TensorBoardLogger):
         writer.add_summary(start)
 
     @rank_zero_only
-    def rewind(self, step: int) -> None:
-        """Has TensorBoard hide the points after `step`, which a resumed run will write again."""
+    def mark_restart(self, step: int) -> None:
+        """Has TensorBoard hide the points from `step` on, which a resumed run will write again.
+
+        `purge_step` makes the first such mark of the file, which TensorBoard takes for the beginning of a run.
+        """
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        self._kwargs["purge_step"] = step + 1
-        # TensorBoard's own reader takes the first such mark for a run's beginning, and hides nothing.
         mark = Event(session_log=SessionLog(status=SessionLog.START))
-        self.experiment.file_writer.add_event(mark, step + 1)
+        self.experiment.file_writer.add_event(mark, step)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self.experiment.flush()
-        if status == "success":
-            self.experiment.close()
+        if self._begun:
+            self.experiment.flush()
+            if status == "success":
+                self.experiment.close()

@@ -1,0 +1,148 @@
+"""Which settings and groups a config has, and which type of value each setting takes."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.object_type import ObjectType
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from chargpt.errors import Mistake
+
+Types = tuple[type, ...]
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+_NAMES |= {list: "a list", dict: "a group of settings"}
+_GIVEN = _NAMES | {float: "a decimal number"}
+
+# Settings that take other types than that of the value that stands in conf/.
+ALSO: dict[str, Types] = {
+    "data.cache_dir": (str, type(None)),
+    "data.path": (str,),
+    "trainer.devices": (int, str, list),
+    "trainer.precision": (int, str),
+    "trainer.max_time": (int, float, str, dict, type(None)),
+    "trainer.gradient_clip_val": (int, float, type(None)),
+    "trainer.ema_decay": (int, float, type(None)),
+    "trainer.deterministic": (bool, str),
+    "resume": (str,),
+    "rerun": (str, type(None)),
+    "name": (str, int, float, bool),
+    "prompt": (str, type(None)),
+    "text": (str, type(None)),
+    "runs": (str,),
+    "file": (str, type(None)),
+    "folder": (str, type(None)),
+    "top_k": (int, type(None)),
+    "top_p": (int, float, type(None)),
+    "device": (str, int),
+    "data": (dict, type(None)),
+}
+
+
+class Groups:
+    """The groups of a command's configs and the choices in each.
+
+    Args:
+        loader: Hydra's.
+        searchpath: the overrides that name further folders of configs.
+    """
+
+    def __init__(self, loader: ConfigLoader, searchpath: list[str]):
+        self._loader, self._searchpath = loader, searchpath
+
+    @cached_property
+    def names(self) -> list[str]:
+        """All groups but Hydra's own."""
+        return self._below("")
+
+    def __contains__(self, group: str) -> bool:
+        hydras = group.startswith("hydra") and bool(self.options(group))
+        return group in self.names or hydras
+
+    def options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
+        return self._loader.get_group_options(group, kind, overrides=self._searchpath)
+
+    def _below(self, parent: str) -> list[str]:
+        found = []
+        for name in self.options(parent, ObjectType.GROUP):
+            group = f"{parent}/{name}" if parent else name
+            if not group.startswith("hydra"):
+                found += [group, *self._below(group)]
+        return found
+
+
+@dataclass
+class Schema:
+    """What may be set, and to what.
+
+    Attributes:
+        base: the config before any value is set: the choices of groups are made.
+        groups: all groups.
+    """
+
+    base: DictConfig
+    groups: Groups
+
+    @cached_property
+    def keys(self) -> set[str]:
+        """All settings, with dots, and all groups, with slashes."""
+        return {*_settings(self.base), *self.groups.names}
+
+    def check_type(self, key: str, value: Any) -> None:
+        """Raises `Mistake` if the setting does not take a value of this type."""
+        accepted, group = self._accepted(key), key.replace(".", "/")
+        if accepted and not is_interpolation(value) and type(value) not in accepted:
+            shown = repr(value) if isinstance(value, str) else "null" if value is None else value
+            choose = f". To choose one by its name: {group}={value}" if group in self.keys and group != key else ""
+            raise Mistake(
+                f"{key}={shown}: {key} is {_in_words(accepted)}, not {_GIVEN.get(type(value), 'that')}{choose}"
+            )
+
+    def check_parents(self, key: str) -> None:
+        """Raises `Mistake` if a setting is added to one that takes no settings of its own."""
+        while "." in key:
+            key, _, name = key.rpartition(".")
+            if (accepted := self._accepted(key)) and dict not in accepted:
+                raise Mistake(f"{key}.{name}: {key} is {_in_words(accepted)}, it has no settings of its own")
+
+    def _accepted(self, key: str) -> Types:
+        if key in ALSO:
+            return ALSO[key]
+        try:
+            value = OmegaConf.select(self.base, key)
+        except OmegaConfBaseException:
+            return ()
+        if isinstance(value, DictConfig):
+            return (dict,)
+        if isinstance(value, ListConfig):
+            return (list,)
+        if isinstance(value, float):
+            return (int, float)
+        if isinstance(value, str):
+            return (str, int, float, bool)  # name=3 is a name
+        return (type(value),) if value is not None else ()
+
+
+def is_interpolation(value: Any) -> bool:
+    """Whether the value of another setting is meant."""
+    return isinstance(value, str) and "${" in value
+
+
+def _settings(config: DictConfig, prefix: str = "") -> list[str]:
+    found = []
+    for key in config:
+        name = f"{prefix}{key}"
+        if name == "hydra":
+            continue
+        found.append(name)
+        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
+            child = config[key]
+            if isinstance(child, DictConfig):
+                found += _settings(child, f"{name}.")
+    return found
+
+
+def _in_words(accepted: Types) -> str:
+    return " or ".join(_NAMES[t] for t in accepted if not (t is int and float in accepted))

@@ -1,0 +1,69 @@
+"""How a run ended that did not end well: its state in status.json, and what the user reads."""
+
+import contextlib
+import os
+import shlex
+from collections.abc import Iterator
+
+from chargpt import rank
+from chargpt.errors import FAILED, INTERRUPTED, Diverged, Failed, Interrupted, Mistake, Pruned
+from chargpt.training.parts import Run
+from chargpt.training.record import Record
+
+
+class GoBack(Exception):
+    """To the last good checkpoint, or to the beginning where there is none.
+
+    Args:
+        diverged_at: the steps at which the run has diverged so far.
+    """
+
+    def __init__(self, diverged_at: list[int]):
+        self.diverged_at = diverged_at
+
+
+@contextlib.contextmanager
+def recorded(run: Run, record: Record) -> Iterator[None]:
+    """Writes down in status.json how a run ended that did not end well. Rank 0 speaks for all."""
+
+    def write(state: str, reason: str) -> None:
+        if run.trainer.is_global_zero and (record.is_open or not run.origin.resumed):
+            with contextlib.suppress(OSError):  # a full disk has the error's own words
+                record.open(run.trainer, run.module)  # it may have failed before its first step
+                run.directory.write_status(state, run.trainer.global_step, reason)
+
+    go_on = f"python train.py {shlex.quote(f'resume={run.directory.path}')}"
+    try:
+        yield
+    except Interrupted:
+        if run.trainer.is_global_zero:
+            raise
+        # The others leave in silence: a code other than 0 would have Lightning kill rank 0.
+    except (GoBack, Mistake):
+        raise
+    except (Diverged, Failed, Pruned) as error:
+        write(type(error).__name__.lower(), str(error))
+        if run.trainer.is_global_zero or not isinstance(error, Diverged):
+            raise
+    except KeyboardInterrupt:  # before the first step, or after the last, while the sample is drawn
+        write("interrupted", "SIGINT")
+        raise Interrupted(f"interrupted. Go on with: {go_on}") from None
+    except SystemExit as left:  # a second Ctrl-C: Lightning has torn itself down and leaves with 1
+        if not isinstance(left.__context__, KeyboardInterrupt):
+            raise
+        if not run.trainer.is_global_zero:
+            raise SystemExit(INTERRUPTED) from None
+        write("interrupted", "a second signal")
+        saved = f"go on from the last checkpoint with: {go_on}"
+        raise Interrupted(
+            f"quit; {saved if run.directory.last.exists() else 'it had no checkpoint yet'}"
+        ) from None
+    except BaseException as error:
+        first = run.directory.first_error()
+        write("failed", first or f"{type(error).__name__}: {error}".splitlines()[0])
+        if first and rank.OURS in os.environ and os.environ.get("HYDRA_FULL_ERROR") != "1":
+            # It is written down, and who started the ranks tells the first of them.
+            raise SystemExit(FAILED) from None
+        raise
+    finally:
+        record.close()

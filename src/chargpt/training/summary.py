@@ -1,0 +1,50 @@
+"""What a run that reached its end leaves: the sample and metrics.json."""
+
+from typing import Any
+
+import torch
+
+from chargpt.model.loss import bits_per_character, perplexity
+from chargpt.sampling.trained import load
+from chargpt.training.hardware import device_name
+from chargpt.training.parts import Run
+from chargpt.training.run_directory import write_json
+from chargpt.whole import write_whole
+
+
+def summarize(run: Run) -> tuple[dict[str, Any], str]:
+    """Writes the sample and the metrics; gives both. The metrics come last: their presence means "finished"."""
+    directory, curves, data = run.directory, run.curves, run.data
+    text = load(directory.best).generate(max_new_tokens=500, seed=run.config["seed"])
+    write_whole(directory.sample, text + "\n")
+    steps, seconds = run.trainer.global_step, run.clock.seconds()
+    tokens = steps * run.trainer.accumulate_grad_batches * data.batch_size * data.block_size
+    metrics = {
+        "monitor": curves.monitor.name,
+        "mode": curves.monitor.mode,
+        "score": curves.best_score,
+        "val_loss": curves.best_val_loss,
+        "final_val_loss": curves.val_loss,
+        "initial_loss": curves.initial_loss,
+        "val_bpc": bits_per_character(curves.best_val_loss, data.characters_per_token),
+        "val_perplexity": perplexity(curves.best_val_loss),
+        "best_step": curves.best_step,
+        "steps": steps,
+        "epochs": run.module.batches / data.batches_per_epoch,
+        "rollbacks": len(run.rollbacks.steps),
+        **{f"{activity}_seconds": spent for activity, spent in seconds.items()},
+        "wall_seconds": sum(seconds.values()),
+        "tokens_per_second": tokens / seconds["train"],
+        "parameters": run.module.parameter_count,
+        "flops_per_token": run.module.flops_per_token,
+        "corpus": data.corpus.name,
+        "corpus_sha256": data.corpus_sha256,
+        "seed": run.config["seed"],
+        "devices": run.trainer.world_size,
+        "torch": torch.__version__,
+        "device": device_name(run.trainer.strategy.root_device),
+    }
+    write_json(directory.metrics, metrics)
+    directory.metrics_before.unlink(missing_ok=True)
+    directory.write_status("finished", steps)
+    return metrics, text
