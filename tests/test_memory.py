@@ -3,7 +3,9 @@
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from chargpt.memory import available, keep_heap
@@ -38,18 +40,35 @@ def test_memory_that_is_used_again_is_not_fetched_again():
     assert faults("keep") < faults("leave") / 10
 
 
+def refuse() -> None:
+    raise PermissionError("/proc/meminfo")
+
+
 @pytest.mark.parametrize(
-    ("files", "found"),
+    ("machine", "limit", "used", "found"),
     [
-        ({}, math.inf),
-        ({"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   100 kB\nSwapFree: 20 kB\n"}, 120 * 1024),
-        ({"proc/meminfo": "MemTotal: 9 kB\n"}, math.inf),
-        ({"sys/fs/cgroup/memory.max": "5000\n", "sys/fs/cgroup/memory.current": "2000\n"}, 3000),
-        ({"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "2000\n"}, math.inf),
+        (120, None, None, 120),
+        (120, "max\n", "20\n", 120),
+        (120, "50\n", "20\n", 30),
+        (120, "500\n", "20\n", 120),
+        (None, "50\n", "20\n", 30),
+        (None, None, None, math.inf),
     ],
 )
-def test_what_can_be_had_is_what_machine_and_container_still_have(tmp_path, files, found):
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
+def test_what_can_be_had_is_what_machine_and_container_still_have(
+    monkeypatch, tmp_path, machine, limit, used, found
+):
+    def memory():
+        return SimpleNamespace(available=machine - 20) if machine else refuse()
+
+    monkeypatch.setattr(psutil, "virtual_memory", memory)
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=20))
+    if limit:
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text(used)
     assert available(tmp_path) == found
+
+
+def test_this_machine_has_some_memory_but_not_more_than_it_has():
+    whole = psutil.virtual_memory().total + psutil.swap_memory().total
+    assert 2**20 < available() <= whole

@@ -5,6 +5,8 @@ import ctypes
 import math
 from pathlib import Path
 
+import psutil
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 NEVER = 2**31 - 1
 
@@ -25,18 +27,15 @@ def keep_heap() -> bool:
     return False
 
 
-def available(root: Path = Path("/")) -> float:
+def available(group: Path = Path("/sys/fs/cgroup")) -> float:
     """Bytes that can still be had without anything being killed for them; infinite where the system does not say.
 
     Args:
-        root: of the file system that has `proc` and `sys`.
+        group: folder of the container's control group, whose limit psutil does not look at.
     """
     found = math.inf
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        kibibytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
-        found = 1024 * (kibibytes["MemAvailable"] + kibibytes.get("SwapFree", 0))
-    with contextlib.suppress(OSError, ValueError):  # of a container; `max` where it has no limit
-        group = root / "sys/fs/cgroup"
+    with contextlib.suppress(OSError):
+        found = psutil.virtual_memory().available + psutil.swap_memory().free
+    with contextlib.suppress(OSError, ValueError):  # no container; or `max`, where it has no limit
         found = min(found, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return found

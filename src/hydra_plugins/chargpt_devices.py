@@ -1,7 +1,7 @@
 """hydra/launcher=gpus: the jobs of a sweep side by side, each with devices of its own. Ray does the scheduling.
 
-It stands on hydra-ray-launcher, which gives all jobs of a sweep the same resources and prints all they say; here
-each job asks for what its own config needs, and is a line when it begins and a line when it ends.
+Each job asks for what its own config needs, and is a line when it begins and a line when it ends. Hydra's own
+launcher for Ray gives all jobs of a sweep the same resources, and prints all they say.
 """
 
 import logging
@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, configure_log, filter_overrides, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -60,21 +61,19 @@ class DevicesLauncher(Launcher):
         """Starts Ray, or joins it; the resources that there are."""
         try:
             import ray
-            from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray
         except ImportError as error:
             raise HydraException("hydra/launcher=gpus needs Ray: pip install 'chargpt[ray]'") from error
         setup_globals()
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
         for name, value in RAY.items():
             os.environ.setdefault(name, value)
-        logging.getLogger("hydra_plugins.hydra_ray_launcher").setLevel(logging.WARNING)
-        start_ray(OmegaConf.create(self._ray["init"]))
+        if not ray.is_initialized():
+            ray.init(**self._ray["init"])
         return ray.cluster_resources()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         there = self._start()
         import ray
-        from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray
 
         jobs = [
             self._prepare(number, list(overrides), there)
@@ -84,8 +83,8 @@ class DevicesLauncher(Launcher):
         waiting = {}
         common = set.intersection(*(set(overrides) for overrides in job_overrides)) if len(jobs) > 1 else set()
         for number, config, resources in jobs:
-            remote = OmegaConf.create(self._ray["remote"] | resources)
-            reference = launch_job_on_ray(self._context, remote, config, self._task, Singleton.get_state())
+            job = ray.remote(**self._ray["remote"] | resources)(_run)
+            reference = job.remote(self._context, self._task, config, Singleton.get_state())
             waiting[reference] = _Watched(number, config, common)
         asked: list[int] = []  # a flag: within Ray's own code an exception would sometimes be lost
         numbers = (signal.SIGINT, signal.SIGTERM)
@@ -152,6 +151,14 @@ class DevicesLauncher(Launcher):
         return [returns[reference] for reference in waiting]
 
 
+def _run(context: HydraContext, task: TaskFunction, config: DictConfig, singletons: dict[Any, Any]) -> JobReturn:
+    """A job, in a worker of Ray's, as Hydra's own launchers run one."""
+    setup_globals()
+    Singleton.set_state(singletons)
+    HydraConfig.instance().set_config(config)
+    return run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+
+
 class _Watched:
     """A job as the one who waits for it sees it."""
 
@@ -177,7 +184,7 @@ class _Watched:
             log.info("#%d running   %s   (%s/job.log)", self._number, self._name, self._directory.path)
 
     def tell_end(self, returned: JobReturn, progress: str) -> None:
-        outcome = returned._return_value
+        outcome = returned.return_value if returned.status == JobStatus.COMPLETED else None
         code = outcome["code"] if isinstance(outcome, dict) else 1
         if code == 0:
             result = f"finished  {self._name}   validation loss {outcome['loss']:.4f}"
@@ -190,14 +197,14 @@ class _Watched:
         log.info("#%d %s   (%s done)", self._number, result, progress)
 
     def lost(self, reason: str) -> JobReturn:
-        from hydra.core.utils import JobStatus
-
         outcome = {"home": str(self._directory.path.absolute()), "code": 1, "loss": None, "reason": ""}
         log.error("#%d lost its worker %s", self._number, reason)
         deadline = time.monotonic() + SAVING
         while self.trains() and time.monotonic() < deadline:
             time.sleep(POLL)
-        return JobReturn(cfg=self._config, _return_value=outcome, status=JobStatus.COMPLETED)
+        returned = JobReturn(cfg=self._config, status=JobStatus.COMPLETED)
+        returned.return_value = outcome
+        return returned
 
 
 def _devices(there: dict[str, float]) -> str:

@@ -5,6 +5,7 @@ import torch
 
 from chargpt.config.build import build
 from chargpt.errors import Mistake
+from chargpt.sampling import one_token
 from chargpt.sampling.context import Context
 from chargpt.sampling.one_token import OneToken
 from tests.sampling.architectures import made
@@ -117,3 +118,30 @@ def test_a_table_has_nothing_to_quantize():
     model = build({"_target_": "chargpt.model.bigram.Bigram"}, "model", vocab_size=11)
     with pytest.raises(Mistake, match="quantize=int8"):
         Context(model, 1, quantize="int8")
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch without MKL")
+@pytest.mark.parametrize("bias", [True, False])
+def test_torchs_undocumented_product_with_packed_weights_is_still_a_linear_layer(bias):
+    layer, x_BC = torch.nn.Linear(48, 40, bias=bias), torch.randn(3, 48)
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(layer.weight.detach(), 3)
+    found_BC = torch.ops.mkl._mkl_linear.default(x_BC, packed, layer.weight, layer.bias, 3)
+    torch.testing.assert_close(found_BC, layer(x_BC), atol=1e-5, rtol=1e-5)
+
+
+def test_torchs_undocumented_product_with_8_bit_weights_is_still_there():
+    weight = torch.randint(-127, 128, (40, 64), dtype=torch.int8)
+    x_BC, scale_C = torch.randn(3, 64).bfloat16(), torch.rand(40).bfloat16()
+    found_BC = torch.ops.aten._weight_int8pack_mm.default(x_BC, weight, scale_C)
+    assert found_BC.dtype == torch.bfloat16
+    expected_BC = torch.nn.functional.linear(x_BC.float(), weight.float()) * scale_C.float()
+    torch.testing.assert_close(found_BC.float(), expected_BC, atol=0.1, rtol=0.02)
+
+
+def test_without_mkl_several_rows_are_multiplied_all_the_same(monkeypatch):
+    monkeypatch.setattr(one_token, "_has_mkl", lambda: False)
+    model, tokens_B = made([NANO]), torch.tensor([1, 2, 3])
+    step = OneToken(model, 3)
+    torch.testing.assert_close(
+        step(tokens_B, model.new_cache(3)), model(tokens_B[:, None])[:, -1], atol=1e-4, rtol=3e-5
+    )

@@ -1,12 +1,16 @@
 """torch.compile: when it is thought to pay, what it is refused for, and that it changes nothing but the speed."""
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 
-from chargpt.training.compilation import pays
+from chargpt.training import compilation
+from chargpt.training.compilation import hindrance, pays
 from tests.conftest import process
 from tests.training import reading
 
@@ -36,6 +40,36 @@ def test_a_setting_that_cannot_be_is_refused(verb, tiny, tmp_path: Path, setting
     assert f"trainer.compile={setting}" in outcome.err
     assert named in outcome.err
     assert list(tmp_path.iterdir()) == []
+
+
+USUAL = "clang++" if sys.platform == "darwin" else "g++"
+
+
+@pytest.mark.parametrize(
+    ("there", "named", "can"),
+    [(USUAL, None, True), ("other", None, False), ("other", "other", True), (USUAL, "other", False)],
+)
+def test_a_cpu_needs_the_compiler_that_the_user_names_or_the_usual_one(monkeypatch, tmp_path, there, named, can):
+    (tmp_path / there).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", named) if named else monkeypatch.delenv("CXX", raising=False)
+    assert (hindrance("cpu", "inductor") is None) == can
+    assert hindrance("cpu", "cudagraphs") is None
+
+
+def test_it_is_the_compiler_that_inductor_takes():
+    assert torch._inductor.config.cpp.cxx[-1] == os.environ.get("CXX", USUAL)
+
+
+@pytest.mark.parametrize(
+    ("there", "capability", "can"),
+    [(True, (7, 0), True), (True, (9, 0), True), (True, (6, 1), False), (False, (9, 0), False)],
+)
+def test_a_gpu_needs_triton_and_not_to_be_too_old_for_it(monkeypatch, there, capability, can):
+    monkeypatch.setattr(compilation, "find_spec", {"triton": there or None}.get)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert (hindrance("cuda", "inductor") is None) == can
+    assert hindrance("cuda", "cudagraphs") is None
 
 
 @pytest.mark.slow

@@ -3,11 +3,16 @@
 import shutil
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.precision import FSDPPrecision
+from torch import nn
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.utils.data import DataLoader
 
-from chargpt.training.strategies import ShardedStrategy, make_strategy
+from chargpt.training.strategies import WRAPPER, ShardedStrategy, make_strategy
 from tests.conftest import process
 from tests.training import reading
 
@@ -106,3 +111,53 @@ def test_ddp_sends_no_buffers_round_and_strategies_of_lightnings_are_left_to_it(
     assert make_strategy("auto", several=True)._ddp_kwargs
     assert make_strategy("auto", several=False) == "auto"
     assert make_strategy("deepspeed", several=True) == "deepspeed"
+
+
+class Sharded(ShardedStrategy):
+    """Notes when Lightning has the model wrapped."""
+
+    wrapped: tuple[nn.Module, list[str]] | None = None
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        names = [name for name, _ in model.named_parameters()]
+        wrapper = super()._setup_model(model)
+        self.wrapped = wrapper, names
+        return wrapper
+
+
+class Small(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def training_step(self, x):
+        return self.inner(x).sum()
+
+
+@pytest.fixture
+def alone():
+    """A process group of this process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_what_is_taken_from_inside_lightning_and_fsdp_is_still_there(alone, monkeypatch):
+    """Lightning has the model wrapped by `_setup_model`, and FSDP puts `WRAPPER` into names."""
+    for variable in ("MASTER_ADDR", "MASTER_PORT"):  # which Lightning sets
+        monkeypatch.setenv(variable, "1")
+    strategy = Sharded(auto_wrap_policy=ModuleWrapPolicy({nn.Linear}))
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = L.Trainer(accelerator="cpu", devices=1, strategy=strategy, max_steps=1, **quiet)
+    trainer.fit(Small(), DataLoader(torch.ones(2, 3)))
+    assert strategy.wrapped is not None, "Lightning no longer calls it"
+    wrapper, names = strategy.wrapped
+    assert strategy.model is wrapper
+    inside = [name for name, _ in wrapper.named_parameters()]
+    assert all(WRAPPER in name for name in inside)
+    assert [name.replace(WRAPPER, "") for name in inside] == names
+    (optimizer,) = trainer.optimizers
+    assert strategy._names(optimizer) == [names]

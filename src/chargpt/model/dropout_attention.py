@@ -54,9 +54,11 @@ class _DropoutAttention(torch.autograd.Function):
         dy_NTD = (dy_BHTD * ctx.scale).flatten(0, 1)
         dq_NTD, dk_NTD, dv_NTD = torch.empty_like(q_NTD), torch.zeros_like(k_NTD), torch.zeros_like(v_NTD)
         for (rows, seen), w_NRS, keep_NRS in zip(_blocks(q_NTD.shape[1]), kept[::2], kept[1::2], strict=True):
-            dv_NTD[:, seen] += (w_NRS * keep_NRS).transpose(1, 2) @ dy_NTD[:, rows]
-            dw_NRS = (dy_NTD[:, rows] @ v_NTD[:, seen].transpose(1, 2)).mul_(keep_NRS)
-            ds_NRS = torch._softmax_backward_data(dw_NRS, w_NRS, -1, w_NRS.dtype)
+            kept_NRS = w_NRS * keep_NRS
+            dv_NTD[:, seen] += kept_NRS.transpose(1, 2) @ dy_NTD[:, rows]
+            # Softmax's backward pass, ds = w * (dw - sum(dw * w)), where dw = dy v^T * keep; in place.
+            ds_NRS = (dy_NTD[:, rows] @ v_NTD[:, seen].transpose(1, 2)).mul_(kept_NRS)
+            ds_NRS.addcmul_(w_NRS, ds_NRS.sum(dim=-1, keepdim=True), value=-1)
             dq_NTD[:, rows] = ds_NRS @ k_NTD[:, seen]
             dk_NTD[:, seen] += ds_NRS.transpose(1, 2) @ q_NTD[:, rows]
         dq_NTD.mul_(ctx.temper)

@@ -155,9 +155,7 @@ def _product(part: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
     """The linear layer, by what is fastest for so many rows; see experiments/speed."""
     weight, bias = part.weight, part.bias
     if batch_size > 1 and weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_mkl():
-        packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, batch_size)
-        linear = torch.ops.mkl._mkl_linear.default
-        return lambda x_BC: linear(x_BC, packed, weight, bias, batch_size)
+        return _packed_product(weight, bias, batch_size)
     # One row reads the weights as they lie as fast as memory gives them; several rows read them faster transposed.
     weight = weight.t() if batch_size == 1 else weight.t().contiguous()
     out_BC = weight.new_empty(batch_size, part.out_features)
@@ -172,6 +170,8 @@ def _int8_product(part: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
     bias = part.bias
     scale_C = (part.weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
     weight = (part.weight / scale_C[:, None]).round().to(torch.int8)
+    # torch's own compiler puts this operator in the place of `F.linear(x, weight.to(x.dtype)) * scale`. It has no
+    # public name, and no documented product reads weights of 8 bits as they are.
     scale_C, multiply = scale_C.bfloat16(), torch.ops.aten._weight_int8pack_mm.default
     if bias is None:
         return lambda x_BC: multiply(x_BC.bfloat16(), weight, scale_C).float()
@@ -179,5 +179,15 @@ def _int8_product(part: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
 
 
 def _has_mkl() -> bool:
-    """Whether torch has the product with packed weights that its own compiler uses."""
     return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+
+
+def _packed_product(weight: Tensor, bias: Tensor | None, batch_size: int) -> Callable[[Rows], Rows]:
+    """The product with weights that MKL has laid out for `batch_size` rows.
+
+    torch's own compiler puts these two operators in the place of a linear layer. They have no public name; where
+    torch lacks them, `_product` multiplies by the transposed weights.
+    """
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, batch_size)
+    linear = torch.ops.mkl._mkl_linear.default
+    return lambda x_BC: linear(x_BC, packed, weight, bias, batch_size)

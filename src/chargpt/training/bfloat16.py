@@ -1,7 +1,5 @@
 """Whether products in bfloat16 are worth it on a device."""
 
-import functools
-
 import torch
 
 
@@ -15,7 +13,5 @@ def is_fast(device: torch.device) -> bool:
     return device.type == "cpu" and _has_amx()
 
 
-@functools.cache
 def _has_amx() -> bool:
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return supported is not None and supported()
+    return torch.cpu.get_capabilities().get("amx_tile", False)

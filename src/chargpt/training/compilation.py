@@ -1,7 +1,11 @@
 """torch.compile: whether it pays, and the step's forward and backward pass compiled."""
 
 import logging
+import os
+import shutil
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import lightning as L
@@ -27,6 +31,7 @@ WAYS = {
     "blocks": "fused kernels for one block, used by all of them",
 }
 GRAPHS = ("reduce-overhead", "cudagraphs")
+TRITON = (7, 0)  # the compute capability from which on Inductor writes Triton kernels for a GPU
 # `auto` compiles a run on a GPU that is as long as this. It is an estimate, not a measurement: compiling gpt_small
 # takes 45 s and saves 4 ms of a step of 10 ms, so it breaks even after 11,000 steps or 110 s of training; the time
 # is doubled, since smaller models save less. The kit in experiments/gpu measures these figures. On a CPU compiling
@@ -76,7 +81,7 @@ class Compilation(L.Callback):
         if self._way in GRAPHS and (device_type != "cuda" or not alone):
             needed = "one CUDA GPU, and trainer.accumulate_grad_batches=1"
             raise Mistake(f"trainer.compile={self._way} needs {needed}: take trainer.compile=inductor")
-        if reason := _hindrance(device_type, self._way):
+        if reason := hindrance(device_type, self._way):
             if asked:
                 setting = str(self._setting).lower()
                 raise Mistake(f"trainer.compile={setting}: {reason}; trainer.compile=false does without")
@@ -148,18 +153,14 @@ def _with_compiled_blocks(pl_module: L.LightningModule) -> Loss:
     return loss
 
 
-def _hindrance(device_type: str, way: str) -> str | None:
+def hindrance(device_type: str, way: str) -> str | None:
     """Why nothing can be compiled here; None if it can."""
     if way == "cudagraphs":  # which compiles no kernels
         return None
     if device_type == "cuda":
-        from torch.utils._triton import has_triton
-
-        return None if has_triton() else "torch.compile needs Triton on a GPU, and there is none that works here"
-    from torch._inductor import cpp_builder, exc
-
-    try:
-        cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
+        works = find_spec("triton") is not None and torch.cuda.get_device_capability() >= TRITON
+        return None if works else "torch.compile needs Triton on a GPU, and there is none that works here"
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # which Inductor takes
+    if shutil.which(compiler) is None:
         return "torch.compile needs a C++ compiler on a CPU, and there is none here"
     return None

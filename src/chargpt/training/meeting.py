@@ -10,6 +10,7 @@ import lightning as L
 import torch
 
 from chargpt.rank import MEETING
+from chargpt.training.strategies import TIMEOUT
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 # What gloo and NCCL talk over; somebody who has set it knows better.
@@ -22,15 +23,14 @@ def join(trainer: L.Trainer) -> None:
         return
     for name in INTERFACES:
         os.environ.setdefault(name, LOOPBACK)
-    strategy = trainer.strategy
-    strategy.set_world_ranks()
-    device = strategy.root_device
-    torch.distributed.init_process_group(
-        strategy._get_process_group_backend(),
+    trainer.strategy.set_world_ranks()
+    device = trainer.strategy.root_device
+    torch.distributed.init_process_group(  # as Lightning would, but for the store
+        torch.distributed.get_default_backend_for_device(device),
         store=torch.distributed.FileStore(os.environ[MEETING], trainer.world_size),
         rank=trainer.global_rank,
         world_size=trainer.world_size,
-        timeout=strategy._timeout,
+        timeout=TIMEOUT,
         device_id=device if device.type != "cpu" else None,
     )
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
+from chargpt.training import foreach
 from chargpt.training.bfloat16 import is_fast
 from chargpt.training.matrices import MatrixOptimizer
 
@@ -81,8 +82,8 @@ class Muon(MatrixOptimizer):
             same[p.shape].append(p)
         for (fan_out, fan_in), alike in same.items():
             gradients, momenta = [p.grad for p in alike], self.kept(alike, "momentum")
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            wanted = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+            foreach.lerp_(momenta, gradients, 1 - group["momentum"])
+            wanted = torch.stack(foreach.lerp(gradients, momenta, group["momentum"]))
             steps = group["orthogonalization_steps"]
             dtype = DTYPES[group.get("orthogonalization_dtype", "auto")]  # a checkpoint of before has none
             if dtype is None:
@@ -90,8 +91,8 @@ class Muon(MatrixOptimizer):
             turned = orthogonalize(wanted.view(-1, fan_out // group["maps"], fan_in), steps, dtype).view_as(wanted)
             size = max(1.0, fan_out / group["maps"] / fan_in) ** 0.5
             if group["weight_decay"]:
-                torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(alike, list(turned), alpha=-group["lr"] * size)
+                foreach.mul_(alike, 1 - group["lr"] * group["weight_decay"])
+            foreach.add_(alike, list(turned), alpha=-group["lr"] * size)
 
 
 def muon(

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw as torch_adamw
 
 from chargpt.errors import Mistake
 
@@ -23,7 +24,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's fused AdamW, its lists of tensors gathered once: that was a third of its time on a CPU."""
+    """torch's fused AdamW, its lists of tensors gathered once: that was a quarter of its time on a CPU."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         result = None
@@ -46,10 +47,9 @@ class AdamW(torch.optim.AdamW):
     @torch.no_grad()
     def update(group: dict[str, Any], gradients: list[Tensor], state: tuple[list[Tensor], ...]) -> None:
         firsts, seconds, steps = state
-        torch._foreach_add_(steps, 1)
         settings = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
         settings["beta1"], settings["beta2"] = group["betas"]
-        torch._fused_adamw_(group["params"], gradients, firsts, seconds, [], steps, **settings)
+        torch_adamw(group["params"], gradients, firsts, seconds, [], steps, fused=True, **settings)
 
     def _gather(self, group: dict[str, Any]) -> tuple[list[Tensor], ...]:
         kept = ("exp_avg", "exp_avg_sq", "step")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
+from chargpt.training import foreach
 from chargpt.training.matrices import MatrixOptimizer
 from chargpt.training.optimizer import check_betas
 
@@ -101,27 +102,27 @@ class BatchedSOAP(SOAP):
                 state[name] = state[name].contiguous()
         kept = {name: [state[name] for state in states] for name in KEPT}
         gradients, (beta1, beta2) = [p.grad.float() for p in parameters], group["matrix_betas"]
-        torch._foreach_lerp_(kept["momentum"], gradients, 1 - beta1)
+        foreach.lerp_(kept["momentum"], gradients, 1 - beta1)
         g_NOI, momentum_NOI = torch.stack(gradients), torch.stack(kept["momentum"])
         left_NOO, right_NII = torch.stack(kept["left_basis"]), torch.stack(kept["right_basis"])
         rotated_NOI = left_NOO.mT @ g_NOI @ right_NII
-        torch._foreach_lerp_(kept["variance"], rotated_NOI.square_().unbind(), 1 - beta2)
+        foreach.lerp_(kept["variance"], rotated_NOI.square_().unbind(), 1 - beta2)
         variance_NOI = torch.stack(kept["variance"])
         bias1, bias2 = 1 - beta1**taken, 1 - beta2**taken
         size_NOI = (variance_NOI / bias2).sqrt_().add_(group["matrix_eps"])
         adam_NOI = (left_NOO.mT @ momentum_NOI @ right_NII).div_(bias1).div_(size_NOI)
         step_NOI = left_NOO @ adam_NOI @ right_NII.mT
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, step_NOI.unbind(), alpha=-group["lr"])
-        torch._foreach_lerp_(kept["left"], (g_NOI @ g_NOI.mT).unbind(), 1 - group["shampoo_beta"])
-        torch._foreach_lerp_(kept["right"], (g_NOI.mT @ g_NOI).unbind(), 1 - group["shampoo_beta"])
+        foreach.mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        foreach.add_(parameters, step_NOI.unbind(), alpha=-group["lr"])
+        foreach.lerp_(kept["left"], (g_NOI @ g_NOI.mT).unbind(), 1 - group["shampoo_beta"])
+        foreach.lerp_(kept["right"], (g_NOI.mT @ g_NOI).unbind(), 1 - group["shampoo_beta"])
         if taken % group["frequency"] == 0:
             left_NOO, order_NO = refresh(torch.stack(kept["left"]), left_NOO)
             right_NII, order_NI = refresh(torch.stack(kept["right"]), right_NII)
             variance_NOI = variance_NOI.take_along_dim(order_NO[:, :, None], 1)
             variance_NOI = variance_NOI.take_along_dim(order_NI[:, None, :], 2)
             for name, value in (("left_basis", left_NOO), ("right_basis", right_NII), ("variance", variance_NOI)):
-                torch._foreach_copy_(kept[name], value.contiguous().unbind())
+                foreach.copy_(kept[name], value.contiguous().unbind())
 
 
 @contextmanager

@@ -4,12 +4,14 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import nn
 from torch.distributed.fsdp import (
@@ -26,7 +28,8 @@ from torchmetrics import Metric
 
 from chargpt.model.transformer import Block
 
-WRAPPER = "_fsdp_wrapped_module."  # what FSDP puts into the names of parameters
+TIMEOUT = timedelta(minutes=30)  # that a rank waits for the others in a collective operation
+WRAPPER = "_fsdp_wrapped_module."  # what FSDP puts into the names of parameters; torch has no public name for it
 
 
 def make_strategy(name: str, several: bool) -> str | Strategy:
@@ -36,12 +39,12 @@ def make_strategy(name: str, several: bool) -> str | Strategy:
         several: whether the run has more than one process.
     """
     if name == "fsdp":
-        return ShardedStrategy(auto_wrap_policy=ModuleWrapPolicy({Block}))
+        return ShardedStrategy(auto_wrap_policy=ModuleWrapPolicy({Block}), timeout=TIMEOUT)
     if name == "ddp" or (name == "auto" and several):
         # The only buffers are tables that are equal on all ranks: there is nothing to broadcast at each step.
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.13
         unsynced = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        return DDPStrategy(gradient_as_bucket_view=True, **unsynced)
+        return DDPStrategy(gradient_as_bucket_view=True, timeout=TIMEOUT, **unsynced)
     return name
 
 
@@ -67,7 +70,8 @@ class ShardedStrategy(FSDPStrategy):
         return replace(config, reduce_dtype=torch.float32, buffer_dtype=torch.float32, **uncast)
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
-        # Lightning's own names the device by its index alone, which a CPU has not.
+        # Lightning's own names the device by its index alone, which a CPU has not. `setup` calls this method, and
+        # has no public place between the module and its wrapper.
         model = FullyShardedDataParallel(
             model,
             device_id=self.root_device,
@@ -91,7 +95,8 @@ class ShardedStrategy(FSDPStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The whole state, numbered in the optimizer's order; empty on ranks other than 0."""
-        optimizer = getattr(optimizer, "_optimizer", optimizer)  # Lightning's wrapper
+        if isinstance(optimizer, LightningOptimizer):
+            optimizer = optimizer.optimizer
         with self._full(rank0_only=True):
             named = FullyShardedDataParallel.optim_state_dict(self.model, optimizer)
         if self.global_rank != 0:
