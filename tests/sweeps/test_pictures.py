@@ -10,6 +10,7 @@ from chargpt.sweeps.pareto import pareto_front
 from chargpt.sweeps.pictures import draw_sweep
 from chargpt.sweeps.ranking import rank
 from chargpt.sweeps.recorded import read_any
+from chargpt.training.score import Monitor
 
 
 def axes_of(*paths):
@@ -123,12 +124,12 @@ def test_one_run_and_runs_that_all_failed_still_make_a_picture(run):
     ],
 )
 def test_values_stand_where_they_can_be_told_apart(values, kind):
-    assert scale_of([(value, 2.0) for value in values]).kind == kind
+    assert scale_of([(value, 2.0) for value in values], Monitor()).kind == kind
 
 
 def test_the_front_is_what_nothing_cheaper_beats():
-    assert pareto_front([(3, 1.0), (1, 3.0), (2, 3.5), (2, 2.0), (1, 4.0), (4, 1.0)]) == [1, 3, 0]
-    assert pareto_front([]) == []
+    assert pareto_front([(3, 1.0), (1, 3.0), (2, 3.5), (2, 2.0), (1, 4.0), (4, 1.0)], Monitor()) == [1, 3, 0]
+    assert pareto_front([], Monitor()) == []
 
 
 def test_keys_that_no_run_has_both_of_make_no_heat_map(run):

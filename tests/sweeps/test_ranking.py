@@ -30,15 +30,15 @@ def test_runs_that_differ_in_their_seed_are_one_row(run):
     assert ranking.keys == ["model.n_layer"]
     assert ranking.seeded
     best, other = ranking.rows
-    assert sorted(best.val_losses) == pytest.approx([2.01, 2.02, 2.03])
-    assert other.loss == pytest.approx(mean([4.01, 4.02, 4.03]))
+    assert sorted(best.scores) == pytest.approx([2.01, 2.02, 2.03])
+    assert other.score == pytest.approx(mean([4.01, 4.02, 4.03]))
     assert best.mean(lambda run: run.figure("parameters")) == 5000
 
 
 def test_a_row_counts_what_did_not_finish_and_averages_the_rest(run):
     paths = [run("1", "seed=1", loss=2.0), run("2", "seed=2", loss=3.0), run("3", "seed=3", state="failed")]
     (row,) = ranked(*paths).rows
-    assert (row.loss, row.state) == (2.5, "finished, 1 failed")
+    assert (row.score, row.state) == (2.5, "finished, 1 failed")
 
 
 def test_a_seed_that_nothing_averages_over_is_a_key(run):

@@ -2,13 +2,13 @@
 
 import csv
 
-from chargpt.sweeps.ranking import rank
+from chargpt.sweeps.ranking import rank_apart
 from chargpt.sweeps.record import write_csv
 from chargpt.sweeps.recorded import read_any
 
 
 def rows(folder, *paths) -> list[dict[str, str]]:
-    write_csv(rank([read_any(path) for path in paths]), folder / "sweep.csv")
+    write_csv(rank_apart([read_any(path) for path in paths]), folder / "sweep.csv")
     with (folder / "sweep.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 

@@ -14,7 +14,7 @@ def test_a_real_run_says_all(finished):
     assert run.metrics == metrics
     assert run.choices["model"] == "gpt_nano"
     assert {"model.n_layer", "trainer.max_steps", "data"} <= run.typed
-    assert (run.last_step, run.seed) == (20, 1337)
+    assert (run.lasts["val_loss"], run.seed) == ((20, metrics["final_val_loss"]), 1337)
     tokens = 20 * 4 * 16
     assert run.training_flops == tokens * metrics["flops_per_token"]
     assert metrics["tokens_per_second"] * metrics["train_seconds"] == pytest.approx(tokens)
@@ -30,13 +30,13 @@ def test_an_unfinished_run_says_how_far_it_came(run):
     history = [(1, None), (5, 3.0), (10, 2.5), (11, None)]
     read = read_any(run("a", state="diverged", reason="the loss\nis nan", history=history))
     assert (read.state, read.reason, read.finished) == ("diverged", "the loss is nan", False)
-    assert (read.last_step, read.last_val_loss) == (10, 2.5)
-    assert read_any(run("b", state="waiting")).last_val_loss is None
+    assert read.lasts == {"val_loss": (10, 2.5)}
+    assert read_any(run("b", state="waiting")).lasts == {}
 
 
 def test_a_loss_that_is_no_number_is_none(run):
     read = read_any(run("a", state="failed", history=[(5, 3.0), (10, float("nan"))]))
-    assert (read.last_step, read.last_val_loss) == (5, 3.0)
+    assert read.lasts["val_loss"] == (5, 3.0)
     nan = read_any(run("b", loss=float("nan")))
     assert not nan.finished
     assert nan.reason == "metrics.json has no val_loss"
@@ -53,16 +53,16 @@ def test_a_damaged_file_is_named(run, name, content):
     read = read_any(path)
     assert name in read.reason or name == "status.json"  # metrics.json says that it is finished
     assert read.finished == (name != "metrics.json")
-    assert read.last_val_loss == 3.0
+    assert read.lasts["val_loss"] == (5, 3.0)
 
 
 def test_half_a_line_of_the_history_is_not_read(run):
     path = run("a", state="failed", history=[(5, 3.0)])
     with (path / "history.csv").open("a") as file:
         file.write("10,2.9,2.")
-    assert (read_any(path).last_step, read_any(path).last_val_loss) == (5, 3.0)
+    assert read_any(path).lasts["val_loss"] == (5, 3.0)
     (path / "history.csv").write_bytes(b"step,val_loss\n\0,\xff\n5,4.0\n")
-    assert read_any(path).last_val_loss in (4.0, None)
+    assert read_any(path).lasts.get("val_loss") in ((5, 4.0), None)
 
 
 def test_what_is_missing_is_named(run):
