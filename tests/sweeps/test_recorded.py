@@ -5,6 +5,7 @@ import json
 import pytest
 
 from chargpt.sweeps.recorded import is_run, read_any
+from chargpt.training.score import Monitor
 
 
 def test_a_real_run_says_all(finished):
@@ -84,3 +85,20 @@ def test_a_finished_run_without_metrics_is_told(run):
     (path / "metrics.json").unlink()
     read = read_any(path)
     assert (read.finished, read.reason) == (False, "metrics.json is missing")
+
+
+def test_a_run_says_its_monitor_and_its_score_and_an_older_one_means_validation_loss(run, accurate):
+    more = Monitor("accuracy", "max")
+    read = read_any(accurate("a", 0.5, loss=2.0))
+    assert (read.monitor, read.score) == (more, 0.5)
+    died = read_any(accurate("b", None, history=[(5, 0.25), (10, 0.125)]))
+    assert (died.monitor, died.score, died.lasts) == (more, None, {"accuracy": (10, 0.125)})
+    old = read_any(run("c", loss=2.0))
+    assert (old.monitor, old.score) == (Monitor(), 2.0)
+
+
+def test_a_mode_that_is_none_and_a_score_that_is_no_number_are_named(run, accurate):
+    read = read_any(run("a", loss=2.0, monitor="accuracy", mode="up", score=0.5))
+    assert (read.monitor, read.finished, read.reason) == (None, False, "mode=up: it is one of min, max")
+    read = read_any(accurate("b", float("nan")))
+    assert (read.finished, read.reason) == (False, "metrics.json has no score")

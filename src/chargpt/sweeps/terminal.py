@@ -35,7 +35,7 @@ def print_ranking(ranking: Ranking, folder: Path, titled: bool = False) -> None:
 
     Args:
         folder: what the paths of the runs are told from.
-        titled: whether a line above the table names the monitor.
+        titled: whether a line above the table names the monitor; an empty one follows then.
     """
     console = _Console(highlight=False)
     left_out: list[str] = []
@@ -58,6 +58,8 @@ def print_ranking(ranking: Ranking, folder: Path, titled: bool = False) -> None:
         console.print(f"[dim]too narrow for {', '.join(left_out)}: sweep.csv has them[/]", soft_wrap=True)
     for text in _reasons(ranking, folder):
         console.print(text, soft_wrap=True)
+    if titled:
+        console.print()
     sys.stdout.flush()
 
 
