@@ -184,10 +184,15 @@ class _Watched:
             log.info("#%d running   %s   (%s/job.log)", self._number, self._name, self._directory.path)
 
     def tell_end(self, returned: JobReturn, progress: str) -> None:
+        from chargpt.training.score import Monitor, score_of
+
         outcome = returned.return_value if returned.status == JobStatus.COMPLETED else None
-        code = outcome["code"] if isinstance(outcome, dict) else 1
-        if code == 0:
-            result = f"finished  {self._name}   validation loss {outcome['loss']:.4f}"
+        metrics = outcome["metrics"] if isinstance(outcome, dict) else None
+        if metrics is not None:
+            monitor = Monitor.of(metrics)
+            score = score_of(metrics, monitor)
+            told = "no score" if score is None else f"{score:.4f}"
+            result = f"finished  {self._name}   {monitor.words} {told}"
         else:
             status = self._directory.read_status()
             if isinstance(outcome, dict) and outcome.get("reason"):
@@ -197,7 +202,7 @@ class _Watched:
         log.info("#%d %s   (%s done)", self._number, result, progress)
 
     def lost(self, reason: str) -> JobReturn:
-        outcome = {"home": str(self._directory.path.absolute()), "code": 1, "loss": None, "reason": ""}
+        outcome = {"home": str(self._directory.path.absolute()), "code": 1, "metrics": None, "reason": ""}
         log.error("#%d lost its worker %s", self._number, reason)
         deadline = time.monotonic() + SAVING
         while self.trains() and time.monotonic() < deadline:

@@ -21,19 +21,21 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.sweeps.naming import folder_name, job_name
+from chargpt.sweeps.trials import CUT_OFF, counted, make_up_for_cut_off
+from chargpt.training.score import Monitor, score_of
 
 if TYPE_CHECKING:
     import optuna
 
 log = logging.getLogger(__name__)
 
-CUT_OFF = "cut off"  # a trial's attribute: it does not count, another one makes up for it
 HOME = "home"
+DIRECTION = {"min": "minimize", "max": "maximize"}
 DRAWS = 200  # before values that were not tried are taken not to exist
 
 
 class SearchSweeper(Sweeper):
-    """Optuna's ask and tell around a Hydra launcher; the validation loss is what is minimised.
+    """Optuna's ask and tell around a Hydra launcher; a trial's value is its score by the monitor of the config.
 
     Args:
         n_trials: trials of the whole study, over all times that the command is run.
@@ -72,12 +74,14 @@ class SearchSweeper(Sweeper):
         if not space:
             raise HydraException("a search needs something to search: for example model.dropout=interval(0.0,0.3)")
         fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
+        self._monitor = self._monitor_of(space)
         folder = Path(self._config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".search.lock"):  # the same search from another shell waits, and finds it done
             storage = f"sqlite:///{(folder / 'search.db').absolute()}"
-            study = optuna.create_study(study_name=self._name(fixed, space), storage=storage, load_if_exists=True)
-            self._make_up_for_cut_off(study, space)
+            name, direction = self._name(fixed, space), DIRECTION[self._monitor.mode]
+            study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
+            make_up_for_cut_off(study)
             at_once = self._n_jobs or getattr(self._launcher, "at_once", lambda words: 1)(fixed)
             while (missing := self._n_trials - len(counted(study))) > 0:
                 if not self._batch(study, storage, space, fixed, min(missing, at_once)):
@@ -86,22 +90,25 @@ class SearchSweeper(Sweeper):
             self._report(study)
             return [[_returned(trial) for trial in counted(study)]]
 
+    def _monitor_of(self, space: dict) -> Monitor:
+        """What the trials are compared by."""
+        keys = [key.lstrip("+").partition("@")[0].replace("/", ".") for key in space]
+        if {"monitor", "mode"} & {*keys}:
+            raise HydraException(
+                "a search compares its trials by one monitor: give monitor and mode one value each"
+            )
+        monitor = Monitor.of(self._config)
+        other = any(f"{key}.".startswith("data.tokenizer.") for key in keys)
+        return monitor.between_tokenizers if other else monitor
+
     def _name(self, fixed: list[str], space: dict) -> str:
         """Of the study: another search, or the same of another model, is another study in the same file."""
         how = [OmegaConf.to_yaml(part) if part else "" for part in (self._sampler, self._pruner)]
+        if self._monitor != Monitor():  # the only one before 0.3
+            how.append(str(self._monitor))
         return job_name([*fixed, f"trainer.max_steps={self._config.trainer.max_steps}"], ["trainer.max_steps"]) + (
             folder_name(str(sorted(map(str, space.items()))) + "".join(how))
         )
-
-    def _make_up_for_cut_off(self, study: "optuna.Study", space: dict) -> None:
-        from optuna.trial import TrialState
-
-        for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            study._storage.set_trial_user_attr(trial._trial_id, CUT_OFF, True)
-            study.tell(trial.number, state=TrialState.FAIL)
-            if trial.params.keys() == space.keys():
-                study.enqueue_trial(trial.params)
-            log.info("trial %d was cut off: another one with the same values goes on with it", trial.number)
 
     def _batch(self, study: "optuna.Study", storage: str, space: dict, fixed: list[str], size: int) -> bool:
         """Draws up to `size` trials, runs them, tells the study how they ended; False if there are none left."""
@@ -114,14 +121,14 @@ class SearchSweeper(Sweeper):
             words = [*fixed, *(f"{key}={_shown(value)}" for key, value in trial.params.items())]
             trial.set_user_attr(HOME, self._home(words))
             if self._pruner:
-                words += self._pruning(storage, study.study_name, trial._trial_id)
+                words += self._pruning(storage, study.study_name, trial.number)
             trials.append(trial)
             jobs.append(words)
         if not trials:
             return False
         results: Sequence[JobReturn] = self._launcher.launch(jobs, initial_job_idx=trials[0].number)
         for trial, result in zip(trials, results, strict=True):
-            _tell(study, trial, result.return_value)
+            _tell(study, trial, result.return_value, self._monitor)
         return True
 
     def _draw(self, study: "optuna.Study", space: dict, tried: set) -> "optuna.Trial | None":
@@ -150,6 +157,7 @@ class SearchSweeper(Sweeper):
         pruner = ",".join(f"{key}:{value}" for key, value in settings.items())
         return [
             "+callbacks.pruning._target_=chargpt.sweeps.pruning.Pruning",
+            f"+callbacks.pruning.monitor='{self._monitor.name}'",
             f"+callbacks.pruning.storage='{storage}'",
             f"+callbacks.pruning.study='{study}'",
             f"+callbacks.pruning.trial={trial}",
@@ -163,7 +171,7 @@ class SearchSweeper(Sweeper):
         log.info("%d trials, %d of them run to their end", len(counted(study)), len(finished))
         if finished:
             values = " ".join(f"{key}={value}" for key, value in study.best_trial.params.items())
-            log.info("the best: %s   validation loss %.4f", values, study.best_value)
+            log.info("the best: %s   %s %.4f", values, self._monitor.words, study.best_value)
 
 
 def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
@@ -185,11 +193,6 @@ def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
-def counted(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
-    """The trials that have ended, but for those that were cut off."""
-    return [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and CUT_OFF not in t.user_attrs]
-
-
 def _key(params: dict[str, Any]) -> tuple:
     return tuple(sorted((key, _shown(value)) for key, value in params.items()))
 
@@ -199,15 +202,16 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _tell(study: "optuna.Study", trial: "optuna.Trial", outcome: dict[str, Any]) -> None:
+def _tell(study: "optuna.Study", trial: "optuna.Trial", outcome: dict[str, Any], monitor: Monitor) -> None:
     from optuna.trial import TrialState
 
     from chargpt.errors import INTERRUPTED, MISTAKE, Mistake
     from chargpt.training.run_directory import RunDirectory
 
     state = RunDirectory(outcome["home"]).read_status()["state"]
-    if outcome["loss"] is not None:
-        study.tell(trial, outcome["loss"])
+    score = None if outcome["metrics"] is None else score_of(outcome["metrics"], monitor)
+    if score is not None:
+        study.tell(trial, score)
     elif outcome["code"] == INTERRUPTED:  # where other jobs run beside it; the next start makes up for it
         raise SystemExit(INTERRUPTED)
     elif outcome["code"] == MISTAKE and not study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]):
@@ -215,6 +219,8 @@ def _tell(study: "optuna.Study", trial: "optuna.Trial", outcome: dict[str, Any])
         study.tell(trial, state=TrialState.FAIL)
         raise Mistake(outcome["reason"])
     else:
+        if outcome["metrics"] is not None:
+            log.warning("trial %d counts as failed: its metrics.json has no %s", trial.number, monitor.name)
         study.tell(trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
 
@@ -222,5 +228,5 @@ def _returned(trial: "optuna.trial.FrozenTrial") -> JobReturn:
     from optuna.trial import TrialState
 
     code = int(trial.state == TrialState.FAIL)
-    outcome = {"home": trial.user_attrs[HOME], "code": code, "loss": trial.value, "reason": ""}
+    outcome = {"home": trial.user_attrs[HOME], "code": code, "metrics": None, "reason": ""}
     return JobReturn(_return_value=outcome, status=JobStatus.COMPLETED)

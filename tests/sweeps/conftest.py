@@ -55,6 +55,7 @@ def write_run(
     choices: dict[str, str] | None = None,
     came: dict[str, Any] | None = None,
     history: list[tuple[int, float | None]] | None = None,
+    column: str = "val_loss",
     **figures: Any,
 ) -> Path:
     """A run directory as a run started with `words` would leave it.
@@ -64,7 +65,7 @@ def write_run(
         loss: its validation loss; only a finished run has one.
         choices: of groups, beside the usual ones.
         came: settings that came with a choice, and were not typed.
-        history: steps and validation losses.
+        history: steps and validation losses, or the figures of another `column`.
         figures: further metrics.
     """
     config = OmegaConf.create(CONFIG)
@@ -84,16 +85,35 @@ def write_run(
     status = {"state": state, "step": 20 if state == "finished" else 10, "time": 0.0, "reason": reason}
     (folder / "status.json").write_text(json.dumps(status))
     with (folder / "history.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("step", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second"))
+        names = dict.fromkeys(["step", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second", column])
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
         for step, value in history or []:
-            writer.writerow((step, 3.0, "" if value is None else value, 0.001, 1.0, 1000.0))
+            others = {"train_loss": 3.0, "lr": 0.001, "grad_norm": 1.0, "tokens_per_second": 1000.0}
+            writer.writerow({"step": step, **others, column: value})
     if state == "finished":
         metrics = {"val_loss": loss, "val_bpc": loss and loss / 0.6931, "steps": 20, "train_seconds": 12.0}
         metrics |= {"tokens_per_second": 1000.0, "parameters": 5000, "flops_per_token": 30_000}
         metrics |= {"seed": config.seed, "device": "cpu"}
         (folder / "metrics.json").write_text(json.dumps(metrics | figures))
     return folder
+
+
+MORE_IS_BETTER = {"monitor": "accuracy", "mode": "max"}
+WORD_PIECES = {"data.tokenizer": {"_target_": "chargpt.data.tokenizer.WordPieces", "size": 512}}
+
+
+@pytest.fixture
+def accurate(run: Callable[..., Path]) -> Callable[..., Path]:
+    """`accurate("a", 0.5)`: a run whose monitor is its accuracy; one that has not finished, without a score."""
+
+    def made(name: str, score: float | None, *words: str, **settings: Any) -> Path:
+        settings = {"loss": 2.0, "came": MORE_IS_BETTER, "column": "accuracy"} | settings
+        if score is None:
+            return run(name, *words, **{"state": "failed"} | settings)
+        return run(name, *words, **settings | MORE_IS_BETTER, score=score)
+
+    return made
 
 
 @pytest.fixture

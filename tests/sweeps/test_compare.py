@@ -80,6 +80,36 @@ def test_a_table_that_cannot_be_kept_is_printed_all_the_same(run, tmp_path, caps
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"sweep.csv"}
 
 
+def test_runs_of_two_monitors_have_a_table_and_a_picture_each(verb, run, accurate, tmp_path):
+    for n in (1, 2):
+        run(f"loss{n}", f"model.n_layer={n}", loss=2.0 / n)
+        accurate(f"accuracy{n}", n / 4, f"model.n_layer={n}")
+    outcome = verb("compare")
+    assert outcome.code == 0, outcome.err
+    lines = [line.split() for line in outcome.out.splitlines()]
+    titles = {" ".join(line): n for n, line in enumerate(lines) if "better" in line}
+    assert [*titles] == ["accuracy, more is better", "validation loss, less is better"]
+    for place in titles.values():
+        assert [line[0] for line in lines[place + 3 : place + 5]] == ["2", "1"], "the best first in each"
+    outputs = tmp_path / "outputs"
+    assert {path.name for path in outputs.glob("sweep*")} == {
+        "sweep.csv",
+        "sweep_accuracy.png",
+        "sweep_val_loss.png",
+    }
+    assert_picture(outputs / "sweep_accuracy.png")
+    assert "outputs/sweep_val_loss.png" in outcome.out
+    with (outputs / "sweep.csv").open(newline="") as file:
+        order = [row["run"] for row in csv.DictReader(file)]
+    assert order == ["accuracy2", "accuracy1", "loss2", "loss1"]
+
+
+def test_one_figure_in_both_directions_is_two_monitors(run, tmp_path, capsys):
+    ways = [{"monitor": "accuracy", "mode": mode, "score": 0.5} for mode in ("min", "max")]
+    compare([run(way["mode"], loss=2.0, **way) for way in ways], tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"sweep_accuracy_min.png", "sweep_accuracy_max.png"}
+
+
 def test_it_does_not_wait_for_torch(run, tmp_path):
     path = run("a", loss=2.0)
     code = "import sys; from pathlib import Path; from chargpt.sweeps.compare import compare\n"

@@ -6,6 +6,7 @@ import pytest
 
 from chargpt.errors import Mistake
 from chargpt.sweeps.finished import read_run
+from chargpt.training.score import Monitor
 from tests.training import reading
 
 
@@ -29,3 +30,10 @@ def test_a_curve_has_the_points_of_its_column_and_no_gaps(finished):
 def test_what_is_no_finished_run_is_told(tmp_path):
     with pytest.raises(Mistake, match=r"not a finished run.*metrics\.json"):
         read_run(tmp_path)
+
+
+def test_it_says_its_monitor_and_its_score(finished, accurate):
+    run = read_run(finished)
+    assert (run.monitor, run.score) == (Monitor(), run.metrics["val_loss"])
+    run = read_run(accurate("a", 0.5))
+    assert (run.monitor, run.score) == (Monitor("accuracy", "max"), 0.5)

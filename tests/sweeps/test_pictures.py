@@ -10,6 +10,8 @@ from chargpt.sweeps.pareto import pareto_front
 from chargpt.sweeps.pictures import draw_sweep
 from chargpt.sweeps.ranking import rank
 from chargpt.sweeps.recorded import read_any
+from chargpt.training.score import Monitor
+from tests.sweeps.conftest import WORD_PIECES
 
 
 def axes_of(*paths):
@@ -109,6 +111,49 @@ def test_one_run_and_runs_that_all_failed_still_make_a_picture(run):
     assert r"no \$ left (2)" in figure.get_suptitle()
 
 
+@pytest.fixture
+def more(accurate):
+    """Runs of which those with more FLOPs have more accuracy, and a name each."""
+    paths = []
+    for n, name, score in ((1, "relu", 0.1), (2, "gelu", 0.2), (3, "swiglu", 0.3), (4, "waste", 0.05)):
+        words = ["model.dropout=0.1", f"model.n_layer={n}"]
+        settings = {"choices": {"model/feed_forward": name}, "flops_per_token": 10_000 * n, "loss": n}
+        paths.append(accurate(name, score, *words, **settings))
+    return paths
+
+
+def test_where_more_is_better_the_front_rises_and_its_names_stand_above(more):
+    panel = axes_of(*more)["training FLOPs"]
+    assert panel.get_ylabel() == "accuracy"
+    assert [text.get_text().split()[0] for text in panel.texts] == ["relu", "gelu", "swiglu"]
+    assert_apart(panel)
+    for text in panel.texts:
+        assert type(text).__mro__[1].get_window_extent(text).y0 > panel.transData.transform(text.xy)[1]
+
+
+def test_where_more_is_better_the_lowest_is_the_worst_of_names_and_the_darkest_of_cells(more):
+    panels = axes_of(*more)
+    labels = [label.get_text() for label in panels["feed_forward"].get_xticklabels()]
+    assert labels == ["waste", "relu", "gelu", "swiglu"]
+    heat = next(axes for axes in panels.values() if axes.images)
+    image = heat.images[0]
+    worst, best = (sum(image.cmap(image.norm(value))[:3]) for value in (0.05, 0.3))
+    assert worst < best
+    colors = {text.get_text(): text.get_color() for text in heat.texts}
+    assert (colors["0.050"], colors["0.300"]) == ("white", "black")
+
+
+def test_different_tokenizers_are_drawn_by_bits_and_who_has_none_is_left_out(run):
+    paths = [run("characters", "model.n_layer=1", loss=1.5, val_bpc=2.16)]
+    paths += [run("pieces", "model.n_layer=2", loss=4.0, val_bpc=1.9, came=WORD_PIECES)]
+    paths += [run("older", "model.n_layer=3", loss=1.0, val_bpc=None)]
+    panel = axes_of(*paths)["n_layer"]
+    assert panel.get_ylabel() == "val_bpc"
+    assert sorted(y for _, y in panel.collections[0].get_offsets()) == [1.9, 2.16]
+    figure = draw_sweep(rank([read_any(run("a", loss=1.0, val_bpc=None)), read_any(paths[1])]), "sweep")
+    assert "best val_bpc 1.9000" in figure.get_suptitle()
+
+
 @pytest.mark.parametrize(
     ("values", "kind"),
     [
@@ -123,12 +168,17 @@ def test_one_run_and_runs_that_all_failed_still_make_a_picture(run):
     ],
 )
 def test_values_stand_where_they_can_be_told_apart(values, kind):
-    assert scale_of([(value, 2.0) for value in values]).kind == kind
+    assert scale_of([(value, 2.0) for value in values], Monitor()).kind == kind
 
 
 def test_the_front_is_what_nothing_cheaper_beats():
-    assert pareto_front([(3, 1.0), (1, 3.0), (2, 3.5), (2, 2.0), (1, 4.0), (4, 1.0)]) == [1, 3, 0]
-    assert pareto_front([]) == []
+    assert pareto_front([(3, 1.0), (1, 3.0), (2, 3.5), (2, 2.0), (1, 4.0), (4, 1.0)], Monitor()) == [1, 3, 0]
+    assert pareto_front([], Monitor()) == []
+    assert pareto_front([(3, 3.0), (1, 1.0), (2, 0.5), (2, 2.0), (1, 0.1)], Monitor("accuracy", "max")) == [
+        1,
+        3,
+        0,
+    ]
 
 
 def test_keys_that_no_run_has_both_of_make_no_heat_map(run):

@@ -1,11 +1,16 @@
-"""Rows of the comparison: seeds together, the best first, the unfinished last."""
+"""Rows of the comparison: seeds together, the best first, the unfinished last, no two monitors in one order."""
 
+from pathlib import Path
 from statistics import mean
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from chargpt.sweeps.ranking import rank
-from chargpt.sweeps.recorded import read_any
+from chargpt.sweeps.ranking import rank, rank_apart
+from chargpt.sweeps.recorded import RecordedRun, read_any
+from chargpt.training.score import BETWEEN_TOKENIZERS, Monitor
+from tests.sweeps.conftest import WORD_PIECES
 
 
 def ranked(*paths):
@@ -30,15 +35,15 @@ def test_runs_that_differ_in_their_seed_are_one_row(run):
     assert ranking.keys == ["model.n_layer"]
     assert ranking.seeded
     best, other = ranking.rows
-    assert sorted(best.val_losses) == pytest.approx([2.01, 2.02, 2.03])
-    assert other.loss == pytest.approx(mean([4.01, 4.02, 4.03]))
+    assert sorted(best.scores) == pytest.approx([2.01, 2.02, 2.03])
+    assert other.score == pytest.approx(mean([4.01, 4.02, 4.03]))
     assert best.mean(lambda run: run.figure("parameters")) == 5000
 
 
 def test_a_row_counts_what_did_not_finish_and_averages_the_rest(run):
     paths = [run("1", "seed=1", loss=2.0), run("2", "seed=2", loss=3.0), run("3", "seed=3", state="failed")]
     (row,) = ranked(*paths).rows
-    assert (row.loss, row.state) == (2.5, "finished, 1 failed")
+    assert (row.score, row.state) == (2.5, "finished, 1 failed")
 
 
 def test_a_seed_that_nothing_averages_over_is_a_key(run):
@@ -59,3 +64,61 @@ def test_a_run_without_a_config_is_averaged_with_none(run):
     for path in paths[2:]:
         (path / ".hydra" / "config.yaml").unlink()
     assert sorted(len(row.runs) for row in ranked(*paths).rows) == [1, 1, 2]
+
+
+def test_where_more_is_better_the_highest_comes_first_and_so_of_the_unfinished(accurate):
+    paths = [
+        accurate(f"{n}_{seed}", score + seed / 100, f"model.n_layer={n}", f"seed={seed}", loss=3.0 + score)
+        for n, score in ((1, 0.5), (2, 0.7), (3, 0.6))
+        for seed in (1, 2)
+    ]
+    paths += [accurate(f"{n}", None, f"model.n_layer={n}", history=[(5, n / 10)]) for n in (8, 9)]
+    ranking = ranked(*paths)
+    assert [row.values["model.n_layer"] for row in ranking.rows] == [2, 3, 1, 9, 8]
+    assert ranking.rows[0].score == pytest.approx(0.715)
+    assert [run.score for run in ranking.rows[0].runs] == [pytest.approx(0.72), pytest.approx(0.71)]
+
+
+def test_each_monitor_has_a_ranking_and_what_nobody_can_read_joins_the_first(run, accurate):
+    lost = run("c", state="failed")
+    (lost / ".hydra" / "config.yaml").unlink()
+    paths = [accurate("a", 0.5), run("b", loss=2.0), lost, accurate("d", 0.6, "model.n_layer=4")]
+    rankings = rank_apart([read_any(path) for path in paths])
+    assert [ranking.own for ranking in rankings] == [Monitor("accuracy", "max"), Monitor()]
+    assert [[run.path.name for run in ranking.runs] for ranking in rankings] == [["d", "a", "c"], ["b"]]
+    with pytest.raises(ValueError, match="unpack"):
+        ranked(*paths)
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", "val_perplexity"])
+def test_word_pieces_with_more_nats_and_fewer_bits_beat_characters(run, monitor):
+    pieces = {"came": WORD_PIECES | {"monitor": monitor}, "monitor": monitor}
+    paths = [
+        run("characters", loss=1.5, val_bpc=2.16, monitor=monitor, score=1.5),
+        run("pieces", loss=4.0, val_bpc=1.9, score=4.0, **pieces),
+        run("older", "model.n_layer=8", loss=1.0, val_bpc=None, monitor=monitor, score=1.0),
+        run("died", "model.n_layer=3", state="failed", history=[(5, 2.0)], column="val_bpc", **pieces),
+        run("died early", "model.n_layer=4", state="failed", history=[(5, 0.1)], **pieces),
+    ]
+    ranking = rank([read_any(path) for path in paths])
+    assert ranking.monitor == BETWEEN_TOKENIZERS
+    assert [run.path.name for run in ranking.runs][:3] == ["pieces", "characters", "older"]
+    assert [row.lasts for row in ranking.rows][-2:] == [[(5, 2.0)], []]
+    assert ranked(paths[0], paths[2]).monitor.name == monitor, "of one tokenizer"
+    assert ranked(paths[1]).monitor.name == monitor
+
+
+SCORES = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10), st.sampled_from("ab")), min_size=1, max_size=8)
+
+
+@given(SCORES, st.sampled_from(["min", "max"]))
+def test_the_order_is_that_of_the_figure_that_ranks(runs, mode):
+    monitor = Monitor("val_loss" if mode == "min" else "accuracy", mode)
+    recorded = []
+    for n, (score, bits, tokenizer) in enumerate(runs):
+        metrics = {"monitor": monitor.name, "mode": mode, "score": score, "val_bpc": bits}
+        config = {"seed": 1, "model": {"n_layer": n}, "data": {"tokenizer": {"name": tokenizer}}}
+        recorded.append(RecordedRun(Path(f"{n}"), "finished", metrics=metrics, config=config, monitor=monitor))
+    apart = mode == "min" and len({tokenizer for *_, tokenizer in runs}) > 1
+    expected = sorted((bits if apart else score for score, bits, _ in runs), reverse=mode == "max")
+    assert [row.score for row in rank(recorded).rows] == expected

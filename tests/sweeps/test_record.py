@@ -2,13 +2,13 @@
 
 import csv
 
-from chargpt.sweeps.ranking import rank
+from chargpt.sweeps.ranking import rank_apart
 from chargpt.sweeps.record import write_csv
 from chargpt.sweeps.recorded import read_any
 
 
 def rows(folder, *paths) -> list[dict[str, str]]:
-    write_csv(rank([read_any(path) for path in paths]), folder / "sweep.csv")
+    write_csv(rank_apart([read_any(path) for path in paths]), folder / "sweep.csv")
     with (folder / "sweep.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -35,3 +35,20 @@ def test_an_unfinished_run_has_its_row(run, tmp_path):
     (row,) = rows(tmp_path, died)
     assert (row["state"], row["reason"], row["seed"]) == ("failed", reason, "1337")
     assert (row["last_step"], row["last_val_loss"], row["training_flops"]) == ("10", "2.5", "")
+
+
+def test_runs_of_another_monitor_come_after_and_every_score_is_told(run, accurate, tmp_path):
+    paths = [run("old", loss=2.0), accurate("low", 0.5), accurate("high", 0.75, "model.n_layer=4")]
+    paths += [run("new", "model.n_layer=4", loss=1.9, monitor="val_loss", mode="min", score=1.9)]
+    paths += [accurate("died", None, "model.n_layer=8", history=[(5, 0.25)])]
+    read = rows(tmp_path, *paths)
+    assert [row["run"] for row in read] == [f"outputs/{name}" for name in ("new", "old", "high", "low", "died")]
+    assert [(row["monitor"], row["mode"], row["score"]) for row in read] == [
+        ("val_loss", "min", "1.9"),
+        ("val_loss", "min", "2.0"),
+        ("accuracy", "max", "0.75"),
+        ("accuracy", "max", "0.5"),
+        ("accuracy", "max", ""),
+    ]
+    died = read[-1]
+    assert (died["last_step"], died["last_accuracy"], died["last_val_loss"]) == ("5", "0.25", "")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from chargpt.sweeps.recorded import is_run, read_any
+from chargpt.training.score import Monitor
 
 
 def test_a_real_run_says_all(finished):
@@ -14,7 +15,7 @@ def test_a_real_run_says_all(finished):
     assert run.metrics == metrics
     assert run.choices["model"] == "gpt_nano"
     assert {"model.n_layer", "trainer.max_steps", "data"} <= run.typed
-    assert (run.last_step, run.seed) == (20, 1337)
+    assert (run.lasts["val_loss"], run.seed) == ((20, metrics["final_val_loss"]), 1337)
     tokens = 20 * 4 * 16
     assert run.training_flops == tokens * metrics["flops_per_token"]
     assert metrics["tokens_per_second"] * metrics["train_seconds"] == pytest.approx(tokens)
@@ -30,13 +31,13 @@ def test_an_unfinished_run_says_how_far_it_came(run):
     history = [(1, None), (5, 3.0), (10, 2.5), (11, None)]
     read = read_any(run("a", state="diverged", reason="the loss\nis nan", history=history))
     assert (read.state, read.reason, read.finished) == ("diverged", "the loss is nan", False)
-    assert (read.last_step, read.last_val_loss) == (10, 2.5)
-    assert read_any(run("b", state="waiting")).last_val_loss is None
+    assert read.lasts == {"val_loss": (10, 2.5)}
+    assert read_any(run("b", state="waiting")).lasts == {}
 
 
 def test_a_loss_that_is_no_number_is_none(run):
     read = read_any(run("a", state="failed", history=[(5, 3.0), (10, float("nan"))]))
-    assert (read.last_step, read.last_val_loss) == (5, 3.0)
+    assert read.lasts["val_loss"] == (5, 3.0)
     nan = read_any(run("b", loss=float("nan")))
     assert not nan.finished
     assert nan.reason == "metrics.json has no val_loss"
@@ -53,16 +54,16 @@ def test_a_damaged_file_is_named(run, name, content):
     read = read_any(path)
     assert name in read.reason or name == "status.json"  # metrics.json says that it is finished
     assert read.finished == (name != "metrics.json")
-    assert read.last_val_loss == 3.0
+    assert read.lasts["val_loss"] == (5, 3.0)
 
 
 def test_half_a_line_of_the_history_is_not_read(run):
     path = run("a", state="failed", history=[(5, 3.0)])
     with (path / "history.csv").open("a") as file:
         file.write("10,2.9,2.")
-    assert (read_any(path).last_step, read_any(path).last_val_loss) == (5, 3.0)
+    assert read_any(path).lasts["val_loss"] == (5, 3.0)
     (path / "history.csv").write_bytes(b"step,val_loss\n\0,\xff\n5,4.0\n")
-    assert read_any(path).last_val_loss in (4.0, None)
+    assert read_any(path).lasts.get("val_loss") in ((5, 4.0), None)
 
 
 def test_what_is_missing_is_named(run):
@@ -84,3 +85,20 @@ def test_a_finished_run_without_metrics_is_told(run):
     (path / "metrics.json").unlink()
     read = read_any(path)
     assert (read.finished, read.reason) == (False, "metrics.json is missing")
+
+
+def test_a_run_says_its_monitor_and_its_score_and_an_older_one_means_validation_loss(run, accurate):
+    more = Monitor("accuracy", "max")
+    read = read_any(accurate("a", 0.5, loss=2.0))
+    assert (read.monitor, read.score) == (more, 0.5)
+    died = read_any(accurate("b", None, history=[(5, 0.25), (10, 0.125)]))
+    assert (died.monitor, died.score, died.lasts) == (more, None, {"accuracy": (10, 0.125)})
+    old = read_any(run("c", loss=2.0))
+    assert (old.monitor, old.score) == (Monitor(), 2.0)
+
+
+def test_a_mode_that_is_none_and_a_score_that_is_no_number_are_named(run, accurate):
+    read = read_any(run("a", loss=2.0, monitor="accuracy", mode="up", score=0.5))
+    assert (read.monitor, read.finished, read.reason) == (None, False, "mode=up: it is one of min, max")
+    read = read_any(accurate("b", float("nan")))
+    assert (read.finished, read.reason) == (False, "metrics.json has no score")

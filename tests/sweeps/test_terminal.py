@@ -6,6 +6,7 @@ from rich.console import Console
 from chargpt.sweeps import terminal
 from chargpt.sweeps.ranking import rank
 from chargpt.sweeps.recorded import read_any
+from tests.sweeps.conftest import WORD_PIECES
 
 
 @pytest.fixture
@@ -65,3 +66,22 @@ def test_a_narrow_terminal_gets_fewer_columns_and_is_told(run, shown):
 
 def test_runs_of_which_nothing_varies_are_told_by_their_names(run, shown):
     assert shown(run("+lecture=head,seed=1", loss=2.0))[2].startswith("+lecture=head,seed=1 ")
+
+
+def test_another_monitor_is_shown_by_its_name_the_best_first(accurate, shown):
+    paths = [accurate(f"{n}", n / 10, f"model.n_layer={n}", loss=n) for n in (1, 2)]
+    paths.append(accurate("died", None, "model.n_layer=3", history=[(5, 0.9)]))
+    head, _, best, other, died = shown(*paths)
+    assert head.split()[:4] == ["n_layer", "accuracy", "val", "loss"]
+    assert best.split()[:3] == ["2", "0.2000", "2.0000"]
+    assert other.split()[:3] == ["1", "0.1000", "1.0000"]
+    assert died.split()[:4] == ["3", "0.9000", "at", "5"]
+
+
+def test_runs_with_different_tokenizers_show_the_bits_that_rank_them(run, shown):
+    paths = [run("characters", loss=1.5, val_bpc=2.16), run("pieces", loss=4.0, val_bpc=1.9, came=WORD_PIECES)]
+    head, _, best, other, told = shown(*paths)
+    assert " ".join(head.split()).startswith("_target_ size val_bpc val loss parameters")
+    assert best.split()[:4] == ["WordPieces", "512", "1.9000", "4.0000"]
+    assert other.split()[:2] == ["2.1600", "1.5000"]
+    assert told == "the tokenizers differ: ranked by val_bpc, not by validation loss"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log
+from statistics import mean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from matplotlib.ticker import NullLocator
 
 from chargpt.sweeps.varying import ABSENT, hashable, is_number
 from chargpt.sweeps.wording import key_text
+from chargpt.training.score import Monitor
 
 LOSS = "validation loss, nats a character"
 NEAREST = 0.08  # share of an axis that two ticks must lie apart
@@ -39,18 +41,23 @@ class Scale:
         return float(self.rank(value) if self.kind == "even" else value)
 
 
-def scale_of(points: Sequence[tuple[Any, float]]) -> Scale:
-    """The axis for these values of a key: numbers in their order, names by their mean loss, the worst first."""
-    losses: dict[Any, list[float]] = {}
+def score_label(monitor: Monitor) -> str:
+    """The label of an axis of scores."""
+    return LOSS if monitor.name == "val_loss" else plain(monitor.words)
+
+
+def scale_of(points: Sequence[tuple[Any, float]], monitor: Monitor) -> Scale:
+    """The axis for these values of a key: numbers in their order, names by their mean score, the worst first."""
+    scores: dict[Any, list[float]] = {}
     values: dict[Any, Any] = {}
-    for value, loss in points:
+    for value, score in points:
         if value is not ABSENT:
-            losses.setdefault(hashable(value), []).append(loss)
+            scores.setdefault(hashable(value), []).append(score)
             values.setdefault(hashable(value), value)
     if all(map(is_number, values.values())):
         return _numeric(sorted(values.values()))
-    by_loss = sorted(losses, key=lambda value: -sum(losses[value]) / len(losses[value]))
-    return Scale([values[value] for value in by_loss])
+    worst_first = sorted(scores, key=lambda value: monitor.sort_key(mean(scores[value])), reverse=True)
+    return Scale([values[value] for value in worst_first])
 
 
 def set_ticks(axes: Axes, scale: Scale) -> None:

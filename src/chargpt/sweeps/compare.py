@@ -1,4 +1,4 @@
-"""compare.py: many runs as one table and one picture, which a sweep ends in too."""
+"""compare.py: many runs as a table and a picture for each monitor, which a sweep ends in too."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -7,8 +7,9 @@ from pathlib import Path
 
 from chargpt.errors import Mistake
 from chargpt.sweeps.find import common_folder, find_runs
+from chargpt.sweeps.naming import folder_name
 from chargpt.sweeps.pictures import draw_sweep
-from chargpt.sweeps.ranking import Ranking, rank
+from chargpt.sweeps.ranking import Ranking, rank_apart
 from chargpt.sweeps.record import write_csv
 from chargpt.sweeps.recorded import read_any
 from chargpt.sweeps.terminal import print_ranking
@@ -17,7 +18,9 @@ from chargpt.whole import whole
 
 
 def compare(runs: Sequence[Path], folder: Path) -> None:
-    """Prints the table of the runs, and writes sweep.csv and sweep.png into `folder`.
+    """Prints the tables of the runs, and writes sweep.csv and sweep.png into `folder`.
+
+    Runs of several monitors have a table each, and a picture each, `sweep_val_loss.png`.
 
     Args:
         runs: run directories, in any state.
@@ -29,21 +32,33 @@ def compare(runs: Sequence[Path], folder: Path) -> None:
         raise Mistake("there is no run to compare")
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    ranking = rank([read_any(Path(run)) for run in runs])
+    rankings = rank_apart([read_any(Path(run)) for run in runs])
+    pictures = _pictures(rankings)
     try:
         with _writing(folder):
-            _write(ranking, folder)
+            write_csv(rankings, folder / "sweep.csv")
+            for ranking, picture in zip(rankings, pictures, strict=True):
+                _draw(ranking, folder / picture)
     finally:  # a table that cannot be kept can be read all the same
-        print_ranking(ranking, folder)
-    for name, file in (("table", "sweep.csv"), ("picture", "sweep.png")):
+        for ranking in rankings:
+            print_ranking(ranking, folder, titled=len(rankings) > 1)
+    for name, file in (("table", "sweep.csv"), *(("picture", picture) for picture in pictures)):
         print(f"{name:>10}  {shown(folder / file)}")
 
 
-def _write(ranking: Ranking, folder: Path) -> None:
-    write_csv(ranking, folder / "sweep.csv")
+def _pictures(rankings: Sequence[Ranking]) -> list[str]:
+    """A file name for each: of several with the name of the monitor, and its mode where the names are the same."""
+    if len(rankings) == 1:
+        return ["sweep.png"]
+    names = [ranking.own.name for ranking in rankings]
+    modes = ["" if names.count(ranking.own.name) == 1 else f"_{ranking.own.mode}" for ranking in rankings]
+    return [f"sweep_{folder_name(name)}{mode}.png" for name, mode in zip(names, modes, strict=True)]
+
+
+def _draw(ranking: Ranking, path: Path) -> None:
     content = BytesIO()
-    draw_sweep(ranking, folder.resolve().name).savefig(content, format="png")
-    with whole(folder / "sweep.png") as file:
+    draw_sweep(ranking, path.parent.resolve().name).savefig(content, format="png")
+    with whole(path) as file:
         file.write(content.getvalue())
 
 

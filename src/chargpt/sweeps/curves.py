@@ -1,4 +1,4 @@
-"""Validation loss over the steps of training, where there is nothing better to compare runs by."""
+"""The scores over the steps of training, where there is nothing better to compare runs by."""
 
 import contextlib
 import csv
@@ -6,26 +6,27 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from chargpt.sweeps.axis import LOSS, plain
-from chargpt.sweeps.finished import read_curve
+from chargpt.sweeps.axis import plain, score_label
+from chargpt.sweeps.finished import read_curves
 from chargpt.sweeps.recorded import RecordedRun
 from chargpt.sweeps.wording import short_path
+from chargpt.training.score import Monitor
 
 MOST_NAMES = 8  # curves that a legend can tell apart
 
 
-def draw_curves(axes: Axes, runs: Sequence[RecordedRun]) -> None:
+def draw_curves(axes: Axes, runs: Sequence[RecordedRun], monitor: Monitor) -> None:
     """A curve a run, as far as it came."""
     drawn = 0
     for run in runs:
         with contextlib.suppress(OSError, ValueError, csv.Error):
-            steps, losses = read_curve(run.path, "val_loss")
+            steps, scores = read_curves(run.path, [monitor.name])[monitor.name]
             if steps:
                 label = plain(f"{short_path(run.path, run.path.parent)[-40:]} ({run.state})")
-                axes.plot(steps, losses, marker="o", markersize=4, label=label)
+                axes.plot(steps, scores, marker="o", markersize=4, label=label)
                 drawn += 1
     axes.set_xlabel("optimizer steps")
-    axes.set_ylabel(LOSS)
+    axes.set_ylabel(score_label(monitor))
     axes.grid(alpha=0.3)
     if 0 < drawn <= MOST_NAMES:
         axes.legend(fontsize=8)

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from chargpt.errors import Mistake
+from chargpt.training.score import Monitor, score_of
 
 
 @dataclass
@@ -27,9 +29,18 @@ class FinishedRun:
     overrides: list[str]
     choices: dict[str, str]
 
+    @property
+    def monitor(self) -> Monitor:
+        return Monitor.of(self.metrics)
+
+    @property
+    def score(self) -> float | None:
+        """Its figure of the monitor."""
+        return score_of(self.metrics, self.monitor)
+
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of a column of history.csv, where it has values."""
-        return read_curve(self.path, name)
+        return read_curves(self.path, [name])[name]
 
     @property
     def sample(self) -> str:
@@ -49,18 +60,21 @@ def read_run(path: str | Path) -> FinishedRun:
     return FinishedRun(path, metrics, settings["overrides"]["task"], settings["runtime"]["choices"])
 
 
-def read_curve(run: Path, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a column of a run's history.csv; the line in which it was cut off is left out.
+def read_curves(run: Path, names: Iterable[str]) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of columns of a run's history.csv; the line in which it was cut off is left out.
 
     Raises:
         OSError, csv.Error: there is no such file, or it is none.
     """
-    steps, values = [], []
+    curves: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in names}
     with (run / "history.csv").open(newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
-            with contextlib.suppress(ValueError):
-                if row.get(name) and None not in row.values():
-                    step, value = int(row["step"]), float(row[name])
-                    steps.append(step)
-                    values.append(value)
-    return steps, values
+            if None in row.values():
+                continue
+            for name, (steps, values) in curves.items():
+                with contextlib.suppress(ValueError):
+                    if row.get(name):
+                        step, value = int(row["step"]), float(row[name])
+                        steps.append(step)
+                        values.append(value)
+    return curves

@@ -1,4 +1,4 @@
-"""The heat map: validation loss against two keys at once, the number in each cell, no cell where no run is."""
+"""The heat map: the scores against two keys at once, the number in each cell, no cell where no run is."""
 
 from itertools import combinations
 from statistics import mean, stdev
@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from chargpt.sweeps.axis import LOSS, scale_of, tick
+from chargpt.sweeps.axis import scale_of, score_label, tick
 from chargpt.sweeps.varying import ABSENT, hashable
 from chargpt.sweeps.wording import short_names
+from chargpt.training.score import Monitor
 
 MOST_CELLS = 12  # values of a key that there is room for
 
-Columns = dict[str, list[tuple[Any, float]]]  # key -> its value and the validation loss of each run
+Columns = dict[str, list[tuple[Any, float]]]  # key -> its value and the score of each run
 
 
 def pair_of(columns: Columns) -> tuple[str, str] | None:
@@ -29,24 +30,25 @@ def pair_of(columns: Columns) -> tuple[str, str] | None:
     return max(pairs, key=lambda pair: counts[pair[0]] * counts[pair[1]], default=None)
 
 
-def draw_pair(axes: Axes, pair: tuple[str, str], columns: Columns) -> None:
-    """Draws the mean of the runs of each cell, with its spread where nothing but seeds is averaged over."""
+def draw_pair(axes: Axes, pair: tuple[str, str], columns: Columns, monitor: Monitor) -> None:
+    """Draws the mean of the runs of each cell, the best brightest, with its spread where only seeds differ."""
     keys, names = len(columns), short_names(columns)
-    down, across = (scale_of(columns[key]) for key in pair)
+    down, across = (scale_of(columns[key], monitor) for key in pair)
     cells: dict[tuple[int, int], list[float]] = {}
-    for (one, loss), (other, _) in zip(columns[pair[0]], columns[pair[1]], strict=True):
+    for (one, score), (other, _) in zip(columns[pair[0]], columns[pair[1]], strict=True):
         if one is not ABSENT and other is not ABSENT:
-            cells.setdefault((down.rank(one), across.rank(other)), []).append(loss)
-    losses = np.full((len(down.values), len(across.values)), np.nan)
+            cells.setdefault((down.rank(one), across.rank(other)), []).append(score)
+    scores = np.full((len(down.values), len(across.values)), np.nan)
     for place, found in cells.items():
-        losses[place] = mean(found)
-    image = axes.imshow(losses, cmap="viridis_r", aspect="auto", origin="lower")
-    low, high = np.nanmin(losses), np.nanmax(losses)
+        scores[place] = mean(found)
+    colors = "viridis_r" if monitor.mode == "min" else "viridis"
+    image = axes.imshow(scores, cmap=colors, aspect="auto", origin="lower")
+    best, worst = sorted((np.nanmin(scores), np.nanmax(scores)), key=monitor.sort_key)
     for (row, column), found in cells.items():
-        dark = (losses[row, column] - low) / max(high - low, 1e-12) > 0.5
+        dark = abs(scores[row, column] - best) / max(abs(worst - best), 1e-12) > 0.5
         spread = f"\n± {stdev(found):.3f}" if len(found) > 1 and keys == 2 else ""
-        text = f"{losses[row, column]:.3f}{spread}"
-        size = 9 if losses.shape[1] <= 6 else 7
+        text = f"{scores[row, column]:.3f}{spread}"
+        size = 9 if scores.shape[1] <= 6 else 7
         axes.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
     axes.set_xticks(range(len(across.values)), [tick(value) for value in across.values])
     axes.set_yticks(range(len(down.values)), [tick(value) for value in down.values])
@@ -55,5 +57,5 @@ def draw_pair(axes: Axes, pair: tuple[str, str], columns: Columns) -> None:
     axes.set_ylabel(names[pair[0]])
     axes.set_xlabel(names[pair[1]])
     rest = "" if keys == 2 else ", mean over the other keys"
-    axes.set_title(f"{LOSS}{rest}", fontsize=10)
+    axes.set_title(f"{score_label(monitor)}{rest}", fontsize=10)
     axes.figure.colorbar(image, ax=axes)

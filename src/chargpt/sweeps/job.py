@@ -46,7 +46,7 @@ class Job:
         """Runs the job, unless it is done already.
 
         Returns:
-            `home` (its directory), `code` (its exit code), `loss` (its validation loss, None without one) and
+            `home` (its directory), `code` (its exit code), `metrics` (its metrics.json, None without one) and
             `reason` (why it was refused, if it was).
         """
         settings = HydraConfig.get()
@@ -63,10 +63,10 @@ class Job:
             raise SystemExit(INTERRUPTED)  # which ends the sweep, where an exception would only end the job
         directory.new = True  # Hydra has made it, if it was not there
         directory.abandon()
-        result = {"home": str(directory.path), "code": code, "loss": None, "reason": reason}
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        result = {"home": str(directory.path), "code": code, "metrics": None, "reason": reason}
+        with contextlib.suppress(OSError, ValueError):
             if code == DONE:
-                result["loss"] = json.loads(directory.metrics.read_text())["val_loss"]
+                result["metrics"] = json.loads(directory.metrics.read_text())
         return result
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""sweep.png: validation loss against each key that varies, against two at once, and against training FLOPs."""
+"""sweep.png: the scores against each key that varies, against two at once, and against training FLOPs."""
 
 from collections import Counter
 from itertools import pairwise
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from chargpt.sweeps.axis import LOSS, Scale, plain, scale_of, set_ticks
+from chargpt.sweeps.axis import Scale, plain, scale_of, score_label, set_ticks
 from chargpt.sweeps.curves import draw_curves
 from chargpt.sweeps.heat_map import draw_pair, pair_of
 from chargpt.sweeps.pareto import draw_pareto
@@ -17,25 +17,26 @@ from chargpt.sweeps.ranking import Ranking, Row
 from chargpt.sweeps.recorded import RecordedRun
 from chargpt.sweeps.varying import ABSENT, hashable
 from chargpt.sweeps.wording import short_names
+from chargpt.training.score import Monitor, score_of
 
 DPI = 100
 WIDTH, HEIGHT = 12.0, 4.2  # inches of the sheet, and of a row of panels
 
-Points = list[tuple[Any, float]]  # value of a key, and validation loss, of each run
+Points = list[tuple[Any, float]]  # value of a key, and score, of each run
 
 
 def draw_sweep(ranking: Ranking, name: str) -> Figure:
-    """All panels on one sheet; one that says so where no run has finished.
+    """All panels on one sheet; one that says so where no run has a score.
 
     Args:
         name: of the sweep, for the title.
     """
-    columns = _columns(ranking)
-    if not ranking.finished:
+    columns, monitor = _columns(ranking), ranking.monitor
+    if not ranking.scored:
         return _nothing(ranking, name)
     pair = pair_of(columns)
     last = ["pair", "pareto"] if pair else ["pareto"]
-    curves = not columns and any(run.last_val_loss is not None for run in ranking.runs)
+    curves = not columns and ranking.started
     rows = _rows(["curves"] if curves else list(columns), last)
     figure = Figure(figsize=(WIDTH, HEIGHT * len(rows) + 0.4), dpi=DPI, layout="constrained")
     figure.suptitle(_title(ranking, name), fontsize=11, x=0.01, ha="left")
@@ -48,12 +49,12 @@ def draw_sweep(ranking: Ranking, name: str) -> Figure:
             if panel == "pareto":
                 draw_pareto(figure, axes, ranking)
             elif panel == "curves":
-                draw_curves(axes, ranking.runs)
+                draw_curves(axes, ranking.runs, monitor)
             elif panel == "pair":
-                draw_pair(axes, pair, columns)
+                draw_pair(axes, pair, columns, monitor)
             else:
                 first = first or axes
-                _draw_key(axes, names[panel], columns[panel])
+                _draw_key(axes, names[panel], columns[panel], monitor)
                 legend |= {label: mark for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if legend:
         figure.legend(legend.values(), legend.keys(), loc="outside upper right", ncols=4, fontsize=8)
@@ -61,14 +62,15 @@ def draw_sweep(ranking: Ranking, name: str) -> Figure:
 
 
 def _columns(ranking: Ranking) -> dict[str, Points]:
-    """Key -> its value and the validation loss of each finished run, in one order of runs for all keys."""
-    runs = [(row, run) for row in ranking.rows for run in row.finished]
+    """Key -> its value and the score of each finished run that has one, in one order of runs for all keys."""
+    scored = [(row, run, score_of(run.metrics, row.monitor)) for row in ranking.rows for run in row.finished]
+    runs = [(row, run, score) for row, run, score in scored if score is not None]
     keys = ranking.keys or (["seed"] if len(runs) > 1 else [])
 
     def value(key: str, row: Row, run: RecordedRun) -> Any:
         return str(run.seed) if key == "seed" else row.values.get(key, ABSENT)
 
-    columns = {key: [(value(key, row, run), run.figure("val_loss")) for row, run in runs] for key in keys}
+    columns = {key: [(value(key, row, run), score) for row, run, score in runs] for key in keys}
     return {key: points for key, points in columns.items() if len({hashable(v) for v, _ in points}) > 1}
 
 
@@ -84,28 +86,28 @@ def _rows(keys: list[str], last: list[str]) -> list[list[str]]:
 def _title(ranking: Ranking, name: str) -> str:
     states = Counter(run.state for run in ranking.runs)
     others = "".join(f", {count} {state}" for state, count in states.items() if state != "finished")
-    best = ranking.finished[0].loss
-    return f"{plain(name)}: {states['finished']} finished{others}; best validation loss {best:.4f}"
+    best = f"best {ranking.monitor.words} {ranking.scored[0].score:.4f}"
+    return plain(f"{name}: {states['finished']} finished{others}; {best}")
 
 
-def _draw_key(axes: Axes, name: str, points: Points) -> None:
-    points = [(value, loss) for value, loss in points if value is not ABSENT]
-    scale = scale_of(points)
+def _draw_key(axes: Axes, name: str, points: Points, monitor: Monitor) -> None:
+    points = [(value, score) for value, score in points if value is not ABSENT]
+    scale = scale_of(points, monitor)
     places = np.array([scale.place(value) for value, _ in points])
-    losses = np.array([loss for _, loss in points])
-    axes.scatter(places, losses, s=22, color="C0", alpha=0.45, linewidth=0, label="a run", zorder=3)
-    _draw_means(axes, scale, places, losses)
+    scores = np.array([score for _, score in points])
+    axes.scatter(places, scores, s=22, color="C0", alpha=0.45, linewidth=0, label="a run", zorder=3)
+    _draw_means(axes, scale, places, scores)
     set_ticks(axes, scale)
     axes.set_xlabel(name)
-    axes.set_ylabel(LOSS if axes.get_subplotspec().is_first_col() else "")
+    axes.set_ylabel(score_label(monitor) if axes.get_subplotspec().is_first_col() else "")
     axes.grid(alpha=0.3)
 
 
-def _draw_means(axes: Axes, scale: Scale, places: np.ndarray, losses: np.ndarray) -> None:
+def _draw_means(axes: Axes, scale: Scale, places: np.ndarray, scores: np.ndarray) -> None:
     if not scale.values:  # as many values as runs: a mean of one is no mean
         return
     at = sorted(set(places.tolist()))
-    groups = [losses[places == place].tolist() for place in at]
+    groups = [scores[places == place].tolist() for place in at]
     means = np.array([mean(group) for group in groups])
     spreads = np.array([stdev(group) if len(group) > 1 else 0.0 for group in groups])
     if scale.ordered:
@@ -120,14 +122,15 @@ def _draw_means(axes: Axes, scale: Scale, places: np.ndarray, losses: np.ndarray
 
 
 def _nothing(ranking: Ranking, name: str) -> Figure:
-    """A sheet for runs of which none has finished: how they stand, why, and how far they came."""
-    curves = any(run.last_val_loss is not None for run in ranking.runs)
+    """A sheet for runs of which none has a score: how they stand, why, and how far they came."""
+    curves = ranking.started
     figure = Figure(figsize=(8, 2 + 3 * curves), dpi=DPI, layout="constrained")
     states = Counter(run.state for run in ranking.runs)
-    lines = [f"{name}: no run has finished", ", ".join(f"{count} {state}" for state, count in states.items())]
+    lacking = f"has {ranking.monitor.name}" if states["finished"] else "has finished"
+    lines = [f"{name}: no run {lacking}", ", ".join(f"{count} {state}" for state, count in states.items())]
     reasons = Counter(run.reason for run in ranking.runs if run.reason)
     lines += [f"{reason[:90]} ({count})" for reason, count in reasons.most_common(3)]
     figure.suptitle(plain("\n".join(lines)), fontsize=10, linespacing=1.5)
     if curves:
-        draw_curves(figure.subplots(), ranking.runs)
+        draw_curves(figure.subplots(), ranking.runs, ranking.monitor)
     return figure

@@ -11,20 +11,32 @@ class Pruning(L.Callback):
     """Asks an Optuna pruner after each validation whether the run is worth its time.
 
     Args:
-        storage, study, trial: of the trial that this run is.
-        pruner: decides from the validation losses of all trials so far.
+        curves: has the figures of the last validation.
+        monitor: the name of the figure that is reported.
+        storage, study, trial: the URL, the name and the number of the trial that this run is.
+        pruner: decides from the figures of all trials so far.
     """
 
-    def __init__(self, storage: str, study: str, trial: int, pruner: optuna.pruners.BasePruner):
-        self._names = {"study_name": study, "storage": storage, "pruner": pruner}
-        self._trial_id = trial
+    state_key = "Pruning"
+
+    def __init__(
+        self, curves: Curves, monitor: str, storage: str, study: str, trial: int, pruner: optuna.pruners.BasePruner
+    ):
+        self._curves, self._monitor = curves, monitor
+        self._storage, self._study, self._number, self._pruner = storage, study, trial, pruner
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step, stop = trainer.global_step, False
         if trainer.is_global_zero and not trainer.should_stop:
-            curves = next(c for c in trainer.callbacks if isinstance(c, Curves))
-            trial = optuna.trial.Trial(optuna.load_study(**self._names), self._trial_id)
-            trial.report(curves.val_loss, step)
+            trial = self._trial()
+            trial.report(self._curves.figures[self._monitor], step)
             stop = trial.should_prune()
         if trainer.strategy.broadcast(stop):
             raise Pruned(f"pruned after step {step}: other trials were better by then")
+
+    def _trial(self) -> optuna.Trial:
+        """The trial as the search has asked for it, in another process."""
+        storage = optuna.storages.RDBStorage(self._storage)
+        study = optuna.load_study(study_name=self._study, storage=storage, pruner=self._pruner)
+        study_id = storage.get_study_id_from_name(self._study)
+        return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, self._number))

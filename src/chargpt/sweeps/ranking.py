@@ -1,14 +1,17 @@
-"""Runs as rows, best first: those that differ in nothing but their seed are one row."""
+"""Runs as rows, best first: those that differ in nothing but their seed are one row.
+
+Only runs of one monitor are ranked together. Where their tokenizers differ, bits a character rank them.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
 from statistics import mean
 from typing import Any
 
 from chargpt.sweeps.recorded import RecordedRun
 from chargpt.sweeps.varying import hashable, varying
 from chargpt.training.run_directory import STATES
+from chargpt.training.score import Monitor, score_of
 
 
 @dataclass
@@ -17,24 +20,31 @@ class Row:
 
     Attributes:
         values: key -> the value that these runs have of it.
+        monitor: what ranks them.
     """
 
     values: dict[str, Any]
     runs: list[RecordedRun]
+    monitor: Monitor
 
     @property
     def finished(self) -> list[RecordedRun]:
         return [run for run in self.runs if run.finished]
 
     @property
-    def val_losses(self) -> list[float]:
+    def scores(self) -> list[float]:
         """Of the finished runs."""
-        return self.figures(lambda run: run.figure("val_loss"))
+        return self.figures(lambda run: score_of(run.metrics, self.monitor))
 
     @property
-    def loss(self) -> float:
-        """Mean validation loss of the finished runs; infinite without one."""
-        return mean(self.val_losses) if self.finished else inf
+    def score(self) -> float | None:
+        """The mean score of the finished runs; None without one."""
+        return self.mean(lambda run: score_of(run.metrics, self.monitor))
+
+    @property
+    def lasts(self) -> list[tuple[int, float]]:
+        """The last step and score in the history of each run that has one."""
+        return [run.lasts[self.monitor.name] for run in self.runs if self.monitor.name in run.lasts]
 
     @property
     def state(self) -> str:
@@ -62,15 +72,24 @@ class Ranking:
         keys: what varies, but for seeds that are averaged over.
         rows: the finished best first, then the others.
         seeded: whether some row averages over several runs.
+        own: the monitor of the runs.
+        monitor: what ranks them.
     """
 
     keys: list[str]
     rows: list[Row]
     seeded: bool
+    own: Monitor
+    monitor: Monitor
 
     @property
-    def finished(self) -> list[Row]:
-        return [row for row in self.rows if row.finished]
+    def scored(self) -> list[Row]:
+        return [row for row in self.rows if row.scores]
+
+    @property
+    def started(self) -> bool:
+        """Whether the history of some run has a score."""
+        return any(row.lasts for row in self.rows)
 
     @property
     def runs(self) -> list[RecordedRun]:
@@ -78,8 +97,20 @@ class Ranking:
         return [run for row in self.rows for run in row.runs]
 
 
+def rank_apart(runs: Sequence[RecordedRun]) -> list[Ranking]:
+    """A ranking for each monitor; runs whose monitor nobody knows join the first."""
+    first = next((run.monitor for run in runs if run.monitor), Monitor())
+    groups: dict[Monitor, list[RecordedRun]] = {}
+    for run in runs:
+        groups.setdefault(run.monitor or first, []).append(run)
+    return [rank(group) for group in groups.values()]
+
+
 def rank(runs: Sequence[RecordedRun]) -> Ranking:
-    """The runs as rows, best first."""
+    """The runs of one monitor as rows, best first."""
+    (own,) = {run.monitor for run in runs if run.monitor} or {Monitor()}
+    tokenizers = {hashable(run.tokenizer) for run in runs if run.config}
+    monitor = own if len(tokenizers) <= 1 else own.between_tokenizers
     columns = varying(runs)
     settings = [{key: column[n] for key, column in columns.items()} for n in range(len(runs))]
     rows: dict[Any, Row] = {}
@@ -87,7 +118,7 @@ def rank(runs: Sequence[RecordedRun]) -> Ranking:
         values = {key: value for key, value in setting.items() if key != "seed"}
         # What a run with an unreadable config was, nobody knows: it stays alone.
         name = tuple(map(hashable, values.values())) if run.config else run.path
-        rows.setdefault(name, Row(values, [])).runs.append(run)
+        rows.setdefault(name, Row(values, [], monitor)).runs.append(run)
     seeded = any(len(row.runs) > 1 for row in rows.values())
     keys = list(columns)
     if "seed" in keys:
@@ -97,10 +128,15 @@ def rank(runs: Sequence[RecordedRun]) -> Ranking:
             for row in rows.values():
                 row.values["seed"] = row.runs[0].seed
     for row in rows.values():
-        row.runs.sort(key=lambda run: (not run.finished, run.figure("val_loss") or inf, str(run.path)))
-    return Ranking(keys, sorted(rows.values(), key=_order), seeded)
+        row.runs.sort(key=lambda run: (not run.finished, _key(run, monitor), str(run.path)))
+    return Ranking(keys, sorted(rows.values(), key=_order), seeded, own, monitor)
+
+
+def _key(run: RecordedRun, monitor: Monitor) -> float:
+    return monitor.sort_key(score_of(run.metrics, monitor) if run.finished else None)
 
 
 def _order(row: Row) -> tuple[float, int, float]:
-    lasts = [run.last_val_loss for run in row.runs if run.last_val_loss is not None]
-    return row.loss, -max(STATES.index(run.state) for run in row.runs), mean(lasts) if lasts else inf
+    last = mean(score for _, score in row.lasts) if row.lasts else None
+    state = max(STATES.index(run.state) for run in row.runs)
+    return row.monitor.sort_key(row.score), -state, row.monitor.sort_key(last)

@@ -1,34 +1,46 @@
-"""sweep.csv: the comparison for machines, one row a run, best first."""
+"""sweep.csv: the comparison for machines, one row a run, best first; runs of another monitor come after."""
 
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from chargpt.sweeps.ranking import Ranking
+from chargpt.sweeps.recorded import RecordedRun
 from chargpt.sweeps.varying import ABSENT
 from chargpt.sweeps.wording import short_path, shown_value
 from chargpt.whole import write_whole
 
 
-def write_csv(ranking: Ranking, path: Path) -> None:
+def write_csv(rankings: Sequence[Ranking], path: Path) -> None:
     """Writes where each run is (from the file's own folder), how it stands, what varies, and all its metrics."""
-    runs = [(run, row.values) for row in ranking.rows for run in row.runs]
-    keys = [*ranking.keys, *([] if "seed" in ranking.keys else ["seed"])]
+    runs = [(run, row) for ranking in rankings for row in ranking.rows for run in row.runs]
+    keys = [*dict.fromkeys([*(key for ranking in rankings for key in ranking.keys), "seed"])]
     metrics = dict.fromkeys(name for run, _ in runs for name in run.metrics if name not in keys)
-    header = ["run", "state", "reason", *keys, *metrics, "training_flops", "last_step", "last_val_loss"]
+    lasts = dict.fromkeys(f"last_{ranking.monitor.name}" for ranking in rankings)
+    header = ["run", "state", "reason", *keys, *metrics, "training_flops", "last_step", *lasts]
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(header)
-    for run, values in runs:
-        settings = [run.seed if key == "seed" else values.get(key, ABSENT) for key in keys]
-        figures = [run.metrics.get(name, ABSENT) for name in metrics]
-        ends = [run.training_flops, run.last_step if run.last_val_loss is not None else None, run.last_val_loss]
-        ends = [ABSENT if end is None else end for end in ends]
-        row = [short_path(run.path, path.parent), run.state, run.reason, *settings, *figures, *ends]
-        writer.writerow(map(_cell, row))
+    for run, row in runs:
+        settings = [run.seed if key == "seed" else row.values.get(key, ABSENT) for key in keys]
+        known = _compared_by(run) | run.metrics
+        figures = [known.get(name, ABSENT) for name in metrics]
+        step, score = run.lasts.get(row.monitor.name, (ABSENT, ABSENT))
+        ends = [ABSENT if run.training_flops is None else run.training_flops, step]
+        ends += [score if name == f"last_{row.monitor.name}" else ABSENT for name in lasts]
+        writer.writerow(
+            map(_cell, [short_path(run.path, path.parent), run.state, run.reason, *settings, *figures, *ends])
+        )
     write_whole(path, content.getvalue().encode("utf-8", "replace").decode())
+
+
+def _compared_by(run: RecordedRun) -> dict[str, Any]:
+    """What metrics.json says of the monitor since 0.3, for a run that has no such file or an older one."""
+    known = {"monitor": run.monitor.name, "mode": run.monitor.mode} if run.monitor else {}
+    return known | ({"score": run.score} if run.score is not None else {})
 
 
 def _cell(value: Any) -> str:

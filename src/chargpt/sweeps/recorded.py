@@ -11,8 +11,10 @@ from typing import Any
 
 import yaml
 
-from chargpt.sweeps.finished import read_curve
+from chargpt.errors import Mistake
+from chargpt.sweeps.finished import read_curves
 from chargpt.training.run_directory import STATES, RunDirectory
+from chargpt.training.score import BETWEEN_TOKENIZERS, Monitor, number, score_of
 
 # The C parser reads a sweep of a thousand runs in a second; OmegaConf's own takes half a minute.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -29,8 +31,8 @@ class RecordedRun:
         config: the resolved config; empty if it cannot be read.
         choices: group -> the choice that was made in it.
         typed: the keys and groups that its command line named.
-        last_step: the last step with a validation loss in history.csv.
-        last_val_loss: the validation loss there, in nats a token; None before the first.
+        monitor: the figure by which the run is compared; None if neither its metrics nor its config can be read.
+        lasts: the last step and value of the monitor's figure in history.csv, and of bits a character, by name.
     """
 
     path: Path
@@ -40,16 +42,26 @@ class RecordedRun:
     config: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, str | None] = field(default_factory=dict)
     typed: frozenset[str] = frozenset()
-    last_step: int = 0
-    last_val_loss: float | None = None
+    monitor: Monitor | None = None
+    lasts: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def figure(self, name: str) -> float | None:
         """A number of metrics.json; None where there is none."""
-        return _number(self.metrics.get(name))
+        return number(self.metrics.get(name))
+
+    @property
+    def score(self) -> float | None:
+        """Its figure of its own monitor."""
+        return score_of(self.metrics, self.monitor) if self.monitor else None
 
     @property
     def finished(self) -> bool:
-        return self.state == "finished" and self.figure("val_loss") is not None
+        return self.state == "finished" and self.score is not None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The settings of its tokenizer; None if it has none of its own."""
+        return _inner(self.config, "data", "tokenizer")
 
     @property
     def seed(self) -> Any:
@@ -65,7 +77,7 @@ class RecordedRun:
             ("trainer", "accumulate_grad_batches"),
         ):
             values = self.config.get(section)
-            factors.append(_number(values.get(key)) if isinstance(values, dict) else None)
+            factors.append(number(values.get(key)) if isinstance(values, dict) else None)
         product = 1.0
         for factor in factors:
             if factor is None:
@@ -103,15 +115,22 @@ def read_any(path: Path) -> RecordedRun:
     settings = read(".hydra/hydra.yaml", _yaml)
     run.choices, run.typed = _choices(settings), _typed(settings)
     run.state, run.reason = _status(path)
+    try:
+        if run.metrics or run.config:
+            run.monitor = Monitor.of(run.metrics or run.config)
+    except Mistake as mistake:
+        damaged.append(str(mistake))
     if run.metrics:  # written last: its presence means "finished"
         run.state = "finished"
-        if run.figure("val_loss") is None:
-            damaged.append("metrics.json has no val_loss")
+        if run.monitor and run.score is None:
+            damaged.append(f"metrics.json has no {'score' if 'monitor' in run.metrics else 'val_loss'}")
     elif run.state != "finished" and "metrics.json is missing" in damaged:
         damaged.remove("metrics.json is missing")  # as it should be
     try:
-        points = [(s, v) for s, v in zip(*read_curve(path, "val_loss"), strict=True) if isfinite(v)]
-        run.last_step, run.last_val_loss = points[-1] if points else (0, None)
+        names = {monitor.name for monitor in (run.monitor or Monitor(), BETWEEN_TOKENIZERS)}
+        for name, curve in read_curves(path, names).items():
+            if points := [(step, value) for step, value in zip(*curve, strict=True) if isfinite(value)]:
+                run.lasts[name] = points[-1]
     except FileNotFoundError:
         pass  # it has not come so far
     except (OSError, ValueError, csv.Error):
@@ -151,11 +170,3 @@ def _typed(settings: dict[str, Any]) -> frozenset[str]:
     words = _inner(settings, "hydra", "overrides", "task")
     words = words if isinstance(words, list) else []
     return frozenset(str(word).partition("=")[0].lstrip("+~") for word in words)
-
-
-def _number(value: Any) -> float | None:
-    # A bool is an int to Python, JSON as Python writes it may hold NaN, and a whole number more than a float does.
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):
-            return float(value) if isfinite(value) else None
-    return None

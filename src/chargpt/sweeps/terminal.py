@@ -19,35 +19,47 @@ from chargpt.sweeps.wording import flops_text, key_text, short_names, short_path
 
 # Left out, the last first, where a terminal is too narrow for them; sweep.csv has them all.
 _FIGURES: dict[str, tuple[Callable[[RecordedRun], float | None], Callable[[float], str]]] = {
+    "val loss": (lambda run: run.figure("val_loss"), "{:.4f}".format),
     "bits/char": (lambda run: run.figure("val_bpc"), "{:.3f}".format),
     "parameters": (lambda run: run.figure("parameters"), "{:,.0f}".format),
     "FLOPs": (lambda run: run.training_flops, flops_text),
     "seconds": (lambda run: run.figure("train_seconds"), lambda s: f"{s:,.{0 if s >= 10 else 1}f}"),
     "tokens/s": (lambda run: run.figure("tokens_per_second"), "{:,.0f}".format),
 }
+_SAME = {"val loss": "val_loss", "bits/char": "val_bpc"}  # a column -> the monitor that shows the same
 _REASONS = 8  # lines below the table
 
 
-def print_ranking(ranking: Ranking, folder: Path) -> None:
+def print_ranking(ranking: Ranking, folder: Path, titled: bool = False) -> None:
     """Prints the table; whole, however wide, where standard output is no terminal.
 
     Args:
         folder: what the paths of the runs are told from.
+        titled: whether a line above the table names the monitor; an empty one follows then.
     """
     console = _Console(highlight=False)
     left_out: list[str] = []
-    for count in range(len(_FIGURES), -1, -1):
-        table = _table(ranking, list(_FIGURES)[:count])
+    names = [name for name in _FIGURES if _SAME.get(name) != ranking.monitor.name]
+    for count in range(len(names), -1, -1):
+        table = _table(ranking, names[:count])
         width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-        left_out = list(_FIGURES)[count:]
+        left_out = names[count:]
         if not console.is_terminal or width <= console.width:
             break
     console.width = max(console.width, width)
+    if titled:
+        better = "less" if ranking.own.mode == "min" else "more"
+        console.print(Text(f"{ranking.own.words}, {better} is better", style="bold"))
     console.print(table)
+    if ranking.monitor != ranking.own:
+        told = f"the tokenizers differ: ranked by {ranking.monitor.name}, not by {ranking.own.words}"
+        console.print(Text(told, style="dim"), soft_wrap=True)
     if left_out:
         console.print(f"[dim]too narrow for {', '.join(left_out)}: sweep.csv has them[/]", soft_wrap=True)
     for text in _reasons(ranking, folder):
         console.print(text, soft_wrap=True)
+    if titled:
+        console.print()
     sys.stdout.flush()
 
 
@@ -66,7 +78,8 @@ def _table(ranking: Ranking, figures: list[str]) -> Table:
         table.add_column(names[key], justify="right" if numbers else "left", no_wrap=True)
     if not ranking.keys:
         table.add_column("run", no_wrap=True)
-    table.add_column("val loss", justify="right", no_wrap=True)
+    score = "val loss" if ranking.monitor.name == "val_loss" else ranking.monitor.name
+    table.add_column(Text(score), justify="right", no_wrap=True)
     if ranking.seeded:
         table.add_column(_seeds_name(ranking), justify="right", no_wrap=True)
     for name in figures:
@@ -75,7 +88,7 @@ def _table(ranking: Ranking, figures: list[str]) -> Table:
     for place, row in enumerate(ranking.rows):
         keys = [key_text(row.values.get(key, ABSENT)) for key in ranking.keys]
         cells = [Text(cell) for cell in keys or [short_path(row.runs[0].path, row.runs[0].path.parent)]]
-        cells.append(_loss(row))
+        cells.append(_score(row))
         cells += [Text(f"{len(row.finished)}")] if ranking.seeded else []
         cells += [Text(_figure(name, row)) for name in figures]
         cells.append(Text(row.state, style="" if row.state == "finished" else "yellow"))
@@ -89,13 +102,13 @@ def _seeds_name(ranking: Ranking) -> str:
     return "seeds" if alone else "runs"
 
 
-def _loss(row: Row) -> Text:
-    if row.finished:
-        return Text(mean_and_spread(row.val_losses, digits=4))
-    lasts = [(run.last_val_loss, run.last_step) for run in row.runs if run.last_val_loss is not None]
-    if not lasts:
+def _score(row: Row) -> Text:
+    if row.scores:
+        return Text(mean_and_spread(row.scores, digits=4))
+    if row.finished or not row.lasts:
         return Text("")
-    return Text(f"{mean(loss for loss, _ in lasts):.4f} at {max(step for _, step in lasts)}", style="italic")
+    last = f"{mean(score for _, score in row.lasts):.4f} at {max(step for step, _ in row.lasts)}"
+    return Text(last, style="italic")
 
 
 def _figure(name: str, row: Row) -> str:

@@ -1,13 +1,15 @@
 """The figure by which checkpoints, runs and trials are compared: its name, and whether less of it is better."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 from chargpt.errors import Mistake
 
 MODES = ("min", "max")
+PER_TOKEN = ("val_loss", "val_perplexity")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,36 @@ class Monitor:
         """A key that sorts the best score first, and None last."""
         return inf if score is None else score if self.mode == "min" else -score
 
+    @property
+    def words(self) -> str:
+        """The name of the figure where a person reads it."""
+        return "validation loss" if self.name == "val_loss" else self.name
+
+    @property
+    def between_tokenizers(self) -> "Monitor":
+        """The monitor that compares runs of this one whose tokenizers differ."""
+        return BETWEEN_TOKENIZERS if self.name in PER_TOKEN else self
+
 
 # Nats per token favour small vocabularies, so runs with different tokenizers are compared by bits per character.
 BETWEEN_TOKENIZERS = Monitor("val_bpc", "min")
+
+
+def score_of(metrics: Mapping[str, Any], monitor: Monitor) -> float | None:
+    """The figure by which `monitor` compares a run; None where the run has no such number.
+
+    Args:
+        metrics: metrics.json of the run.
+    """
+    if "score" in metrics and monitor == Monitor.of(metrics):
+        return number(metrics["score"])
+    return number(metrics.get(monitor.name))
+
+
+def number(value: Any) -> float | None:
+    """A value of a JSON file as a float; None if it is no finite number."""
+    # A bool is an int to Python, JSON as Python writes it may hold NaN, and a whole number more than a float does.
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return float(value) if isfinite(value) else None
+    return None

@@ -1,0 +1,31 @@
+"""The line of hydra/launcher=gpus at the end of a job."""
+
+import json
+
+import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+
+from hydra_plugins.chargpt_devices import _Watched
+
+
+@pytest.mark.parametrize(
+    ("metrics", "state", "told"),
+    [
+        ({"val_loss": 1.25}, "finished", "#3 finished  seed=1   validation loss 1.2500   (1 of 2 done)"),
+        ({"val_loss": 1.25, "monitor": "accuracy", "mode": "max", "score": 0.5}, "finished",
+         "#3 finished  seed=1   accuracy 0.5000   (1 of 2 done)"),
+        (None, "pruned", "#3 pruned  seed=1   others were better   (1 of 2 done)"),
+    ],
+)  # fmt: skip
+def test_a_line_says_how_a_job_ended(tmp_path, caplog, metrics, state, told):
+    hydra = {"overrides": {"task": ["resume=auto", "seed=1"]}, "sweep": {"dir": str(tmp_path), "subdir": "job"}}
+    (tmp_path / "job").mkdir()
+    status = {"state": state, "step": 5, "time": 0.0, "reason": "others were better"}
+    (tmp_path / "job" / "status.json").write_text(json.dumps(status))
+    outcome = {"home": str(tmp_path / "job"), "code": 0, "metrics": metrics, "reason": ""}
+    caplog.set_level("INFO")
+    _Watched(3, OmegaConf.create({"hydra": hydra}), set()).tell_end(
+        JobReturn(_return_value=outcome, status=JobStatus.COMPLETED), "1 of 2"
+    )
+    assert caplog.messages == [told]
