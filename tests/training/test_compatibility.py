@@ -72,7 +72,7 @@ class Version:
             env=os.environ | {"PYTHONPATH": str(self.source / "src")},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         assert done.returncode == code, f"{self.version}, {words}: code {done.returncode}\n{done.stderr}"
