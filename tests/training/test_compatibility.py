@@ -148,7 +148,7 @@ def old(request: pytest.FixtureRequest, versions: dict[str, Version], tmp_path: 
 
 def current(work: Path, name: str, *words: str) -> Outcome:
     """Runs a verb of the current code in the folder `work`. It must succeed."""
-    outcome = process(work, name, *words)
+    outcome = process(work, name, *words, timeout=600)
     assert outcome.code == 0, f"{name}.py {' '.join(words)}\n{outcome.err}"
     return outcome
 
