@@ -1,0 +1,296 @@
+"""The current code resumes, uses, compares and skips the runs of earlier versions.
+
+The earlier code comes from the repository's history and makes the runs, with the dependencies that are installed.
+Every command is a process of its own.
+"""
+
+import csv
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO, Outcome, process
+from tests.sweeps.processes import finished, touched
+from tests.training import reading
+
+pytestmark = pytest.mark.slow
+
+COMMITS = {
+    "0.1": "f303a50472d0fa7947070df4a8f291157e48de22",
+    "0.2": "557f2bf41f43b9bb6ccd028a35aea37db53f4aee",
+}
+NEEDED = ("src", "conf", "tests", "train.py")
+
+SHORT = ["data=text_file", "data.path=text.txt", "data.batch_size=8", "trainer=cpu", "trainer.max_steps=20"]
+SHORT += ["trainer.val_check_interval=10", "trainer.log_every_n_steps=5", "callbacks.samples.max_new_tokens=0"]
+SIZES = ["model.n_head=2", "model.n_embd=16", "model.block_size=16"]
+NANO = [*SHORT, *SIZES, "model=gpt_nano", "model.dropout=0.2"]
+MODERN = [*SHORT, *SIZES, "model=gpt_modern"]  # Muon, tables of n-grams and of values
+TWO = "model.n_layer=2"
+
+# The first and the last of these are part of the name of a job's folder, the second is not.
+SETTINGS = ["trainer.compile=false", "trainer.devices=1", "data.batch_size=8"]
+LATER_SETTINGS = {"0.1": [], "0.2": ["on_divergence=rollback"]}
+
+STAGED = "+callbacks.end._target_=tests.training.staged"
+
+
+def signal_at(name: str, batch: int) -> list[str]:
+    return [f"{STAGED}.SignalAt", f"+callbacks.end.name={name}", f"+callbacks.end.batch={batch}"]
+
+
+KILL_THE_DEEPER = [f"{STAGED}.DieInRank", "+callbacks.end.rank=0", "+callbacks.end.step=13"]
+KILL_THE_DEEPER += [
+    "+callbacks.end.how=SIGKILL",
+    "+callbacks.end.value=${model.n_layer}",
+    "+callbacks.end.where=2",
+]
+
+
+@dataclass
+class Version:
+    """An earlier version of the code, and the folder that it trains in."""
+
+    version: str
+    source: Path
+    work: Path
+
+    def train(self, *words: str, code: int = 0) -> None:
+        """Runs the earlier `train.py`, which must exit with `code`."""
+        done = subprocess.run(
+            [sys.executable, str(self.source / "train.py"), *words],
+            cwd=self.work,
+            env=os.environ | {"PYTHONPATH": str(self.source / "src")},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == code, f"{self.version}, {words}: code {done.returncode}\n{done.stderr}"
+
+    def depths(self) -> list[str]:
+        """The words of a sweep of which one job is killed; without the words that kill it."""
+        return ["-m", "model.n_layer=1,2", "name=depths", "optimizer=soap", *NANO]
+
+    def settings(self) -> list[str]:
+        """The words of a sweep that comes to its end."""
+        return ["-m", "optimizer=muon,soap", "name=settings", *NANO, TWO, *SETTINGS, *LATER_SETTINGS[self.version]]
+
+    def runs(self) -> list[Callable[[], None]]:
+        """Functions that each make a run or a sweep. They may run in parallel."""
+        train = self.train
+
+        def extended() -> None:
+            train(*NANO, TWO, "hydra.run.dir=run")
+            shutil.copytree(self.work / "run", self.work / "extended")
+            train("resume=extended", "trainer.max_steps=40", *signal_at("SIGTERM", batch=33), code=3)
+
+        return [
+            extended,
+            lambda: train(*NANO, TWO, "hydra.run.dir=stopped", *signal_at("SIGTERM", batch=13), code=3),
+            lambda: train(*MODERN, TWO, "hydra.run.dir=modern"),
+            lambda: train(*MODERN, TWO, "hydra.run.dir=killed", *signal_at("SIGKILL", batch=13), code=-9),
+            lambda: train(*SHORT, "model=bigram", "resume=auto", "hydra.run.dir=bigram"),
+            lambda: train(*self.depths(), *KILL_THE_DEEPER, code=1),
+            lambda: train(*self.settings()),
+        ]
+
+
+def in_parallel(work: list[Callable]) -> list:
+    """The results of all functions, of which two run at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return [done.result() for done in [pool.submit(one) for one in work]]
+
+
+def unpack(commit: str, folder: Path) -> None:
+    """Writes the code of a commit into `folder`; skips the test if the commit is not in this repository."""
+    if shutil.which("git") is None or not (REPO / ".git").exists():
+        pytest.skip("the earlier code comes from the repository's history: this needs git and a clone")
+    done = subprocess.run(["git", "-C", REPO, "archive", commit, *NEEDED], capture_output=True, check=False)
+    if done.returncode:
+        reason = done.stderr.decode().strip()
+        pytest.skip(f"commit {commit[:7]} cannot be read ({reason}). In a shallow clone: git fetch --unshallow")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+
+
+@pytest.fixture(scope="module")
+def versions(text: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Version]:
+    """The earlier versions, with all their runs made."""
+    folder = tmp_path_factory.mktemp("earlier")
+    found = {name: Version(name, folder / name / "source", folder / name / "work") for name in COMMITS}
+    for name, version in found.items():
+        unpack(COMMITS[name], version.source)
+        version.work.mkdir()
+        (version.work / "text.txt").write_text(text)
+    in_parallel([make for version in found.values() for make in version.runs()])
+    rerun = [f"rerun={found['0.1'].work / 'run'}", "data.path=text.txt", "hydra.run.dir=rerun"]
+    found["0.2"].train(*rerun, *signal_at("SIGTERM", batch=13), code=3)
+    return found
+
+
+@pytest.fixture(params=COMMITS)
+def old(request: pytest.FixtureRequest, versions: dict[str, Version], tmp_path: Path) -> Version:
+    """An earlier version with a copy of its runs, which the test may change."""
+    version = versions[request.param]
+    shutil.copytree(version.work, tmp_path / "work")
+    return replace(version, work=tmp_path / "work")
+
+
+def current(work: Path, name: str, *words: str) -> Outcome:
+    """Runs a verb of the current code in the folder `work`. It must succeed."""
+    outcome = process(work, name, *words, timeout=600)
+    assert outcome.code == 0, f"{name}.py {' '.join(words)}\n{outcome.err}"
+    return outcome
+
+
+def figures(run: Path) -> dict[str, float]:
+    """The results of training in metrics.json."""
+    return {key: reading.metrics(run)[key] for key in ("steps", "best_step", "val_loss", "final_val_loss")}
+
+
+def approximately(figures: dict[str, float]) -> dict[str, float]:
+    """The current code sums the gradient of the value embeddings in another order than 0.2."""
+    return {key: pytest.approx(value, abs=1e-5) for key, value in figures.items()}
+
+
+def job_with(word: str, folder: Path) -> Path:
+    """The only finished run below `folder` that has this override."""
+    (job,) = (run for run in finished(folder).values() if word in (run / ".hydra" / "overrides.yaml").read_text())
+    return job
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of the `sweep.csv` of a comparison."""
+    with (folder / "sweep.csv").open(newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+def test_an_interrupted_run_comes_out_as_one_that_was_not(old):
+    shutil.copytree(old.work / "stopped", old.work / "by_file")
+    assert reading.status(old.work / "stopped")["state"] == "interrupted"
+    in_parallel(
+        [
+            lambda: current(old.work, "train", "resume=auto", "hydra.run.dir=stopped", *NANO, TWO),
+            lambda: current(old.work, "train", "resume=by_file/checkpoints/best.ckpt"),  # of step 10
+            lambda: current(old.work, "train", "resume=killed"),
+        ]
+    )
+    uncut = old.work / "run"
+    for resumed in (old.work / "stopped", old.work / "by_file"):
+        assert figures(resumed) == figures(uncut)
+        assert reading.history(resumed, "step", "val_loss") == reading.history(uncut, "step", "val_loss")
+        weights = [reading.checkpoint(run)["state_dict"] for run in (resumed, uncut)]
+        assert not reading.differences(*weights)
+    assert figures(old.work / "killed") == approximately(figures(old.work / "modern"))
+
+
+def test_a_finished_run_goes_on_to_a_later_end(old):
+    extended = reading.status(old.work / "extended")
+    assert (extended["state"], extended["step"]) == ("interrupted", 33)
+    in_parallel(
+        [
+            lambda: current(old.work, "train", "resume=run", "trainer.max_steps=40"),
+            lambda: current(old.work, "train", "resume=extended"),
+        ]
+    )
+    assert reading.metrics(old.work / "run")["steps"] == 40
+    assert figures(old.work / "extended") == figures(old.work / "run")
+
+
+def test_a_run_that_is_finished_is_skipped(old):
+    before = touched(old.work / "bigram")
+    outcome = current(old.work, "train", *SHORT, "model=bigram", "resume=auto", "hydra.run.dir=bigram")
+    assert "bigram is finished already" in outcome.err
+    assert touched(old.work / "bigram") == before
+
+
+def test_a_trained_model_is_used_as_it_was(old):
+    names = ("run", "modern")
+    sampled = in_parallel([lambda name=name: current(old.work, "sample", f"run={name}") for name in names])
+    measured = in_parallel([lambda name=name: current(old.work, "evaluate", f"run={name}") for name in names])
+    exported, looked = in_parallel(
+        [
+            lambda: current(old.work, "export", "run=modern", "file=exported.safetensors"),
+            lambda: current(old.work, "look", "run=modern"),
+        ]
+    )
+    for name, sample, measure in zip(names, sampled, measured, strict=True):
+        written = (old.work / name / "sample.txt").read_text()  # by the earlier code
+        assert len(written) > 500
+        assert sample.out == written
+        assert f"{reading.metrics(old.work / name)['val_loss']:.4f} nats a token" in measure.out
+    assert "after 20 steps" in exported.out
+    assert current(old.work, "sample", "run=exported.safetensors").out == sampled[1].out
+    pictures = {path.name for path in (old.work / "modern" / "pictures").iterdir()}
+    assert pictures == {"surprise.png", "attention_layer_1.png", "attention_layer_2.png"}
+    assert all(name in looked.out for name in pictures)
+
+
+def test_a_sweep_goes_on_with_the_job_that_was_killed_and_leaves_the_other_alone(old):
+    (shallow,) = finished(old.work / "outputs" / "depths").values()
+    before = touched(shallow)
+    outcome = current(old.work, "train", *old.depths())
+    runs = finished(old.work / "outputs" / "depths")
+    assert len(runs) == 2
+    assert touched(shallow) == before
+    assert f"{shallow.name} is finished already" in outcome.err
+    (deeper,) = (run for run in runs.values() if run != shallow)
+    assert f"{deeper.name} goes on where it stopped" in outcome.err
+    assert figures(deeper) == figures(job_with("optimizer=soap", old.work / "outputs" / "settings"))
+    table = rows(old.work / "outputs" / "depths")
+    assert {(row["run"], row["state"]) for row in table} == {(name, "finished") for name in runs}
+
+
+def test_a_sweep_that_is_finished_trains_nothing(old):
+    folder = old.work / "outputs" / "settings"
+    runs = finished(folder)
+    assert len(runs) == 2
+    before = {name: touched(run) for name, run in runs.items()}
+    outcome = current(old.work, "train", *old.settings())
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {*runs}
+    assert {name: touched(run) for name, run in runs.items()} == before
+    for name in runs:
+        assert f"{name} is finished already" in outcome.err
+    assert {row["run"] for row in rows(folder)} == {*runs}
+
+
+def test_a_run_is_repeated(old):
+    outcome = current(old.work, "train", "rerun=run", "hydra.run.dir=again")
+    assert figures(old.work / "again") == figures(old.work / "run")
+    columns = ("step", "train_loss", "val_loss")
+    assert reading.history(old.work / "again", *columns) == reading.history(old.work / "run", *columns)
+    if old.version != "0.1":  # which had no `rollbacks` in metrics.json
+        assert "every figure is that of run" in outcome.err
+
+
+def test_a_rerun_that_0_2_began_of_a_run_of_0_1_goes_on(versions, tmp_path):
+    shutil.copytree(versions["0.2"].work, tmp_path / "work")
+    current(tmp_path / "work", "train", "resume=rerun")
+    assert figures(tmp_path / "work" / "rerun") == figures(versions["0.1"].work / "run")
+
+
+def test_runs_of_all_versions_stand_in_one_table(versions, tmp_path):
+    for name, version in versions.items():
+        shutil.copytree(version.work, tmp_path / name)
+    current(tmp_path / "0.2", "train", *NANO, TWO, "hydra.run.dir=../new")
+    current(tmp_path, "compare", "runs=.")
+    runs = {str(file.parent.relative_to(tmp_path)): file.parent for file in tmp_path.rglob("status.json")}
+    table = {row["run"]: row for row in rows(tmp_path)}
+    assert table.keys() == runs.keys()
+    for name, run in runs.items():
+        if (run / "metrics.json").exists():
+            assert table[name]["state"] == "finished"
+            assert float(table[name]["val_loss"]) == reading.metrics(run)["val_loss"]
+        else:
+            assert table[name]["state"] == "interrupted"
+    assert table["new"]["val_loss"] == table["0.1/run"]["val_loss"] == table["0.2/run"]["val_loss"]
