@@ -30,9 +30,9 @@ MODULES = (
     "torchmetrics",
     "lightning",
 )
-MODULES += ("hydra", "hydra._internal.config_loader_impl", "hydra.core.override_parser.overrides_parser", "yaml")
+MODULES += ("hydra", "hydra.core.override_parser.overrides_parser", "yaml")
 MODULES += ("omegaconf", "rich.console", "rich.progress", "tensorboard.backend.event_processing", "jaxtyping")
-MODULES += ("filelock", "platformdirs", "safetensors.torch")
+MODULES += ("filelock", "platformdirs", "psutil", "safetensors.torch")
 
 
 class Stage:

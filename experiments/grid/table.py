@@ -23,7 +23,7 @@ def line(place: str, row: Row, names: dict[str, str]) -> dict[str, str]:
     return {
         "": place,
         **{names[key]: f"{value:g}" for key, value in row.values.items()},
-        "validation loss": f"{row.loss:.3f}",
+        "validation loss": f"{row.score:.3f}",
         "parameters": f"{parameters:,.0f}",
         "FLOPs": flops_text(flops),
         "seconds": f"{seconds:.0f}",
@@ -34,13 +34,13 @@ def main() -> None:
     runs = [path for path in map(Path, sys.argv[1:]) if is_run(path)]
     compare(runs, HERE)
     ranking = rank([read_any(run) for run in runs])
-    rows, names = ranking.finished, short_names(ranking.keys)
+    rows, names = ranking.scored, short_names(ranking.keys)
     places = [n for n in range(len(rows)) if n < SHOWN or n >= len(rows) - SHOWN]
     put(HERE / "README.md", "grid", table([line(str(n + 1), rows[n], names) for n in places]))
     means = []
     for key in ranking.keys:
         values = sorted({row.values[key] for row in rows})
-        losses = {v: mean(row.loss for row in rows if row.values[key] == v) for v in values}
+        losses = {v: mean(row.score for row in rows if row.values[key] == v) for v in values}
         means.append(
             {
                 "key": f"`{key}`",

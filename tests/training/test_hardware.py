@@ -1,7 +1,9 @@
 """The Trainer from the `trainer` part of the config: what is handed on, and which settings are mistakes."""
 
+import signal
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import torch._inductor.config
@@ -110,3 +112,19 @@ def test_the_settings_stay_as_they_were(tmp_path: Path):
     before = dict(given)
     make_trainer(given, logger=False, default_root_dir=tmp_path)
     assert given == before
+
+
+def test_the_private_methods_that_are_replaced_are_still_those_that_handle_sigterm(tmp_path: Path):
+    """Lightning has no switch for it. Where this fails, `disable_signal_handlers` has nothing to replace."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        bare = L.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+        bare._signal_connector.register_signal_handlers()
+        assert signal.getsignal(signal.SIGTERM) != before
+        assert callable(bare.fit_loop.epoch_loop._broadcast_sigterm_tensor)
+        signal.signal(signal.SIGTERM, before)
+        ours = make_trainer(settings(), logger=False, default_root_dir=tmp_path)
+        ours._signal_connector.register_signal_handlers()
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,7 @@
 """The training step and the validation against the same sums written out."""
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 import chargpt
 from chargpt.config.build import build
 from chargpt.data.blocks import RandomBlocks
+from chargpt.training.module import LanguageModeling
 from tests.training import reading
 
 
@@ -127,3 +129,23 @@ def test_samples_drawn_at_validations_disturb_nobody(verb, tiny, tmp_path: Path)
         assert verb("train", *tiny, "trainer.max_steps=6", *words).code == 0
     often, never = (reading.learned(tmp_path / name) for name in ("often", "never"))
     assert not reading.differences(often, never)
+
+
+def test_lightning_still_writes_down_which_hook_a_module_is_in(verb, tiny, tmp_path: Path, monkeypatch):
+    """`LanguageModeling.__setattr__` has a short way for this private name: it is set more often than all others."""
+    names: Counter[str] = Counter()
+    set_attribute = LanguageModeling.__setattr__
+
+    def counted(self, name, value):
+        names[name] += 1
+        set_attribute(self, name, value)
+
+    monkeypatch.setattr(LanguageModeling, "__setattr__", counted)
+    assert verb("train", *tiny, "trainer.max_steps=2", "hydra.run.dir=run").code == 0
+    assert names.most_common(1)[0][0] == "_current_fx_name"
+
+
+def test_torch_still_hands_infinite_gradients_to_an_optimizer_by_this_private_name():
+    """`MatrixOptimizer` and the clipping rely on it."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    assert torch.optim.AdamW([weight], fused=True)._step_supports_amp_scaling

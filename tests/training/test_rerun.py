@@ -39,7 +39,7 @@ def test_a_rerun_has_the_figures_of_the_run_in_a_directory_of_its_own(verb, run,
     assert "every figure is that of run" in caplog.text
     assert again.parent.name == yaml.safe_load((run / ".hydra" / "config.yaml").read_text())["name"]
     assert (again / ".hydra" / "overrides.yaml").read_text() == (run / ".hydra" / "overrides.yaml").read_text()
-    assert reading.provenance(again)["command"][1:] == ["rerun='run'", QUIET]
+    assert reading.provenance(again)["command"][1:] == ["rerun=run", QUIET]
     assert reading.content(run) == before
 
 

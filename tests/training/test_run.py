@@ -43,7 +43,7 @@ def test_the_status_says_finished_at_the_last_step(finished):
 
 def test_history_has_the_columns_of_the_contract_and_a_row_a_logged_step(finished):
     rows = reading.history(finished)
-    assert list(rows[0]) == ["step", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second"]
+    assert list(rows[0]) == ["step", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "val_bpc"]
     assert [row["step"] for row in rows] == ["1", "5", "10", "15", "20"]
     assert [row["step"] for row in rows if row["val_loss"]] == ["10", "20"]
     assert all(math.isfinite(float(value)) for row in rows for value in row.values() if value)

@@ -124,8 +124,11 @@ def test_what_a_run_writes_again_after_a_kill_is_shown_once(tmp_path: Path, read
     for goes_on_from, steps in ((None, (5, 10, 15)), (10, (15, 20, 25)), (20, (25, 30))):
         if goes_on_from is None:
             logger = TensorBoard(str(tmp_path))
+            logger.begin()
         else:
             logger = TensorBoard(str(tmp_path), purge_step=goes_on_from + 1)
+            time.sleep(1.1)  # files of one second are read in the order of a counter, 10 before 9
+            logger.begin()
             logger.mark_restart(goes_on_from + 1)
         for step in steps:
             logger.log_metrics({"val/loss": float(step)}, step=step)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from chargpt.errors import Mistake
+from chargpt.training import foreach
 
 Weights = dict[torch.nn.Parameter, Tensor]
 
@@ -55,7 +56,7 @@ class MovingAverage(L.Callback):
             return
         self._steps = trainer.global_step
         decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
-        torch._foreach_lerp_(list(self._average.values()), [p.float() for p in self._average], 1 - decay)
+        foreach.lerp_(list(self._average.values()), [p.float() for p in self._average], 1 - decay)
 
     @torch.no_grad()
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

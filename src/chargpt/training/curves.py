@@ -1,5 +1,6 @@
 """The curves: what history.csv and each logger get, at which step; and which checkpoint is the best."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -141,9 +142,14 @@ class Curves(L.Callback):
         """Drops the points after `step` from history.csv: a resumed run will write them again."""
         self._history.rewind(step)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             self._history.save()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if trainer.is_global_zero:
+            with contextlib.suppress(OSError):  # a full disk: the exception is what matters
+                self._history.save()
 
     def state_dict(self) -> dict[str, Any]:
         waiting = torch.tensor([loss.item() for loss in self._module.train_losses], device=self._module.device)

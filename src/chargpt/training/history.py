@@ -30,6 +30,8 @@ class History:
     def append(self, step: int, figures: Mapping[str, float]) -> None:
         """Adds figures to the row of a step: those that have a column, by its name."""
         known = {name: value for name, value in figures.items() if name in self._columns}
+        if not known:
+            return
         if self._row.get("step") != step:
             self.save()
             self._row = {"step": step}

@@ -26,8 +26,9 @@ def check_optimizer_state(saved: Mapping[str, Any], optimizer: torch.optim.Optim
             "amsgrad", False
         ):  # a kernel would go through a list that is empty
             raise ValueError(f"the optimizer's amsgrad is {old['amsgrad']}")
-        if not isinstance(old["lr"], float | int):
-            raise ValueError(f"the learning rate is a {type(old['lr']).__name__}")
+        for name in new.keys() & old.keys() - {"params"}:
+            if not _same_kind(old[name], new[name]):
+                raise ValueError(f"the optimizer's {name} is {old[name]!r}, where a new one has {new[name]!r}")
     numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
     parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for number, parameter in zip(numbers, parameters, strict=True):
@@ -38,6 +39,14 @@ def check_optimizer_state(saved: Mapping[str, Any], optimizer: torch.optim.Optim
         step = state.get("step", 0.0)
         if not isinstance(step, float | int) and not _alike(step, torch.zeros(())):
             raise ValueError(f"the optimizer's step of parameter {number} is no number")
+
+
+def _same_kind(one: Any, other: Any) -> bool:
+    """Whether two settings are of one type, and as long."""
+    if isinstance(other, tuple | list):
+        return isinstance(one, tuple | list) and len(one) == len(other) and all(map(_same_kind, one, other))
+    numbers = isinstance(one, float | int) and isinstance(other, float | int)
+    return numbers or isinstance(one, type(other)) or None in (one, other)
 
 
 def _alike(given: Any, tensor: Tensor) -> bool:

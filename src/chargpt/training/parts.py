@@ -102,9 +102,7 @@ def check_model(model: LanguageModel, data: TextDataModule) -> None:
         raise Mistake(f"model: {error}") from error
 
 
-def make_module(
-    model: LanguageModel, optimizer: dict[str, Any], schedule: dict[str, Any], seed: int
-) -> LanguageModeling:
+def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int) -> LanguageModeling:
     """The training step of a model, with its optimizer and schedule.
 
     Args:

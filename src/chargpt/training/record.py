@@ -87,6 +87,7 @@ class Record(L.Callback):
             self._curves.rewind(step)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoard):
+                logger.begin()
                 if origin.resumed:
                     logger.mark_restart(step + 1)
                 logger.start_hparams(report.hyperparameters(self._config, module))

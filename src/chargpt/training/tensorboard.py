@@ -3,11 +3,15 @@
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
 
 
 class TensorBoard(TensorBoardLogger):
     """Lightning's logger, in the run's folder `tensorboard/`, with text and a filled HParams tab.
+
+    The file of events is made by `begin`. Lightning asks for it earlier, before it loads a checkpoint: a run that
+    cannot be resumed must not get one.
 
     Args:
         directory: the run directory.
@@ -25,7 +29,11 @@ class TensorBoard(TensorBoardLogger):
             **settings,
         )
 
-    _begun = False  # whether there is a file of events
+    _begun = False
+
+    def begin(self) -> None:
+        """From now on what is logged is written."""
+        self._begun = True
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -33,17 +41,13 @@ class TensorBoard(TensorBoardLogger):
 
     @property
     def experiment(self) -> Any:
-        self._begun = True
-        return super().experiment
+        """torch's `SummaryWriter`; before `begin`, and on other ranks than 0, one that does nothing."""
+        return super().experiment if self._begun else DummyExperiment()
 
     @rank_zero_only
     def save(self) -> None:
-        """Flushes what was logged. Lightning's own would write an hparams.yaml beside the events.
-
-        Lightning also calls it before it loads a checkpoint: a run that cannot be resumed gets no file of events.
-        """
-        if self._begun:
-            self.experiment.flush()
+        """Flushes what was logged. Lightning's own would write an hparams.yaml beside the events."""
+        self.experiment.flush()
 
     @rank_zero_only
     def log_text(self, name: str, text: str, step: int) -> None:
@@ -75,7 +79,6 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        if self._begun:
-            self.experiment.flush()
-            if status == "success":
-                self.experiment.close()
+        self.experiment.flush()
+        if status == "success":
+            self.experiment.close()
