@@ -102,7 +102,7 @@ def main() -> None:
             "{shape}: {ratio} times a bare loop ({ratio_low} to {ratio_high} in the middle half of {turns} "
             "turns), {bare} and {chargpt} ms a step, {added} ms added".format(**rows[-1])
         )
-        if TREE == ROOT.resolve():
+        if ROOT.resolve() == TREE:
             write_rows(HERE / "overhead.csv", rows)
 
 
