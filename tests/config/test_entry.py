@@ -139,3 +139,55 @@ def test_a_run_whose_text_has_moved_goes_on_from_the_new_place(verb, finished, t
     outcome = verb("train", f"resume={run}", f"data.path={moved}", "trainer.max_steps=21")
     assert outcome.code == 0, outcome.err
     assert json.loads((run / "metrics.json").read_text())["steps"] == 21
+
+
+@pytest.fixture
+def own_configs(tmp_path):
+    """A folder of a user's own configs, with signs in its name that Hydra's grammar has another use for."""
+    folder = tmp_path / "my conf, a=b"
+    (folder / "model").mkdir(parents=True)
+    mine = "defaults:\n  - bigram\n  - _self_\nblock_size: 5\n"
+    (folder / "model" / "mine.yaml").write_text(mine)
+    (folder / "model" / "bigram.yaml").write_text("nonsense: 1\n")  # the project's own choices come first
+    (folder / "recipe").mkdir()
+    (folder / "recipe" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - bigram\n  - _self_\n")
+    return folder
+
+
+def test_a_folder_of_ones_own_configs_adds_choices(verb, own_configs, text_file):
+    words = [f"--config-dir={own_configs}", "model=mine", "data=text_file", f"data.path={text_file}"]
+    shown = verb("train", *words, "--cfg", "job", "--package", "model")
+    assert (shown.code, "block_size: 5" in shown.out) == (0, True), shown.err
+    assert "mine" in verb("train", words[0], "--help").out
+    wrong = verb("train", words[0], "model=mien")
+    assert (wrong.code, "mine" in wrong.err) == (2, True)
+
+
+def test_a_folder_of_ones_own_configs_goes_with_a_sweep(verb, own_configs, text_file, tmp_path):
+    words = ["model=mine", "data=text_file", f"data.path={text_file}", "trainer=cpu", "trainer.max_steps=1"]
+    outcome = verb("train", f"--config-dir={own_configs}", "-m", *words, "seed=1,2", "hydra.sweep.dir=sweep")
+    assert outcome.code == 0, outcome.err
+    assert len(list(tmp_path.glob("sweep/*/metrics.json"))) == 2
+
+
+def test_folders_of_configs_are_given_in_one_way(verb, own_configs):
+    outcome = verb("train", f"--config-dir={own_configs}", "hydra.searchpath=[file:///tmp]")
+    assert (outcome.code, "do not go together" in outcome.err) == (2, True)
+
+
+def test_another_config_may_be_named(verb, tmp_path):
+    folder = tmp_path / "conf"
+    folder.mkdir()
+    (folder / "tiny.yaml").write_text("defaults:\n  - _self_\nanswer: 42\n")
+    outcome = verb("sample", f"--config-path={folder}", "--config-name=tiny", "--cfg", "job")
+    assert (outcome.code, outcome.out) == (0, "answer: 42\n"), outcome.err
+
+
+def test_the_words_of_the_command_line_stay_as_they_were_typed(verb, tmp_path):
+    verb("sample", "run=nowhere", "prompt=What, ho!")
+    assert sys.argv[1:] == ["run=nowhere", "prompt=What, ho!"]
+
+
+def test_flags_and_settings_come_in_any_order(verb):
+    outcome = verb("train", "seed=4", "--cfg", "job", "name=x", "--package", "seed")
+    assert (outcome.code, outcome.out) == (0, "4\n"), outcome.err

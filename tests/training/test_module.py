@@ -132,7 +132,7 @@ def test_samples_drawn_at_validations_disturb_nobody(verb, tiny, tmp_path: Path)
 
 
 def test_lightning_still_writes_down_which_hook_a_module_is_in(verb, tiny, tmp_path: Path, monkeypatch):
-    """`LanguageModeling.__setattr__` has a short way for this private name: it is set more often than all others."""
+    """`LanguageModeling.__setattr__` has a short way for this private name, set more often than all others."""
     names: Counter[str] = Counter()
     set_attribute = LanguageModeling.__setattr__
 

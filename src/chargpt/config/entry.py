@@ -126,8 +126,10 @@ def _answer(
             settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
             page = string.Template(HydraConfig.get().help.template)
             print(page.substitute(APP_CONFIG_GROUPS=_choices(schema.groups), CONFIG=OmegaConf.to_yaml(settings)))
+    except Mistake:
+        raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise error if isinstance(error, Mistake) else Mistake(one_line(error)) from error
+        raise Mistake(one_line(error)) from error
 
 
 def _choices(groups: Groups) -> str:

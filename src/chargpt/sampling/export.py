@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from chargpt import weights_file
-from chargpt.config.build import SAVED
+from chargpt.config.build import SAVED, SAVED_SINCE
 from chargpt.errors import Mistake
 from chargpt.sampling.trained import TrainedModel, latest, load
 from chargpt.typed_path import shown, typed_path
@@ -58,7 +58,7 @@ def write(trained: TrainedModel, path: Path) -> str:
     weights = {name: weight for name, weight in trained.model.state_dict().items() if name not in tied}
     ours = {
         "version": __version__,
-        "config": {key: trained.config[key] for key in SAVED},
+        "config": {key: trained.config[key] for key in (*SAVED, *SAVED_SINCE) if key in trained.config},
         "tokenizer": trained.tokenizer.as_config(),
         "corpus_sha256": trained.corpus_sha256,
     }

@@ -194,7 +194,7 @@ def _make(config: Mapping[str, Any], path: str, kind: type, arguments: Any) -> A
     try:
         target = locate(config.get("_target_"), path, trusted=True)
         return build(config, path, kind, trusted=True, **arguments(target, config))
-    except Exception as error:
-        cause = error.__cause__ or error
-        hint = ": pip install wandb" if "wandb" in str(cause) else ""
-        raise Mistake(f"{path} cannot be made: {str(cause).splitlines()[0]}{hint}") from error
+    except Exception as error:  # a class of anybody's may raise anything
+        hint = ": pip install wandb" if "wandb" in str(error) else ""
+        reason = (str(error).removeprefix(f"{path}: ").splitlines() or [type(error).__name__])[0]
+        raise Mistake(f"{path} cannot be made: {reason}{hint}") from error
