@@ -63,11 +63,11 @@ def tell(of: RunDirectory, run: RunDirectory) -> None:
     if not before:
         log.info("%s was not finished: there is nothing to compare with", of.path)
         return
-    other = [key for key in now if before.get(key) != now[key]]
+    other = [key for key in now if key in before and before[key] != now[key]]  # an older version had fewer
     if not other:
         log.info("every figure is that of %s", of.path)
         return
-    shown = ", ".join(f"{key} {now[key]} (there {before.get(key)})" for key in other[:4])
+    shown = ", ".join(f"{key} {now[key]} (there {before[key]})" for key in other[:4])
     log.warning("otherwise than in %s: %s%s", of.path, shown, ", ..." if len(other) > 4 else "")
     one, two = (_read(directory.path / "provenance.json") for directory in (of, run))
     for key in CIRCUMSTANCES:
