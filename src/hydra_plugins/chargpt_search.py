@@ -229,4 +229,6 @@ def _returned(trial: "optuna.trial.FrozenTrial") -> JobReturn:
 
     code = int(trial.state == TrialState.FAIL)
     outcome = {"home": trial.user_attrs[HOME], "code": code, "metrics": None, "reason": ""}
-    return JobReturn(_return_value=outcome, status=JobStatus.COMPLETED)
+    returned = JobReturn(status=JobStatus.COMPLETED)
+    returned.return_value = outcome
+    return returned

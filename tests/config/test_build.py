@@ -1,6 +1,7 @@
 """build(): parts from plain data, only from the allow-list, with mistakes told by their place and nearest name."""
 
 import copy
+import datetime
 
 import pytest
 import torch
@@ -179,3 +180,20 @@ def test_an_optimizer_is_a_partial_part_that_waits_for_the_model():
     optimizer = make(nn.Linear(2, 2))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert {group["lr"] for group in optimizer.param_groups} == {0.5}
+
+
+def test_a_trusted_config_may_name_any_class_and_place_its_arguments():
+    made = build({"_target_": "datetime.timedelta", "_args_": [1], "minutes": 5}, trusted=True)
+    assert made == datetime.timedelta(days=1, minutes=5)
+    power = build({"_target_": "builtins.pow", "_partial_": True, "_args_": [2]}, trusted=True)
+    assert power(10) == 1024
+    inner = {"_target_": "datetime.timedelta", "days": 1}
+    assert build({"_target_": "builtins.dict", "_recursive_": False, "inner": inner}, trusted=True) == {
+        "inner": inner
+    }
+
+
+@pytest.mark.parametrize("target", ["datetime.timedelta", "builtins.pow"])
+def test_an_untrusted_config_may_not(target):
+    with pytest.raises(Mistake, match="not one of the parts that may be built"):
+        build({"_target_": target, "_args_": [2, 3]})

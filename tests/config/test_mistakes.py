@@ -102,6 +102,8 @@ SETTINGS = {
     "a callback that is none": ("+callbacks.mine._target_=torch.nn.Identity", "must be a Callback"),
     "a callback that does not exist": ("+callbacks.mine._target_=no_such.Callback", "there is no such module"),
     "neither less nor more": ("mode=best", "min, max"),
+    "a figure that no validation measures": ("monitor=val_los", "did you mean val_loss?"),
+    "a figure by its name in TensorBoard": ("monitor=val/loss", "did you mean val_loss?"),
     # where the run goes
     "a run directory that is taken": ("hydra.run.dir=RUN", "resume=RUN"),
     "a file in the way of the run directory": ("hydra.run.dir=FILES/empty.txt/run", "hydra.run.dir"),

@@ -1,13 +1,16 @@
 """The parts of a run: what a user's own callbacks and loggers are given, and that each thing is built once."""
 
 import json
+import shutil
 from pathlib import Path
 
 import hydra
 import lightning as L
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from chargpt import checkpoint_file
 from chargpt.errors import Mistake
 from chargpt.training.clock import TrainingClock
 from chargpt.training.curves import Curves
@@ -30,12 +33,23 @@ class Wants(L.Callback):
 class Accuracy(L.Callback):
     """Logs a figure of a user's own at each validation: better and better, while the loss does what it does."""
 
-    def __init__(self) -> None:
-        self.looks = 0
+    def __init__(self, first: float = 1.0) -> None:
+        self.looks = first - 1
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.looks += 1
         pl_module.log("val/accuracy", float(self.looks), logger=False)
+
+
+class Writes(L.Callback):
+    """Keeps TensorBoard's writer from the first moment on."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.writer = trainer.logger.experiment
+        self.writer.add_scalar("mine", 1.0, 0)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        self.writer.add_scalar("mine", 1.0, trainer.global_step)
 
 
 class Where(L.Callback):
@@ -62,9 +76,12 @@ def test_a_callback_that_must_monitor_something_monitors_the_score(curves):
     path = "lightning.pytorch.callbacks"
     (stop,) = make_callbacks({"stop": {"_target_": f"{path}.EarlyStopping"}}, curves, TrainingClock(None))
     assert isinstance(stop, EarlyStopping)
-    assert (stop.monitor, stop.mode) == ("val/accuracy", "max")
+    assert (stop.monitor, stop.mode) == ("score", "max")
     typed = {"_target_": f"{path}.EarlyStopping", "monitor": "train/loss"}
     (stop,) = make_callbacks({"stop": typed}, curves, TrainingClock(None))
+    assert (stop.monitor, stop.mode) == ("train/loss", "min")
+    placed = {"_target_": f"{path}.EarlyStopping", "_args_": ["train/loss"]}
+    (stop,) = make_callbacks({"stop": placed}, curves, TrainingClock(None))
     assert (stop.monitor, stop.mode) == ("train/loss", "min")
     (other,) = make_callbacks({"other": {"_target_": f"{path}.ModelCheckpoint"}}, curves, TrainingClock(None))
     assert isinstance(other, ModelCheckpoint)
@@ -131,10 +148,44 @@ def test_another_monitor_would_make_it_another_run(verb, tiny, finished, tmp_pat
     assert "another run" in outcome.err
 
 
-def test_a_monitor_that_no_validation_measures_is_told_with_those_that_there_are(verb, tiny, tmp_path: Path):
-    outcome = verb("train", *tiny, "monitor=val_accuracy", "mode=max", "trainer.max_steps=2", "hydra.run.dir=run")
+def test_a_monitor_that_no_callback_logs_is_told_at_the_first_validation(verb, tiny, tmp_path: Path):
+    words = [f"+callbacks.accuracy._target_={HERE}.Accuracy", "monitor=val_acuracy", "mode=max"]
+    outcome = verb("train", *tiny, *words, "trainer.max_steps=2", "hydra.run.dir=run")
     assert outcome.code == 1
-    assert "val_bpc, val_loss, val_perplexity" in outcome.err.splitlines()[-1]
+    assert "val_accuracy, val_bpc, val_loss, val_perplexity" in outcome.err.splitlines()[-1]
+
+
+def test_a_score_that_is_no_number_ends_the_run_at_that_validation(verb, tiny, tmp_path: Path):
+    words = [f"+callbacks.accuracy._target_={HERE}.Accuracy", "+callbacks.accuracy.first=nan"]
+    words += ["monitor=val_accuracy", "mode=max", "trainer.val_check_interval=2", "hydra.run.dir=run"]
+    outcome = verb("train", *tiny, *words)
+    assert (outcome.code, "val_accuracy is nan at step 2" in outcome.err) == (1, True)
+    assert reading.status(tmp_path / "run")["state"] == "failed"
+
+
+def test_a_user_may_write_to_tensorboard_from_the_start_and_keep_its_writer(verb, tiny, tmp_path: Path):
+    words = [f"+callbacks.mine._target_={HERE}.Writes", "trainer.max_steps=3", "hydra.run.dir=run"]
+    assert verb("train", *tiny, *words).code == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("mine")] == [0, 1, 2, 3]
+
+
+def test_of_a_checkpoint_nothing_but_the_run_itself_is_taken(verb, finished, tmp_path: Path):
+    """Callbacks and loggers may be anything that can be imported: a stranger's file must not name them."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for name in ("last", "best"):
+        path = run / "checkpoints" / f"{name}.ckpt"
+        content = checkpoint_file.read(path)
+        evil = {
+            "evil": {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": ["touched"]}}
+        }
+        content["chargpt"]["config"] |= {"callbacks": evil, "logger": evil, "on_divergence": "nonsense"}
+        checkpoint_file.save(content, path)
+    outcome = verb("train", "resume=run", "trainer.max_steps=21", "callbacks.samples.max_new_tokens=0")
+    assert outcome.code == 0, outcome.err
+    assert not (tmp_path / "touched").exists()
+    assert (run / "tensorboard").is_dir()
 
 
 def test_in_the_process_that_trains_everything_is_composed_twice_and_built_once(verb, tiny, monkeypatch):

@@ -128,8 +128,7 @@ def test_what_a_run_writes_again_after_a_kill_is_shown_once(tmp_path: Path, read
         else:
             logger = TensorBoard(str(tmp_path), purge_step=goes_on_from + 1)
             time.sleep(1.1)  # files of one second are read in the order of a counter, 10 before 9
-            logger.begin()
-            logger.mark_restart(goes_on_from + 1)
+            logger.begin(restart=goes_on_from + 1)
         for step in steps:
             logger.log_metrics({"val/loss": float(step)}, step=step)
             logger.log_text("sample", f"after {step}", step)

@@ -75,7 +75,7 @@ def _build(config: Any, path: str, trusted: bool, **arguments: Any) -> Any:
         parts |= arguments
         given = [_build(value, f"{path}._args_[{i}]", trusted) for i, value in enumerate(config.get("_args_", []))]
         if config.get("_partial_", False):
-            return _Part(target, parts, path)
+            return _Part(target, parts, path, given)
         return _call(target, parts, path, *given)
     if isinstance(config, Sequence) and not isinstance(config, str):
         return [_build(item, f"{path}[{i}]", trusted) for i, item in enumerate(config)]
@@ -85,13 +85,13 @@ def _build(config: Any, path: str, trusted: bool, **arguments: Any) -> Any:
 class _Part(functools.partial):
     """A partial whose refusal of its arguments is told as a mistake in the config."""
 
-    def __new__(cls, target: Any, parts: dict[str, Any], path: str):
-        self = super().__new__(cls, target, **parts)
+    def __new__(cls, target: Any, parts: dict[str, Any], path: str, given: Sequence[Any] = ()):
+        self = super().__new__(cls, target, *given, **parts)
         self.path = path
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _call(self.func, self.keywords | kwargs, self.path, *args)
+        return _call(self.func, self.keywords | kwargs, self.path, *self.args, *args)
 
 
 def locate(name: Any, path: str, trusted: bool = False) -> Any:
@@ -141,6 +141,8 @@ def _call(target: Any, parts: dict[str, Any], path: str, *args: Any) -> Any:
     try:
         signature = inspect.signature(target)
         signature.bind(*args, **parts)
+    except ValueError:  # built-in classes have none
+        pass
     except TypeError as error:
         unknown = [k for k in parts if k not in signature.parameters]
         near = difflib.get_close_matches(unknown[0], signature.parameters, n=1) if unknown else []

@@ -112,6 +112,7 @@ def _answer(
                 raise Mistake("--shell-completion wants to know what to do: install=bash, for example")
             app.shell_completion(name, overrides)
         elif asked == "hydra_help":
+            args.overrides = [word for word in overrides if word.startswith("hydra")]
             app.hydra_help(None, parser, args)
         elif asked == "info":
             check(name, overrides)

@@ -15,6 +15,9 @@ from chargpt.training.hardware import peak_flops
 from chargpt.training.history import History
 from chargpt.training.score import Monitor
 
+FIGURES = ("val_loss", "val_bpc", "val_perplexity")  # that each validation measures
+SCORE = "score"  # the monitor's figure, by this name in `trainer.callback_metrics`
+
 
 class Curves(L.Callback):
     """Logs the training curves every `trainer.log_every_n_steps` steps and at the first, and each validation.
@@ -116,13 +119,15 @@ class Curves(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
-        figures = {name.replace("/", "_"): float(value) for name, value in trainer.callback_metrics.items()}
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name != SCORE}
+        figures = {name.replace("/", "_"): value for name, value in logged.items()}
         self.val_loss = figures["val_loss"]
         figures["val_bpc"] = bits_per_character(self.val_loss, trainer.datamodule.characters_per_token)
         figures["val_perplexity"] = perplexity(self.val_loss)
         self.figures, self.score = figures, figures.get(self.monitor.name)
         if self.score is None:
             raise Failed(f"monitor={self.monitor.name}: a validation measures {', '.join(sorted(figures))}")
+        trainer.callback_metrics[SCORE] = torch.tensor(self.score)
         if self.monitor.is_better(self.score, self.best_score):
             self.best_score, self.best_val_loss, self.best_step = self.score, self.val_loss, step
         if trainer.is_global_zero:
@@ -132,6 +137,10 @@ class Curves(L.Callback):
         if not math.isfinite(self.val_loss):  # before it is saved over the last good checkpoint
             raise Diverged(
                 f"the validation loss is {self.val_loss} at step {step} (learning rate {self._lr:.3g}): {ADVICE}"
+            )
+        if not math.isfinite(self.score):
+            raise Failed(
+                f"monitor={self.monitor.name} is {self.score} at step {step}: checkpoints cannot be compared"
             )
 
     def save(self) -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from chargpt.config.build import SAVED_SINCE
 from chargpt.errors import DONE as DONE_WELL
 from chargpt.errors import FAILED, Mistake
 from chargpt.rank import started_as_rank
 from chargpt.training import lock
 from chargpt.training.identity import identity
 from chargpt.training.run_directory import RunDirectory
+from chargpt.training.score import Monitor, score_of
 from chargpt.training.seconds import seconds_of
 from chargpt.typed_path import typed_path
 
@@ -72,7 +74,8 @@ def look(config: DictConfig, directory: RunDirectory) -> str:
     if saved is None:
         return NEW if not directory.status_file.exists() else AGAIN
     state = directory.read_status()["state"]
-    wanted = OmegaConf.create(OmegaConf.to_container(OmegaConf.masked_copy(config, list(saved)), resolve=True))
+    keys = [key for key in {**saved, **dict.fromkeys(SAVED_SINCE)} if key in config]
+    wanted = OmegaConf.create(OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True))
     _same(directory, saved, wanted)
     if directory.metrics.exists():
         _same_text(directory, wanted)
@@ -86,8 +89,9 @@ def look(config: DictConfig, directory: RunDirectory) -> str:
 def told(directory: RunDirectory, verdict: str) -> str:
     """One line about a run that is not to be trained again."""
     if verdict == DONE:
-        loss = json.loads(directory.metrics.read_text())["val_loss"]
-        return f"{directory.path} is finished already: validation loss {loss:.4f}"
+        metrics = json.loads(directory.metrics.read_text())
+        monitor = Monitor.of(metrics)
+        return f"{directory.path} is finished already: {monitor.words} {score_of(metrics, monitor):.4f}"
     return f"{directory.path} {_ended(directory)}; remove it to run it again"
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from chargpt import rank
 from chargpt.errors import FAILED, INTERRUPTED, Diverged, Failed, Interrupted, Mistake, Pruned
@@ -27,43 +27,53 @@ def recorded(run: Run, record: Record) -> Iterator[None]:
     """Writes down in status.json how a run ended that did not end well. Rank 0 speaks for all."""
 
     def write(state: str, reason: str) -> None:
-        if run.trainer.is_global_zero and (record.is_open or not run.origin.resumed):
-            with contextlib.suppress(OSError):  # a full disk has the error's own words
-                record.open(run.trainer, run.module)  # it may have failed before its first step
+        if run.trainer.is_global_zero:
+            with contextlib.suppress(OSError, Mistake):  # a full disk has the error's own words
+                record.open(run.trainer, run.module)
                 run.directory.write_status(state, run.trainer.global_step, reason)
 
-    go_on = f"python train.py {shlex.quote(f'resume={run.directory.path}')}"
     try:
         yield
     except Interrupted:
         if run.trainer.is_global_zero:
             raise
         # The others leave in silence: a code other than 0 would have Lightning kill rank 0.
-    except (GoBack, Mistake):
+    except GoBack:
         raise
-    except (Diverged, Failed, Pruned) as error:
+    except (Diverged, Pruned) as error:
         write(type(error).__name__.lower(), str(error))
         if run.trainer.is_global_zero or not isinstance(error, Diverged):
             raise
-    except KeyboardInterrupt:  # before the first step, or after the last, while the sample is drawn
-        write("interrupted", "SIGINT")
-        raise Interrupted(f"interrupted. Go on with: {go_on}") from None
-    except SystemExit as left:  # a second Ctrl-C: Lightning has torn itself down and leaves with 1
-        if not isinstance(left.__context__, KeyboardInterrupt):
-            raise
-        if not run.trainer.is_global_zero:
-            raise SystemExit(INTERRUPTED) from None
-        write("interrupted", "a second signal")
-        saved = f"go on from the last checkpoint with: {go_on}"
-        raise Interrupted(
-            f"quit; {saved if run.directory.last.exists() else 'it had no checkpoint yet'}"
-        ) from None
     except BaseException as error:
-        first = run.directory.first_error()
-        write("failed", first or f"{type(error).__name__}: {error}".splitlines()[0])
-        if first and rank.OURS in os.environ and os.environ.get("HYDRA_FULL_ERROR") != "1":
-            # It is written down, and who started the ranks tells the first of them.
-            raise SystemExit(FAILED) from None
-        raise
+        # A run that was to go on and has not done a step is left as it was.
+        told = _told(run, error, write if record.is_open else lambda state, reason: None)
+        if told is error:
+            raise
+        raise told from None
     finally:
         record.close()
+
+
+def _told(run: Run, error: BaseException, write: Callable[[str, str], None]) -> BaseException:
+    """Has the end of the run written down. Returns what is to be raised for it."""
+    go_on = f"python train.py {shlex.quote(f'resume={run.directory.path}')}"
+    if isinstance(error, KeyboardInterrupt):  # before the first step, or after the last, while the sample is drawn
+        write("interrupted", "SIGINT")
+        return Interrupted(f"interrupted. Go on with: {go_on}")
+    if isinstance(error, SystemExit):  # a second Ctrl-C: Lightning has torn itself down and leaves with 1
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            return error
+        if not run.trainer.is_global_zero:
+            return SystemExit(INTERRUPTED)
+        write("interrupted", "a second signal")
+        saved = f"go on from the last checkpoint with: {go_on}"
+        return Interrupted(f"quit; {saved if run.directory.last.exists() else 'it had no checkpoint yet'}")
+    if isinstance(error, Failed | Mistake):
+        write("failed", str(error))
+        return error
+    first = run.directory.first_error()
+    write("failed", first or f"{type(error).__name__}: {error}".splitlines()[0])
+    if first and rank.OURS in os.environ and os.environ.get("HYDRA_FULL_ERROR") != "1":
+        # It is written down, and the process that started the ranks reports the first of them.
+        return SystemExit(FAILED)
+    return error

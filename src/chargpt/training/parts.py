@@ -1,5 +1,6 @@
 """The parts of a run, built from its config, each checked by itself."""
 
+import difflib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from chargpt.data.tokenizer import Tokenizer
 from chargpt.errors import Mistake
 from chargpt.model.language_model import LanguageModel
 from chargpt.training.clock import TrainingClock
-from chargpt.training.curves import Curves
+from chargpt.training.curves import FIGURES, SCORE, Curves
 from chargpt.training.divergence import Rollbacks
 from chargpt.training.matrices import MatrixOptimizer
 from chargpt.training.module import LanguageModeling
 from chargpt.training.run_directory import RunDirectory
 from chargpt.training.schedule import Constant
+from chargpt.training.score import Monitor
 
 
 @dataclass
@@ -144,24 +146,37 @@ def check_batch(batch_size: int, model: LanguageModel, devices: int) -> None:
         )
 
 
+def check_monitor(monitor: Monitor, callbacks: dict[str, Any] | None) -> None:
+    """Raises `Mistake` for a figure that no validation will measure. Only a callback of the user's can add one."""
+    ours = ("chargpt.", "lightning.")
+    own = any(not str(config.get("_target_")).startswith(ours) for config in (callbacks or {}).values() if config)
+    if monitor.name in FIGURES or (own and "/" not in monitor.name):
+        return
+    near = difflib.get_close_matches(monitor.name.replace("/", "_"), FIGURES, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    raise Mistake(
+        f"monitor={monitor.name}: a validation does not measure it{hint} It measures {', '.join(FIGURES)}"
+    )
+
+
 def make_callbacks(configs: dict[str, Any] | None, curves: Curves, clock: TrainingClock) -> list[L.Callback]:
     """The callbacks of the config: ours, Lightning's or the user's.
 
     A constructor's parameter without a default that is named `curves` or `clock`, and that the config leaves out,
-    is given those of the run. So is `monitor`, and `mode` with it: the logged name of the run's monitor, for
-    Lightning's `EarlyStopping` and the like.
+    is given those of the run. So is `monitor`, and `mode` with it, for Lightning's `EarlyStopping` and the like:
+    the curves log the run's score as `score`.
 
     Raises:
         Mistake: one cannot be made, or is no callback.
     """
-    monitor = {"monitor": curves.monitor.name.replace("_", "/", 1), "mode": curves.monitor.mode}
+    monitor = {"monitor": SCORE, "mode": curves.monitor.mode}
 
     def arguments(target: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-        parameters = inspect.signature(target).parameters
-        lacking = {n for n, p in parameters.items() if p.default is p.empty and n not in config}
-        given = {n: v for n, v in {"curves": curves, "clock": clock}.items() if n in lacking}
-        if "monitor" in lacking:
-            given |= {n: v for n, v in monitor.items() if n in parameters and n not in config}
+        free = _free_parameters(target, config)
+        required = {name for name, parameter in free.items() if parameter.default is parameter.empty}
+        given = {name: value for name, value in {"curves": curves, "clock": clock}.items() if name in required}
+        if "monitor" in required:
+            given |= {name: value for name, value in monitor.items() if name in free}
         return given
 
     return [
@@ -188,6 +203,21 @@ def make_loggers(configs: dict[str, Any] | None, step: int | None) -> list[Logge
     return [
         _make(config, f"logger.{name}", Logger, arguments) for name, config in (configs or {}).items() if config
     ]
+
+
+def _free_parameters(target: Any, config: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
+    """The parameters that may be given by name, and that the config leaves out."""
+    try:
+        signature = inspect.signature(target)
+        taken = signature.bind_partial(*config.get("_args_", [])).arguments
+    except (TypeError, ValueError):  # no signature, or too many arguments, which the call itself will say
+        return {}
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in by_name and name not in taken and name not in config
+    }
 
 
 def _make(config: Mapping[str, Any], path: str, kind: type, arguments: Any) -> Any:

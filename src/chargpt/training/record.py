@@ -1,5 +1,6 @@
 """What a run writes down about itself when it begins: its config, provenance, log and status."""
 
+import contextlib
 import logging
 import logging.handlers
 import os
@@ -24,9 +25,13 @@ from chargpt.training.tensorboard import TensorBoard
 
 
 class Record(L.Callback):
-    """Opens the run's directory when training starts.
+    """Opens the run's directory: at once if the run is new, else once its first step is done.
 
-    By then Lightning has loaded the checkpoint: where a run cannot be resumed, its directory stays as it was.
+    By then all that a checkpoint holds has been loaded and used: where a run cannot be resumed, its directory
+    stays as it was.
+
+    Attributes:
+        is_open: whether that is done.
 
     Args:
         directory: of the run; it exists.
@@ -47,31 +52,37 @@ class Record(L.Callback):
     ):
         self._directory, self._config, self._origin = directory, config, origin
         self._data, self._curves, self._messages = data, curves, messages
-        self._log: logging.FileHandler | None = None
-
-    @property
-    def is_open(self) -> bool:
-        return self._log is not None
+        self._log: _LogFile | None = None
+        self._step = 0  # that training started from
+        self.is_open = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        try:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if not self.is_open and trainer.global_step != self._step:
             self.open(trainer, pl_module)
-        except OSError as error:
-            raise Mistake(f"{self._directory.path} cannot be written: {error.strerror}") from error
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.open(trainer, pl_module)  # also where no step was left to do
 
     def open(self, trainer: L.Trainer, module: LanguageModeling) -> None:
-        """Writes the record of a run that begins or goes on; on rank 0, and once."""
-        if self.is_open or not trainer.is_global_zero:
-            return
+        """Writes the record of a run that begins or goes on: once, and on rank 0. Called on all ranks.
+
+        Raises:
+            Mistake: the directory cannot be written.
+        """
+        if trainer.is_global_zero and not self.is_open:
+            try:
+                self._open(trainer, module)
+            except OSError as error:
+                raise Mistake(f"{self._directory.path} cannot be written: {error.strerror}") from error
+        self.is_open = True
+
+    def _open(self, trainer: L.Trainer, module: LanguageModeling) -> None:
         directory, origin, step = self._directory, self._origin, self._origin.step
         if rank.OURS not in os.environ:  # else the process that started the ranks has done it
             directory.tidy()
-        self._log = logging.FileHandler(directory.log, encoding="utf-8", errors="backslashreplace")
-        self._log.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
-        logging.getLogger().addHandler(self._log)
-        self._messages.setTarget(self._log)
-        self._messages.flush()
-        logging.getLogger().removeHandler(self._messages)
         if origin.repeated:
             rerun.copy_record(origin.repeated, directory)
         config = OmegaConf.create(self._config)
@@ -80,6 +91,7 @@ class Record(L.Callback):
         threads = torch.get_num_threads()
         record = provenance(data.corpus.name, data.corpus_sha256, device, trainer.world_size, threads)
         write_json(directory.path / "provenance.json", record)
+        self._begin_log()
         # Cut off before the best was told from the last, or the best is lost.
         if origin.progress and step in (Curves.best_step_in(origin.progress), self._curves.best_from):
             Checkpoints.copy(origin.checkpoint, directory.best)
@@ -87,14 +99,20 @@ class Record(L.Callback):
             self._curves.rewind(step)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoard):
-                logger.begin()
-                if origin.resumed:
-                    logger.mark_restart(step + 1)
+                logger.begin(restart=step + 1 if origin.resumed else None)
                 logger.start_hparams(report.hyperparameters(self._config, module))
                 logger.log_text("config", OmegaConf.to_yaml(config), step)
         if directory.metrics.exists():
             directory.metrics.replace(directory.metrics_before)
         directory.write_status("running", step)
+
+    def _begin_log(self) -> None:
+        self._log = _LogFile(self._directory.log, encoding="utf-8", errors="backslashreplace")
+        self._log.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+        logging.getLogger().addHandler(self._log)
+        self._messages.setTarget(self._log)
+        self._messages.flush()
+        logging.getLogger().removeHandler(self._messages)
 
     def close(self) -> None:
         """Ends `train.log`."""
@@ -102,3 +120,14 @@ class Record(L.Callback):
         if self._log is not None:
             logging.getLogger().removeHandler(self._log)
             self._log.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short: the run itself says what is wrong."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()

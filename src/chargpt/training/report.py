@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from chargpt import rank
 from chargpt.training.hardware import device_name
@@ -65,10 +66,10 @@ def closing(run: Run, metrics: dict[str, Any], text: str) -> None:
         f"{metrics['final_val_loss']:.4f} at the last step; {metrics['val_bpc']:.3f} bits a character",
         "time": f"{metrics['steps']:,} steps in {metrics['train_seconds']:.0f} s of training, "
         f"{metrics['tokens_per_second']:,.0f} tokens/s{mfu}",
-        "run": f"{path}",
-        "sample": f"{python} sample.py {run_word}{prompt}",
-        "look": f"{board} --logdir {shlex.quote(str(logs))}",
-        "go on": f"{python} train.py {resume_word} {further}",
+        "run": escape(f"{path}"),
+        "sample": escape(f"{python} sample.py {run_word}{prompt}"),
+        "look": escape(f"{board} --logdir {shlex.quote(str(logs))}"),
+        "go on": escape(f"{python} train.py {resume_word} {further}"),
     }
     for name, line in rows.items():
         if name in ("loss", "time") or not in_sweep:

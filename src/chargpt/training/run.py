@@ -27,6 +27,7 @@ from chargpt.training.curves import Curves
 from chargpt.training.divergence import MOST, Rollbacks
 from chargpt.training.hardware import make_trainer
 from chargpt.training.history import History
+from chargpt.training.identity import LATER
 from chargpt.training.interruption import Interruption
 from chargpt.training.meeting import join, leave
 from chargpt.training.outcome import GoBack, recorded
@@ -35,6 +36,7 @@ from chargpt.training.parts import (
     Run,
     check_batch,
     check_model,
+    check_monitor,
     check_strategy,
     make_callbacks,
     make_loggers,
@@ -86,6 +88,8 @@ def _train(config: dict[str, Any], directory: RunDirectory, diverged_at: list[in
         logging.getLogger().removeHandler(messages)
         raise
     with recorded(run, record):
+        if not run.origin.resumed:  # a run that goes on is touched once its first step has shown that it can
+            record.open(run.trainer, run.module)
         if run.trainer.is_global_zero:
             report.opening(run)
             rank.tell_ready()
@@ -132,9 +136,11 @@ def saved_config(
     directory: RunDirectory, progress: dict[str, Any] | None, composed: dict[str, Any]
 ) -> dict[str, Any]:
     """The config of a run that goes on or is repeated, with what this command line may change of it."""
-    saved = OmegaConf.to_container(directory.read_config() or OmegaConf.create())
-    if progress:
-        saved |= progress["chargpt"]["config"]
+    saved = {key: LATER[key] for key in SAVED_SINCE}
+    saved |= OmegaConf.to_container(directory.read_config() or OmegaConf.create())
+    if progress:  # of the rest nothing is taken from a file: callbacks and loggers may be anything
+        content = progress["chargpt"]["config"]
+        saved |= {key: content[key] for key in (*SAVED, *SAVED_SINCE) if key in content}
     saved["data"] = text_settings(saved)
     return changed(saved, composed, task_overrides(), directory.read_choices())
 
@@ -150,6 +156,7 @@ def _build(
         raise Mistake(f"name={config['name']}: it is the name of a folder in outputs/, and no path")
     settings, progress = config["trainer"], origin.progress
     monitor = Monitor(config["monitor"], config["mode"])
+    check_monitor(monitor, config["callbacks"])
 
     torch.manual_seed(derive(config["seed"]))
     data = read_text(config["data"], directory, progress)
@@ -197,6 +204,8 @@ def _build(
     if trainer.strategy.root_device.type == "cpu":
         passes, here = trainer.accumulate_grad_batches, trainer.num_devices
         out_of_memory.check(module, data.batch_size * here // trainer.world_size, data.block_size, here, passes)
+    if not trainer.is_global_zero:  # which alone writes train.log
+        logging.getLogger().removeHandler(messages)
     run = Run(config, directory, origin, data, module, trainer, clock, curves, rollbacks)
     if progress:
         check_state(run, progress)

@@ -3,15 +3,15 @@
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import DummyExperiment
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 
 class TensorBoard(TensorBoardLogger):
     """Lightning's logger, in the run's folder `tensorboard/`, with text and a filled HParams tab.
 
-    The file of events is made by `begin`. Lightning asks for it earlier, before it loads a checkpoint: a run that
-    cannot be resumed must not get one.
+    The file of events is made by `begin`; what is logged before then follows. Lightning asks for it earlier,
+    before it loads a checkpoint: a run that cannot be resumed must not get one.
 
     Args:
         directory: the run directory.
@@ -28,21 +28,29 @@ class TensorBoard(TensorBoardLogger):
             flush_secs=flush_secs,
             **settings,
         )
+        self._writer = _DeferredWriter()
 
-    _begun = False
+    @rank_zero_only
+    def begin(self, restart: int | None = None) -> None:
+        """Makes the file of events.
 
-    def begin(self) -> None:
-        """From now on what is logged is written."""
-        self._begun = True
+        Args:
+            restart: the first step that a resumed run will log again; TensorBoard hides the points from it on.
+        """
+        writer = TensorBoardLogger.experiment.fget(self)
+        if restart is not None:
+            _mark_restart(writer, restart)
+        self._writer.begin(writer)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Lightning's own call: `start_hparams` does its work."""
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
-        """torch's `SummaryWriter`; before `begin`, and on other ranks than 0, one that does nothing."""
-        return super().experiment if self._begun else DummyExperiment()
+        """Stands for torch's `SummaryWriter`: keeps the calls until `begin`."""
+        return self._writer
 
     @rank_zero_only
     def save(self) -> None:
@@ -67,18 +75,34 @@ class TensorBoard(TensorBoardLogger):
         writer.add_summary(start)
 
     @rank_zero_only
-    def mark_restart(self, step: int) -> None:
-        """Has TensorBoard hide the points from `step` on, which a resumed run will write again.
-
-        `purge_step` makes the first such mark of the file, which TensorBoard takes for the beginning of a run.
-        """
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-        mark = Event(session_log=SessionLog(status=SessionLog.START))
-        self.experiment.file_writer.add_event(mark, step)
-
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         self.experiment.flush()
         if status == "success":
             self.experiment.close()
+
+
+class _DeferredWriter:
+    """Keeps the calls of methods until there is a writer, makes them then, and hands on all that follow."""
+
+    def __init__(self) -> None:
+        self._writer: Any = None
+        self._calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def begin(self, writer: Any) -> None:
+        self._writer = writer
+        for name, args, kwargs in self._calls:
+            getattr(writer, name)(*args, **kwargs)
+        self._calls.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        if self._writer is not None:
+            return getattr(self._writer, name)
+        return lambda *args, **kwargs: self._calls.append((name, args, kwargs))
+
+
+def _mark_restart(writer: Any, step: int) -> None:
+    """The mark of `purge_step` is the first of its file, which TensorBoard takes for the beginning of a run."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    mark = Event(session_log=SessionLog(status=SessionLog.START))
+    writer.file_writer.add_event(mark, step)
