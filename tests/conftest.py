@@ -60,6 +60,15 @@ def tiny(text_file: Path) -> list[str]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def restored_environment():
+    """Lightning's strategies write into the environment: a later test's process would take itself for a rank."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+
+
 @dataclass
 class Outcome:
     code: int
