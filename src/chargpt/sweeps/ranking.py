@@ -98,7 +98,7 @@ class Ranking:
 
 
 def rank_apart(runs: Sequence[RecordedRun]) -> list[Ranking]:
-    """A ranking for each monitor; runs whose monitor nobody knows join the first."""
+    """A ranking for each monitor; runs whose monitor cannot be read belong to the first."""
     first = next((run.monitor for run in runs if run.monitor), Monitor())
     groups: dict[Monitor, list[RecordedRun]] = {}
     for run in runs:

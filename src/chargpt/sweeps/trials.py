@@ -23,7 +23,7 @@ def counted(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
 def make_up_for_cut_off(study: "optuna.Study") -> None:
     """Fails each trial that is running, and enqueues another one with the same values.
 
-    Called while nobody runs trials of the study. Optuna's own way, a heartbeat, works under `Study.optimize` only.
+    Called while no process runs trials of the study. Optuna's heartbeat works under `Study.optimize` only.
     """
     from optuna.trial import TrialState
 

@@ -37,7 +37,7 @@ PLACE = ("data.path",)
 FREE_GROUPS = ("logger", "callbacks", "hydra", "resume", "rerun")
 # What a resumed run may have otherwise than before.
 MAY_CHANGE = (*FREE, *LENGTH, *PLACE)
-# Settings that came later, each with the value that means what was before: a run from then has them all the same.
+# Defaults for settings that are missing from older runs and checkpoints.
 LATER = {
     "data.block_warmup": 0,
     "model.n_grams.dropout": 0,

@@ -190,7 +190,7 @@ def make_loggers(configs: dict[str, Any] | None, step: int | None) -> list[Logge
     """The loggers of the config: ours, Lightning's or the user's.
 
     Args:
-        step: that a resumed run goes on from; TensorBoard is told to hide what an earlier part logged after it.
+        step: of the checkpoint that a resumed run starts from; TensorBoard hides earlier points after it.
 
     Raises:
         Mistake: one cannot be made, or is no logger.

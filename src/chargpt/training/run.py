@@ -110,7 +110,7 @@ def setup(
     messages: logging.handlers.MemoryHandler,
     diverged_at: Sequence[int] = (),
 ) -> tuple[Run, Record]:
-    """Builds every part, so that each mistake is told before anything is written.
+    """Builds every part and checks it, before anything is written.
 
     Args:
         messages: what is logged, for `train.log`.
