@@ -1,4 +1,4 @@
-"""The study of a search: what it is told, which trials count, that it is found again. No job is trained here."""
+"""The study of a search: its direction, which trials count, and that it is found again, without training."""
 
 import json
 from collections.abc import Callable

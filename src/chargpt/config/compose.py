@@ -77,15 +77,20 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """
     parsed, schema = check(config_name, overrides)
     try:
-        config = hydra.compose(config_name, overrides, return_hydra_config=True)
+        config = load(config_name, overrides)
         check_interpolated(parsed, config, schema)
-        HydraConfig.instance().set_config(config)
-        config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
         if lacking := sorted(missing(OmegaConf.to_container(config))):
             raise Mistake(f"{' and '.join(lacking)} must be given: add {lacking[0]}=...")
     except (HydraException, OmegaConfBaseException) as error:
         raise Mistake(one_line(error)) from error
     return config
+
+
+def load(config_name: str, overrides: list[str]) -> DictConfig:
+    """The config as Hydra composes it, unchecked, with Hydra's own part in `HydraConfig`."""
+    config = hydra.compose(config_name, overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
 
 def task_overrides() -> list[str]:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from chargpt import rank
-from chargpt.config.compose import check, compose, searchpath
+from chargpt.config.compose import check, compose, load, searchpath
 from chargpt.config.overrides import one_line, parse, quote
 from chargpt.config.schema import Groups
 from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Diverged, Failed, Interrupted, Mistake, Pruned
@@ -122,11 +122,9 @@ def _answer(
             app.show_cfg(name, overrides, args.cfg, args.package, args.resolve)
         else:
             _, schema = check(name, overrides)
-            config = hydra.compose(name, overrides, return_hydra_config=True)
-            HydraConfig.instance().set_config(config)
-            settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            config = load(name, overrides)
             page = string.Template(HydraConfig.get().help.template)
-            print(page.substitute(APP_CONFIG_GROUPS=_choices(schema.groups), CONFIG=OmegaConf.to_yaml(settings)))
+            print(page.substitute(APP_CONFIG_GROUPS=_choices(schema.groups), CONFIG=OmegaConf.to_yaml(config)))
     except Mistake:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -175,7 +175,7 @@ def _build(
     if progress and not best_is_whole(directory, progress):
         curves.best_from = origin.step
         log.warning("%s is not whole: the best is looked for anew from step %d", directory.best, curves.best_from)
-    saved = {key: config[key] for key in (*SAVED, *SAVED_SINCE) if key in config}
+    saved = {key: config[key] for key in (*SAVED, *SAVED_SINCE)}
     identity = {"config": saved, "tokenizer": data.tokenizer.as_config(), "corpus_sha256": data.corpus_sha256}
     checkpoints = Checkpoints(directory, curves, identity, last_is_whole=origin.checkpoint == directory.last)
     record = Record(directory, config, origin, data, curves, messages)
