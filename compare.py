@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from chargpt.config.entry import entry_point
+from chargpt.cli.app import entry_point
 
 
 @entry_point("compare")

@@ -2,12 +2,12 @@
 
 from omegaconf import DictConfig
 
-from chargpt.config.entry import entry_point
+from chargpt.cli.app import entry_point
 
 
 @entry_point("evaluate")
 def main(config: DictConfig) -> None:
-    from chargpt.sampling.evaluate import evaluate
+    from chargpt.inference.evaluate import evaluate
 
     evaluate(config.run, config.split, config.device, config.get("data"))
 

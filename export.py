@@ -2,12 +2,12 @@
 
 from omegaconf import DictConfig
 
-from chargpt.config.entry import entry_point
+from chargpt.cli.app import entry_point
 
 
 @entry_point("export")
 def main(config: DictConfig) -> None:
-    from chargpt.sampling.export import export
+    from chargpt.inference.export import export
 
     export(**config)
 

@@ -2,12 +2,12 @@
 
 from omegaconf import DictConfig
 
-from chargpt.config.entry import entry_point
+from chargpt.cli.app import entry_point
 
 
 @entry_point("look")
 def main(config: DictConfig) -> None:
-    from chargpt.looking.look import look
+    from chargpt.cli.visualize import look
 
     look(**config)
 

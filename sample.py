@@ -2,12 +2,12 @@
 
 from omegaconf import DictConfig
 
-from chargpt.config.entry import entry_point
+from chargpt.cli.app import entry_point
 
 
 @entry_point("sample")
 def main(config: DictConfig) -> None:
-    from chargpt.sampling.write import write
+    from chargpt.cli.sample import write
 
     write(**config)
 

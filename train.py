@@ -2,12 +2,12 @@
 
 from omegaconf import DictConfig
 
-from chargpt.config.entry import entry_point
+from chargpt.cli.app import entry_point
 
 
 @entry_point("train")
 def main(config: DictConfig) -> None:
-    from chargpt.training.start import train
+    from chargpt.cli.train import train
 
     train(config)
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from chargpt.config.overrides import quoted
 from chargpt.data.corpus import TinyShakespeare
-from chargpt.sweeps.finished import read_run
-from chargpt.whole import write_whole
+from chargpt.runs.finished import read_run
+from chargpt.utils.atomic_write import write_whole
 
 ROOT = Path(__file__).parent.parent
 KEYS = ("final_val_loss", "train_seconds", "parameters")

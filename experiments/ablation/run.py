@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from chargpt.sweeps.markdown import mean_and_spread, put, table
-from chargpt.sweeps.rows import write_rows
+from chargpt.utils.csv_io import write_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import held_out

@@ -21,9 +21,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from run import HERE, VARIANTS
 
-from chargpt.config.build import build
+from chargpt.config.instantiate import build
 from chargpt.model.loss import cross_entropy
-from chargpt.sweeps.rows import write_rows
+from chargpt.utils.csv_io import write_rows
 
 VOCABULARY = 65
 # What happens outside of these three, or to the schedule alone: a step takes what the recipe's takes.

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from statistics import mean
 
+from chargpt.runs.record import is_run, read_any
 from chargpt.sweeps.compare import compare
+from chargpt.sweeps.formatting import flops_text, short_names
 from chargpt.sweeps.markdown import put, table
 from chargpt.sweeps.ranking import Row, rank
-from chargpt.sweeps.recorded import is_run, read_any
-from chargpt.sweeps.wording import flops_text, short_names
 
 HERE = Path(__file__).parent
 SHOWN = 5

@@ -14,7 +14,7 @@ from statistics import mean
 import numpy as np
 from matplotlib.figure import Figure
 
-from chargpt.sweeps.finished import FinishedRun, read_run
+from chargpt.runs.finished import FinishedRun, read_run
 from chargpt.sweeps.markdown import mean_and_spread, put, table
 
 HERE = Path(__file__).parent

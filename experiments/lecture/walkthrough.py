@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -34,19 +36,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from chargpt.data.blocks import EveryBlock, RandomBlocks
+from chargpt.analysis.characters import visible
+from chargpt.analysis.plots import draw_attention
+from chargpt.analysis.predictions import attention_maps
 from chargpt.data.corpus import TinyShakespeare
+from chargpt.data.dataloader import EveryBlock, RandomBlocks
 from chargpt.data.tokenizer import CharTokenizer
-from chargpt.looking.characters import visible
-from chargpt.looking.pictures import draw_attention
-from chargpt.looking.predictions import attention_maps
+from chargpt.inference.generate import generate
 from chargpt.model.attention import CausalSelfAttention
 from chargpt.model.bigram import Bigram
 from chargpt.model.feed_forward import FeedForward
 from chargpt.model.initialization import torch_default
 from chargpt.model.position import Learned
 from chargpt.model.transformer import Transformer
-from chargpt.sampling.generate import generate
 
 torch.manual_seed(1337)
 plt.rcParams["figure.dpi"] = 100
@@ -582,7 +584,7 @@ import csv
 import hydra
 from omegaconf import OmegaConf
 
-from chargpt.config.build import build
+from chargpt.config.instantiate import build
 
 HERE = Path.cwd()
 with hydra.initialize_config_dir(str(HERE.parent.parent / "conf"), version_base="1.3"):

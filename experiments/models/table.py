@@ -12,9 +12,9 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from chargpt.sweeps.finished import FinishedRun, read_run
+from chargpt.runs.finished import FinishedRun, read_run
 from chargpt.sweeps.markdown import mean_and_spread, put, table
-from chargpt.sweeps.rows import write_rows
+from chargpt.utils.csv_io import write_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 from law import Law, best_size, fit
 
 from chargpt.sweeps.markdown import put, table
-from chargpt.sweeps.rows import write_rows
+from chargpt.utils.csv_io import write_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import held_out

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from one import HERE, SHAPES, measure
 
-from chargpt.sweeps.rows import write_rows
+from chargpt.utils.csv_io import write_rows
 
 HEAD = 64  # channels of a head
 

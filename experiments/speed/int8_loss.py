@@ -9,7 +9,7 @@ import torch
 
 import chargpt
 from chargpt.data.corpus import TinyShakespeare
-from chargpt.sampling.context import Context
+from chargpt.inference.context import Context
 
 TOKENS = 20_000  # of the validation text
 

@@ -77,10 +77,10 @@ def bare(shape: dict[str, Any], name: str, steps: int, device: str, checkout: Pa
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from chargpt.config.build import build
-    from chargpt.data.blocks import RandomBlocks
-    from chargpt.memory import keep_heap
+    from chargpt.config.instantiate import build
+    from chargpt.data.dataloader import RandomBlocks
     from chargpt.model.loss import cross_entropy
+    from chargpt.utils.memory import keep_heap
 
     keep_heap()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

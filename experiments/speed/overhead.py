@@ -24,7 +24,7 @@ from one import HERE, ROOT, SHAPES, words
 
 import chargpt
 from chargpt.model.loss import cross_entropy
-from chargpt.sweeps.rows import write_rows
+from chargpt.utils.csv_io import write_rows
 
 TURN = 50  # steps
 TREE = Path(chargpt.__file__).resolve().parents[2]  # the checkout that is measured: train.py and conf/ are its own

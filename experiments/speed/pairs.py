@@ -10,7 +10,7 @@ from pathlib import Path
 
 from one import HERE, SHAPES, measure
 
-from chargpt.sweeps.rows import write_rows
+from chargpt.utils.csv_io import write_rows
 
 STEPS = {"gpt_nano": 300, "gpt_small": 6}
 

@@ -14,10 +14,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from chargpt.config.build import build
-from chargpt.memory import keep_heap
-from chargpt.sampling.generate import generate
-from chargpt.sweeps.rows import write_rows
+from chargpt.config.instantiate import build
+from chargpt.inference.generate import generate
+from chargpt.utils.csv_io import write_rows
+from chargpt.utils.memory import keep_heap
 
 HERE = Path(__file__).parent
 CHARACTERS = 500

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from chargpt.data.datamodule import TextDataModule
+from chargpt.inference.evaluate import measure
 from chargpt.model.language_model import LanguageModel
-from chargpt.sampling.evaluate import measure
 
 # Its README's setting for a laptop; and its default for one GPU.
 LAPTOP = dict(

@@ -16,8 +16,8 @@ from pathlib import Path
 from nanogpt import train
 from scipy.stats import ttest_1samp
 
-from chargpt.sweeps.finished import read_run
-from chargpt.sweeps.rows import write_rows
+from chargpt.runs.finished import read_run
+from chargpt.utils.csv_io import write_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from chargpt.training.history import History
+from chargpt.training.loggers.history import History
 
 IN_A_STEP = ("forward", "backward", "optimizer")
 IN_A_CHECKPOINT = ("writing", "written", "renamed")

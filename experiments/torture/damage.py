@@ -21,7 +21,7 @@ import forks
 from hostile import contents, pickles
 
 from chargpt.sweeps.markdown import put, table
-from chargpt.sweeps.rows import read_rows, write_rows
+from chargpt.utils.csv_io import read_rows, write_rows
 
 HERE = Path(__file__).parent
 CUTS, FLIPS = 100, 100

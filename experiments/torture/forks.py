@@ -58,12 +58,12 @@ def warm() -> None:
     import torch.utils.tensorboard
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    import chargpt.looking.look
-    import chargpt.sampling.evaluate
-    import chargpt.sampling.write
+    import chargpt.cli.sample
+    import chargpt.cli.visualize
+    import chargpt.inference.evaluate
     import chargpt.sweeps.compare
     import chargpt.sweeps.sweep
-    import chargpt.training.run
+    import chargpt.training.loop
 
     del lightning, chargpt
     ENVIRONMENT["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # its list of fonts is not the verbs' doing

@@ -27,7 +27,7 @@ from texts import PROMPTS, TEXTS, Text
 
 from chargpt.config.overrides import quoted
 from chargpt.sweeps.markdown import put, table
-from chargpt.sweeps.rows import write_rows
+from chargpt.utils.csv_io import write_rows
 
 HERE = Path(__file__).parent
 # Legal numbers that only make a run long, and the most of them that is tried.
@@ -63,7 +63,7 @@ WRONG += [
 PARTS = str.split("""
 torch.nn.Identity torch.nn.Linear torch.nn.GELU torch.nn.LayerNorm torch.nn.Module torch.nn torch.optim.Adam
 torch.optim.LBFGS chargpt.model.bigram.Bigram chargpt.model.transformer.Block chargpt.data.tokenizer.CharTokenizer
-chargpt.training.optimizer.adamw chargpt.training.schedule.Constant chargpt.model.position.Rotary os.makedirs nope
+chargpt.optim.adamw.adamw chargpt.optim.lr_schedule.Constant chargpt.model.position.Rotary os.makedirs nope
 """)
 FLAGS = str.split("""
 --cfg --cfg=job --cfg=all --cfg=hydra --resolve --package=model --package=nope --help --info --info=all --info=nope

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.hub
 
-from chargpt import checkpoint_file
+from chargpt.checkpoint import torch_file
 
 Hostile = tuple[str, str, bytes, tuple[str, ...]]  # kind, in words, content, the verbs that must refuse it
 TIED = "model.head.weight"  # the same as the embedding's, which is there
@@ -98,7 +98,7 @@ def edited(whole: bytes, edit: Callable[[dict], Any]) -> bytes:
 
 def sealed(content: object) -> bytes:
     path = Path("/dev/shm" if Path("/dev/shm").is_dir() else ".") / f"sealed-{os.getpid()}.ckpt"
-    checkpoint_file.save(content, path)
+    torch_file.save(content, path)
     try:
         return path.read_bytes()
     finally:
@@ -109,11 +109,11 @@ TARGETS = str.split("""
 os.makedirs os.system os.mkdir subprocess.run subprocess.call builtins.open builtins.exec builtins.eval
 pathlib.Path pathlib.Path.touch shutil.copy torch.load torch.save torch.hub.load
 torch.hub.download_url_to_file hydra.utils.instantiate hydra.utils.call omegaconf.OmegaConf.save
-lightning.Trainer chargpt.load chargpt.checkpoint_file.save chargpt.whole.write_whole
-chargpt.training.run_directory.write_json chargpt.data.tokenizer.np.save chargpt.data.tokenizer.torch.save
+lightning.Trainer chargpt.load chargpt.checkpoint.torch_file.save chargpt.utils.atomic_write.write_whole
+chargpt.runs.directory.write_json chargpt.data.tokenizer.np.save chargpt.data.tokenizer.torch.save
 chargpt.data.corpus.os.makedirs chargpt.data.datamodule.hashlib.file_digest chargpt.data.datamodule.partial
 chargpt.model.transformer.torch.hub.load chargpt.model.transformer.nn.Module
-chargpt.training.optimizer.torch.save chargpt.training.schedule.math.cos
+chargpt.optim.adamw.torch.save chargpt.optim.lr_schedule.math.cos
 chargpt.data.datamodule.TinyShakespeare chargpt.data.datamodule.TextFiles torch.nn.Module
 torch.nn.modules.module.torch.save torch.nn.functional.torch.save torch.nn.parallel.DistributedDataParallel
 torch.nn torch.optim.swa_utils.torch.save chargpt.model chargpt chargpt.model.transformer

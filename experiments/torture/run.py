@@ -28,7 +28,7 @@ from same import differences
 from chargpt.config.overrides import quoted
 from chargpt.data.corpus import TinyShakespeare
 from chargpt.sweeps.markdown import put, table
-from chargpt.sweeps.rows import read_rows, write_rows
+from chargpt.utils.csv_io import read_rows, write_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

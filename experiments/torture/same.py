@@ -6,7 +6,7 @@ from pathlib import Path
 # What TensorBoard's own server reads with.
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-from chargpt.training.rerun import TIMES, figures
+from chargpt.runs.reproduce import TIMES, figures
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.training import reading

@@ -12,8 +12,8 @@ __all__ = ["Mistake", "__version__", "load"]
 
 
 def load(run, device="cpu"):
-    """A trained model, ready to use: see `chargpt.sampling.trained.load`. Imports torch, but neither Lightning
+    """A trained model, ready to use: see `chargpt.inference.pretrained.load`. Imports torch, but neither Lightning
     nor Hydra."""
-    from chargpt.sampling.trained import load
+    from chargpt.inference.pretrained import load
 
     return load(run, device)

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from chargpt.data.corpus import TinyShakespeare
 from chargpt.errors import Mistake
-from chargpt.training.parts import Run
-from chargpt.training.run import setup
-from chargpt.training.run_directory import RunDirectory
+from chargpt.runs.directory import RunDirectory
+from chargpt.training.loop import setup
+from chargpt.training.setup import Run
 from tests.config.conftest import CONF
 
 HARDWARE = ["gpu", "mps", "fsdp"]  # choices of `trainer` that not every machine can build

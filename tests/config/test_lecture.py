@@ -6,7 +6,7 @@ import re
 import pytest
 from torch import nn
 
-from chargpt.config.build import build
+from chargpt.config.instantiate import build
 from chargpt.model.attention import CausalSelfAttention
 from chargpt.model.bigram import Bigram
 from chargpt.model.feed_forward import FeedForward, LinearReLU
@@ -49,11 +49,11 @@ def test_the_recipe_is_the_lectures(compose, name, steps, batch, block, lr):
     config = compose(f"+lecture={name}")
     assert config.trainer.max_steps == steps
     assert (config.data.batch_size, config.data.block_size, config.data.train_fraction) == (batch, block, 0.9)
-    assert config.optimizer._target_ == "chargpt.training.optimizer.adamw"
+    assert config.optimizer._target_ == "chargpt.optim.adamw.adamw"
     # torch's own defaults, as in the lecture's torch.optim.AdamW(model.parameters(), lr=...)
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.eps) == (lr, 0.01, 1e-8)
     assert config.optimizer.betas == [0.9, 0.999]
-    assert config.schedule == {"_target_": "chargpt.training.schedule.Constant", "warmup_steps": 0}
+    assert config.schedule == {"_target_": "chargpt.optim.lr_schedule.Constant", "warmup_steps": 0}
     assert config.trainer.gradient_clip_val is None
     assert config.trainer.accumulate_grad_batches == 1
 

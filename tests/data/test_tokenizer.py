@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chargpt.config.build import build
+from chargpt.config.instantiate import build
 from chargpt.data import tokenizer as tokenizers
 from chargpt.data.tokenizer import CharTokenizer, Tokenizer
 from chargpt.errors import Mistake

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from chargpt.config.build import build
+from chargpt.config.instantiate import build
 from chargpt.model.attention import CausalSelfAttention
 from chargpt.model.feed_forward import FeedForward
 from chargpt.model.initialization import torch_default

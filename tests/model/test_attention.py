@@ -11,8 +11,8 @@ from torch import nn
 
 from chargpt.errors import Mistake
 from chargpt.model.attention import CausalSelfAttention, KeyValueCache
+from chargpt.model.block_context import Surroundings
 from chargpt.model.position import Rotary
-from chargpt.model.surroundings import Surroundings
 from tests.model.lecture import MultiHeadAttention
 
 

@@ -9,13 +9,13 @@ from torch import nn
 
 from chargpt.errors import Mistake
 from chargpt.model.attention import CausalSelfAttention
+from chargpt.model.block_context import Surroundings
 from chargpt.model.feed_forward import LinearReLU, SwiGLU
 from chargpt.model.initialization import gpt2, normal, torch_default, unit_embedding, zero_projections
 from chargpt.model.loss import cross_entropy
-from chargpt.model.n_grams import NGrams
+from chargpt.model.ngram_embedding import NGrams
 from chargpt.model.position import Rotary
-from chargpt.model.surroundings import Surroundings
-from chargpt.model.values import ValueEmbedding
+from chargpt.model.value_residual import ValueEmbedding
 
 SIZES = dict(vocab_size=200, block_size=100, n_layer=3, n_head=4, n_embd=64)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chargpt.data.blocks import IGNORE
+from chargpt.data.dataloader import IGNORE
 from chargpt.model.loss import bits_per_character, cross_entropy, perplexity
 
 

@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chargpt.errors import Mistake
 from chargpt.model.attention import CausalSelfAttention
+from chargpt.model.block_context import Surroundings
 from chargpt.model.feed_forward import FeedForward, LinearReLU, SquaredReLU, SwiGLU
 from chargpt.model.initialization import gpt2, normal
 from chargpt.model.loss import cross_entropy
-from chargpt.model.n_grams import NGrams
+from chargpt.model.ngram_embedding import NGrams
 from chargpt.model.position import Learned, PositionEncoding, Rotary
-from chargpt.model.surroundings import Surroundings
 from chargpt.model.transformer import Block, Transformer
 from tests.model.lecture import GPTLanguageModel
 

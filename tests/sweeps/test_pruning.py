@@ -8,7 +8,7 @@ import pytest
 
 from chargpt.errors import Pruned
 from chargpt.sweeps.pruning import Pruning
-from chargpt.training.curves import Curves
+from chargpt.training.callbacks.metrics import Curves
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chargpt.runs.record import RecordedRun, read_any
+from chargpt.runs.score import BETWEEN_TOKENIZERS, Monitor
 from chargpt.sweeps.ranking import rank, rank_apart
-from chargpt.sweeps.recorded import RecordedRun, read_any
-from chargpt.training.score import BETWEEN_TOKENIZERS, Monitor
 from tests.sweeps.conftest import WORD_PIECES
 
 

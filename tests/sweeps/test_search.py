@@ -6,7 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from hydra_plugins.chargpt_search import distribution
+from hydra_plugins.chargpt_optuna_sweeper import distribution
 from tests.conftest import process
 from tests.sweeps.processes import Sweep, finished, steps_done, touched
 from tests.training import reading

@@ -6,7 +6,7 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from hydra_plugins.chargpt_devices import _Watched
+from hydra_plugins.chargpt_ray_launcher import _Watched
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from chargpt.sampling.trained import TrainedModel
+from chargpt.inference.pretrained import TrainedModel
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the processes that the tests start take it over
 

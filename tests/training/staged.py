@@ -130,15 +130,15 @@ class WatchGroup(L.Callback):
     """Writes down, in the run directory, which ranks have destroyed the process group."""
 
     def setup(self, trainer, pl_module, stage) -> None:
-        from chargpt.training import run
+        from chargpt.training import loop
 
-        file, leave = Path(trainer.default_root_dir) / f"left_{trainer.global_rank}", run.leave
+        file, leave = Path(trainer.default_root_dir) / f"left_{trainer.global_rank}", loop.leave
 
         def noted() -> None:
             file.touch()
             leave()
 
-        run.leave = noted
+        loop.leave = noted
 
 
 class DieInRank(L.Callback):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from chargpt.config.build import build
-from chargpt.training.module import LanguageModeling
+from chargpt.config.instantiate import build
+from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.out_of_memory import estimate, fewer, is_out_of_memory, told, told_by_gpu
 from tests.conftest import REPO
 

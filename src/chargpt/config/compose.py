@@ -1,6 +1,6 @@
 """The config of a command, composed by Hydra; and what of Hydra's own part a run needs.
 
-Hydra's `initialize_config_dir` is in effect while these functions compose (`chargpt.config.entry`). A run composes
+Hydra's `initialize_config_dir` is in effect while these functions compose (`chargpt.cli.app`). A run composes
 twice: its choices of groups, which say what settings there are and of which type, and then the whole command line.
 """
 

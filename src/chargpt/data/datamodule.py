@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from chargpt.data.blocks import EveryBlock, RandomBlocks
 from chargpt.data.corpus import Corpus, TextFiles, TinyShakespeare
+from chargpt.data.dataloader import EveryBlock, RandomBlocks
 from chargpt.data.tokenizer import CharTokenizer, Tokenizer
 from chargpt.errors import Mistake
 

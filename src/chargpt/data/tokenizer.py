@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
         ...
 
     def as_config(self) -> dict:
-        """Plain data (`_target_` and arguments) from which `chargpt.config.build` makes it again."""
+        """Plain data (`_target_` and arguments) from which `chargpt.config.instantiate` makes it again."""
         ...
 
     @classmethod

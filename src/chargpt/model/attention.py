@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chargpt.errors import Mistake
-from chargpt.model.dropout import dropout
-from chargpt.model.dropout_attention import dropout_attention
+from chargpt.model.block_context import Surroundings
+from chargpt.model.kernels.dropout import dropout
+from chargpt.model.kernels.dropout_attention import dropout_attention
 from chargpt.model.position import Rotation, rotate
-from chargpt.model.surroundings import Surroundings
 
 
 class KeyValueCache:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chargpt.errors import Mistake
-from chargpt.model.dropout import dropout
+from chargpt.model.kernels.dropout import dropout
 
 
 class FeedForward(nn.Module):

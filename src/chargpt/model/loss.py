@@ -6,7 +6,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
-from chargpt.data.blocks import IGNORE
+from chargpt.data.dataloader import IGNORE
 
 
 def cross_entropy(

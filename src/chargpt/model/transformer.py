@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from chargpt.errors import Mistake
 from chargpt.model.attention import KeyValueCache
-from chargpt.model.dropout import dropout, vector_dropout
+from chargpt.model.block_context import Surroundings
+from chargpt.model.kernels.dropout import dropout, vector_dropout
 from chargpt.model.language_model import LanguageModel
-from chargpt.model.n_grams import NGrams
+from chargpt.model.ngram_embedding import NGrams
 from chargpt.model.position import PositionEncoding
-from chargpt.model.surroundings import Surroundings
 
 DEEPEST = 10_000  # blocks: more would be built for minutes, until the memory is used up
 

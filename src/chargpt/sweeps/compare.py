@@ -6,15 +6,15 @@ from io import BytesIO
 from pathlib import Path
 
 from chargpt.errors import Mistake
-from chargpt.sweeps.find import common_folder, find_runs
+from chargpt.runs.discover import common_folder, find_runs
+from chargpt.runs.record import read_any
+from chargpt.sweeps.csv_report import write_csv
 from chargpt.sweeps.naming import folder_name
-from chargpt.sweeps.pictures import draw_sweep
+from chargpt.sweeps.plots.sweep_figure import draw_sweep
 from chargpt.sweeps.ranking import Ranking, rank_apart
-from chargpt.sweeps.record import write_csv
-from chargpt.sweeps.recorded import read_any
-from chargpt.sweeps.terminal import print_ranking
-from chargpt.typed_path import shown, typed_path
-from chargpt.whole import whole
+from chargpt.sweeps.table import print_ranking
+from chargpt.utils.atomic_write import whole
+from chargpt.utils.paths import shown, typed_path
 
 
 def compare(runs: Sequence[Path], folder: Path) -> None:

@@ -20,11 +20,11 @@ from omegaconf import DictConfig
 
 from chargpt.config.compose import SEARCHPATH, task_overrides
 from chargpt.config.overrides import quoted
+from chargpt.distributed.env import MISTAKES, STARTER, SWEEP, signals_to_pass_on
 from chargpt.errors import DONE, INTERRUPTED, MISTAKE, Mistake
-from chargpt.rank import MISTAKES, STARTER, SWEEP, signals_to_pass_on
+from chargpt.runs import auto_resume
+from chargpt.runs.directory import RunDirectory
 from chargpt.sweeps import naming  # noqa: F401 - its resolver is needed where a launcher runs the job
-from chargpt.training import home
-from chargpt.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -75,14 +75,14 @@ class Job:
         if config.resume != "auto":
             return None, ""
         try:
-            verdict = home.look(config, directory)
+            verdict = auto_resume.look(config, directory)
         except Mistake as mistake:
             sys.stderr.write(f"train.py: {mistake}\n")
             return MISTAKE, str(mistake)
-        if verdict not in (home.DONE, home.ENDED):
+        if verdict not in (auto_resume.DONE, auto_resume.ENDED):
             return None, ""
-        log.info("%s", home.told(directory, verdict))
-        return home.exit_code(directory, verdict), ""
+        log.info("%s", auto_resume.told(directory, verdict))
+        return auto_resume.exit_code(directory, verdict), ""
 
     def _run(self, overrides: list[str], directory: RunDirectory, alone: bool) -> tuple[int, str]:
         command = [*self._command, *overrides, f"hydra.run.dir={quoted(str(directory.path))}"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from chargpt.training.identity import in_folder_name
+from chargpt.runs.identity import in_folder_name
 
 # Settings that versions before 0.3 made part of the name, although they do not identify a run.
 ONCE_NAMED = ("trainer.compile", "on_divergence")

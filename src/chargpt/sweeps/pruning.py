@@ -4,7 +4,7 @@ import lightning as L
 import optuna
 
 from chargpt.errors import Pruned
-from chargpt.training.curves import Curves
+from chargpt.training.callbacks.metrics import Curves
 
 
 class Pruning(L.Callback):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from chargpt.sweeps.recorded import RecordedRun
-from chargpt.sweeps.varying import hashable, varying
-from chargpt.training.run_directory import STATES
-from chargpt.training.score import Monitor, score_of
+from chargpt.runs.directory import STATES
+from chargpt.runs.record import RecordedRun
+from chargpt.runs.score import Monitor, score_of
+from chargpt.sweeps.swept_params import hashable, varying
 
 
 @dataclass

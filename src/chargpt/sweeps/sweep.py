@@ -55,8 +55,8 @@ def sweep(config_name: str, overrides: list[str], script: Path, flags: list[str]
     if set(codes) == {MISTAKE}:
         _leave_nothing(made)
         return MISTAKE
+    from chargpt.runs.discover import common_folder
     from chargpt.sweeps.compare import compare
-    from chargpt.sweeps.find import common_folder
 
     # The home of a job that was refused holds nothing, or another run.
     homes = [Path(result["home"]) for result in results if result["code"] != MISTAKE]

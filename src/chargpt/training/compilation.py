@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
-from chargpt.data.blocks import RandomBlocks
+from chargpt.data.dataloader import RandomBlocks
 from chargpt.errors import Failed, Mistake
 from chargpt.model.transformer import Block
-from chargpt.training.clock import TrainingClock, synchronize
+from chargpt.training.callbacks.timer import TrainingClock, synchronize
 from chargpt.training.out_of_memory import is_out_of_memory
 
 log = logging.getLogger(__name__)

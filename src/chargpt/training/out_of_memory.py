@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from chargpt.errors import Mistake
-from chargpt.memory import available
-from chargpt.training.module import LanguageModeling
+from chargpt.training.lightning_module import LanguageModeling
+from chargpt.utils.memory import available
 
 PARAMETER_BYTES = 16  # float32: the weight, its gradient, and two averages of an optimizer such as AdamW
 SMALL = 4096  # tokens of a pass that are not worth a look

@@ -5,10 +5,10 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 
-from chargpt import rank
+from chargpt.distributed import env
 from chargpt.errors import FAILED, INTERRUPTED, Diverged, Failed, Interrupted, Mistake, Pruned
-from chargpt.training.parts import Run
-from chargpt.training.record import Record
+from chargpt.training.callbacks.record import Record
+from chargpt.training.setup import Run
 
 
 class GoBack(Exception):
@@ -73,7 +73,7 @@ def _told(run: Run, error: BaseException, write: Callable[[str, str], None]) -> 
         return error
     first = run.directory.first_error()
     write("failed", first or f"{type(error).__name__}: {error}".splitlines()[0])
-    if first and rank.OURS in os.environ and os.environ.get("HYDRA_FULL_ERROR") != "1":
+    if first and env.OURS in os.environ and os.environ.get("HYDRA_FULL_ERROR") != "1":
         # It is written down, and the process that started the ranks reports the first of them.
         return SystemExit(FAILED)
     return error

@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from chargpt import rank
-from chargpt.training.hardware import device_name
-from chargpt.training.module import LanguageModeling
-from chargpt.training.parts import Run
-from chargpt.training.seconds import seconds_of
+from chargpt.distributed import env
+from chargpt.training.lightning_module import LanguageModeling
+from chargpt.training.setup import Run
+from chargpt.training.trainer import device_name
+from chargpt.utils.duration import seconds_of
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def opening(run: Run) -> None:
 def closing(run: Run, metrics: dict[str, Any], text: str) -> None:
     """A sample, the figures, and the three next commands; in a sweep the figures alone."""
     console = _Console(highlight=False)
-    in_sweep = rank.SWEEP in os.environ  # its table says the rest
+    in_sweep = env.SWEEP in os.environ  # its table says the rest
     if not in_sweep:
         console.rule("a sample of the best checkpoint", style="dim")
         console.print(text, markup=False, soft_wrap=True)

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 
+from chargpt.inference.pretrained import load
 from chargpt.model.loss import bits_per_character, perplexity
-from chargpt.sampling.trained import load
-from chargpt.training.hardware import device_name
-from chargpt.training.parts import Run
-from chargpt.training.run_directory import write_json
-from chargpt.whole import write_whole
+from chargpt.runs.directory import write_json
+from chargpt.training.setup import Run
+from chargpt.training.trainer import device_name
+from chargpt.utils.atomic_write import write_whole
 
 
 def summarize(run: Run) -> tuple[dict[str, Any], str]:

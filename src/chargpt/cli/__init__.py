@@ -1,0 +1,1 @@
+"""The commands, and the launcher of one process per device."""

@@ -1,0 +1,1 @@
+"""Ranks: their environment, how they meet, and Slurm."""

@@ -1,0 +1,146 @@
+"""A trained model from its run directory, checkpoint or export, with its tokenizer, without Lightning or Hydra."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chargpt.checkpoint import safetensors_file, torch_file
+from chargpt.config.instantiate import build
+from chargpt.data.tokenizer import Tokenizer
+from chargpt.errors import Mistake
+from chargpt.inference.generate import generate
+from chargpt.model.language_model import LanguageModel
+from chargpt.utils.paths import typed_path
+
+
+@dataclass
+class TrainedModel:
+    """A model that writes.
+
+    Attributes:
+        model: the plain module, in eval mode.
+        config: the run's config, plain data.
+        step: optimizer steps it was trained for.
+        path: the file it comes from.
+        corpus_sha256: of the text it was trained on.
+    """
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    config: dict[str, Any]
+    step: int
+    path: Path
+    corpus_sha256: str
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        max_new_tokens: int = 500,
+        *,
+        temperature: int | float = 1.0,
+        top_k: int | None = None,
+        top_p: int | float | None = None,
+        seed: int = 0,
+        window: str = "half",
+        quantize: str | None = None,
+        cuda_graph: bool = False,
+    ) -> str:
+        """The prompt and its continuation. The settings are those of `chargpt.inference.generate`."""
+        settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        settings |= dict(window=window, quantize=quantize, cuda_graph=cuda_graph)
+        prompt = self.first_token() if prompt is None else prompt
+        return prompt + "".join(text for (text,) in self.stream(prompt, max_new_tokens, **settings))
+
+    @property
+    def directory(self) -> Path | None:
+        """The run directory that its checkpoint lies in; None for a checkpoint that stands alone."""
+        folder = self.path.parent
+        return folder.parent if folder.name == "checkpoints" else None
+
+    def first_token(self) -> str:
+        """The lecture's start: token 0, a line break in most texts."""
+        return self.tokenizer.decode(torch.tensor([0]))
+
+    def stream(self, prompt: str, max_new_tokens: int, **settings: Any) -> Iterator[list[str]]:
+        """Yields the next piece of text of each sample, as it is made.
+
+        Raises:
+            Mistake: an empty prompt, one with characters that the model does not know, or bad settings.
+        """
+        if not prompt:
+            raise Mistake("the prompt is empty: the model needs at least one character to go on from")
+        prompt_T = self.tokenizer.encode(prompt)
+        return self._pieces(generate(self.model, prompt_T, max_new_tokens, **settings))
+
+    def _pieces(self, tokens) -> Iterator[list[str]]:
+        for next_B in tokens:
+            yield [self.tokenizer.decode(next_1) for next_1 in next_B[:, None]]
+
+
+def load(run: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
+    """The best model of a run directory, or the model of a checkpoint or of a safetensors file of `export.py`.
+
+    Raises:
+        Mistake: there is no such run, it has no checkpoint yet, or the file is not one of ours.
+    """
+    path = find_checkpoint(typed_path("run", run))
+    checkpoint = (safetensors_file if safetensors_file.recognised(path) else torch_file).read(path)
+    ours = checkpoint["chargpt"]
+    tokenizer = build(ours["tokenizer"], "tokenizer", Tokenizer)
+    model = build(ours["config"]["model"], "model", LanguageModel, vocab_size=tokenizer.vocab_size)
+    weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
+    for name, first in model.tied_names().items():
+        if first in weights:  # a tied weight is exported once
+            weights.setdefault(name, weights[first])
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise Mistake(f"{path}: its weights do not fit its own config: {str(error).splitlines()[-1]}") from error
+    try:
+        model.check()
+    except ValueError as error:
+        raise Mistake(f"{path}: the model that its config describes cannot be used: {error}") from error
+    model.eval().requires_grad_(False)
+    step, corpus = checkpoint["global_step"], ours["corpus_sha256"]
+    return TrainedModel(model.to(device), tokenizer, ours["config"], step, path, corpus)
+
+
+def text_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The `data` of a saved config. A cache folder that is not there is not made in a stranger's name."""
+    settings = dict(config["data"])
+    folder = settings.get("cache_dir")
+    if folder and not (isinstance(folder, str) and typed_path("data.cache_dir", folder).is_dir()):
+        settings["cache_dir"] = None
+    return settings
+
+
+def find_checkpoint(run: Path, names: tuple[str, ...] = ("best.ckpt", "last.ckpt", "previous.ckpt")) -> Path:
+    """The checkpoint of a run directory, the first of `names` that is there; a file is itself."""
+    if run.is_file():
+        return run
+    if not run.is_dir():
+        raise Mistake(f"there is no run at {run} (looked from {Path.cwd()}){_others(run)}")
+    for name in names:
+        if (path := run / "checkpoints" / name).is_file():
+            return path
+    raise Mistake(f"{run} has no checkpoint in checkpoints/: it is not a run, or was cut off before its first")
+
+
+def latest(outputs: str | Path = "outputs") -> Path:
+    """The run under `outputs` that finished last."""
+    finished = [p.parent for p in Path(outputs).rglob("metrics.json")]
+    if not finished:
+        raise Mistake(f"run=latest finds no finished run under {outputs}/: train one first, python train.py")
+    return max(finished, key=lambda run: (run / "metrics.json").stat().st_mtime)
+
+
+def _others(run: Path) -> str:
+    try:
+        folders = [p for p in run.parent.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        names = [p.name for p in sorted(folders, key=lambda p: p.stat().st_mtime)[-3:]]
+    except OSError:
+        return ""
+    return f". The newest in {run.parent} are {', '.join(names)}" if names else ""

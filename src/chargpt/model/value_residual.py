@@ -1,0 +1,49 @@
+"""What else than its own layer's values attention may gather: parts that mix into them."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from chargpt.errors import Mistake
+from chargpt.model.block_context import Surroundings
+
+
+class ValueResidual(nn.Module):
+    """a v + b v_1, where v_1 are the first block's values (Zhou et al. 2024, "Value Residual Learning", eq. 7).
+
+    a and b are learned, and 1/2 at the start.
+    """
+
+    def __init__(self, vocab_size: int, n_embd: int):
+        super().__init__()
+        self.shares_2 = nn.Parameter(torch.full((2,), 0.5))
+
+    def forward(self, values_BTC: Float[Tensor, "B T C"], surroundings: Surroundings) -> Float[Tensor, "B T C"]:
+        if surroundings.values_BTC is None:
+            surroundings.values_BTC = values_BTC
+        mine, first = self.shares_2.to(values_BTC.dtype)
+        return mine * values_BTC + first * surroundings.values_BTC
+
+
+class ValueEmbedding(nn.Module):
+    """v + b E[token]: each block has a table of its own, from the token straight to the value.
+
+    After modded-nanogpt's value embeddings (Jordan et al. 2024), which took Zhou et al. 2024 further.
+
+    Args:
+        share: b at the start; it is learned.
+        std: of the table at the start.
+    """
+
+    def __init__(self, vocab_size: int, n_embd: int, share: float = 0.5, std: float = 0.5):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, n_embd)
+        if not 0 <= std < float("inf"):
+            raise Mistake(f"model.values.std={std}: it must be a finite number, 0 or more")
+        nn.init.normal_(self.embedding.weight, std=std)
+        self.share = nn.Parameter(torch.tensor([float(share)]))  # FSDP knows no scalars
+
+    def forward(self, values_BTC: Float[Tensor, "B T C"], surroundings: Surroundings) -> Float[Tensor, "B T C"]:
+        # Looked up before the cast: the gradient of a table in bfloat16 would be summed in bfloat16.
+        found_BTC = self.embedding(surroundings.tokens_BT)
+        return values_BTC + (self.share * found_BTC).to(values_BTC.dtype)

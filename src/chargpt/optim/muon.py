@@ -1,0 +1,129 @@
+"""Muon: momentum, made orthogonal."""
+
+import functools
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from chargpt.errors import Mistake
+from chargpt.model.language_model import LanguageModel
+from chargpt.optim import foreach
+from chargpt.optim.matrix_optimizer import MatrixOptimizer
+from chargpt.training.bfloat16_support import is_fast
+
+# Amsel et al. 2025, "The Polar Express", algorithm 1: each step's odd polynomial a x + b x^3 + c x^5, the best for
+# what the steps before have left, from singular values of 0.001 and more.
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}
+SAFETY = 1.01  # the same algorithm: keeps rounding in bfloat16 from pushing a singular value out of their reach
+
+
+def orthogonalize(
+    matrices_NOI: Float[Tensor, "N O I"], steps: int = 5, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "N O I"]:
+    """U V^T of each matrix's singular value decomposition U S V^T, roughly: singular values come out at 1 +- 0.15.
+
+    Those under a thousandth of the matrix's norm come out smaller.
+
+    Args:
+        steps: of the iteration, 1 to 5.
+        dtype: of its products.
+    """
+    x = matrices_NOI.to(dtype)
+    upright = x.shape[-2] > x.shape[-1]
+    if upright:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
+    polynomials = [(a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in POLAR_EXPRESS[:steps]]
+    if dtype == torch.float32 and x.shape[-1] >= 2 * x.shape[-2]:
+        x = _factor(x @ x.mT, polynomials) @ x
+    else:
+        for a, b, c in polynomials:
+            square = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if upright else x).to(matrices_NOI.dtype)
+
+
+def _factor(square: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
+    """What the iteration multiplies a matrix x by, from x x^T alone: long rows are read twice, not at each step.
+
+    Only in float32: to the smallest singular values of x x^T a coarser rounding would be noise.
+    """
+    steps: list[Tensor] = []
+    for a, b, c in polynomials:
+        if steps:
+            square = steps[-1] @ square @ steps[-1]
+        step = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        step.diagonal(dim1=-2, dim2=-1).add_(a)
+        steps.append(step)
+    return functools.reduce(torch.matmul, steps)  # in any order: all are polynomials in one matrix
+
+
+class Muon(MatrixOptimizer):
+    """A matrix moves by lr * sqrt(max(1, O / I)) times its momentum (Nesterov's), orthogonalized.
+
+    Jordan et al. 2024, "Muon". Each of the maps that lie stacked in a weight, such as queries, keys and values, is
+    made orthogonal by itself. All matrices of one shape are worked on at once.
+    """
+
+    def matrix_step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        same = defaultdict(list)
+        for p in parameters:
+            same[p.shape].append(p)
+        for (fan_out, fan_in), alike in same.items():
+            gradients, momenta = [p.grad for p in alike], self.kept(alike, "momentum")
+            foreach.lerp_(momenta, gradients, 1 - group["momentum"])
+            wanted = torch.stack(foreach.lerp(gradients, momenta, group["momentum"]))
+            steps = group["orthogonalization_steps"]
+            dtype = DTYPES[group.get("orthogonalization_dtype", "auto")]  # a checkpoint of before has none
+            if dtype is None:
+                dtype = torch.bfloat16 if is_fast(wanted.device) else torch.float32
+            turned = orthogonalize(wanted.view(-1, fan_out // group["maps"], fan_in), steps, dtype).view_as(wanted)
+            size = max(1.0, fan_out / group["maps"] / fan_in) ** 0.5
+            if group["weight_decay"]:
+                foreach.mul_(alike, 1 - group["lr"] * group["weight_decay"])
+            foreach.add_(alike, list(turned), alpha=-group["lr"] * size)
+
+
+def muon(
+    model: LanguageModel,
+    lr: float,
+    momentum: float = 0.95,
+    weight_decay: float = 0.0,
+    orthogonalization_steps: int = 5,
+    orthogonalization_dtype: str = "auto",
+    adamw_lr: float = 1e-2,
+    adamw_betas: Sequence[float] = (0.8, 0.95),
+    adamw_weight_decay: float = 0.0,
+    adamw_eps: float = 1e-10,
+) -> Muon:
+    """Muon for the model's `hidden_matrices`, AdamW for embeddings, head and vectors.
+
+    Args:
+        lr: of the matrices: how far their singular values move a step.
+        orthogonalization_steps: 1 to 5; fewer are faster and rougher.
+        orthogonalization_dtype: of the products of the iteration: "float32", "bfloat16", or "auto": bfloat16 where
+            the device multiplies it fast.
+    """
+    if not 0 <= momentum < 1:
+        raise Mistake(f"optimizer.momentum={momentum}: it must be from 0 to below 1")
+    if orthogonalization_steps not in range(1, 6):
+        raise Mistake(f"optimizer.orthogonalization_steps={orthogonalization_steps}: it is a number from 1 to 5")
+    if orthogonalization_dtype not in DTYPES:
+        raise Mistake(
+            f"optimizer.orthogonalization_dtype={orthogonalization_dtype}: it is one of {', '.join(DTYPES)}"
+        )
+    matrices = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
+    matrices["orthogonalization_steps"] = orthogonalization_steps
+    matrices["orthogonalization_dtype"] = orthogonalization_dtype
+    return Muon(model, matrices, adamw_lr, adamw_betas, adamw_weight_decay, adamw_eps)

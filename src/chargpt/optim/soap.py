@@ -1,0 +1,189 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from chargpt.errors import Mistake
+from chargpt.model.language_model import LanguageModel
+from chargpt.optim import foreach
+from chargpt.optim.matrix_optimizer import MatrixOptimizer
+from chargpt.optim.parameter_groups import check_betas
+
+# The state of a matrix: Adam's averages, the averages of G G^T and G^T G, and the eigenvectors of these.
+KEPT = ("momentum", "variance", "left", "right", "left_basis", "right_basis")
+
+
+class SOAP(MatrixOptimizer):
+    """Vyas et al. 2024, "SOAP", algorithm 3: rotates the gradient into the eigenbases of the running averages of
+    G G^T and G^T G, takes Adam's step there, and rotates it back.
+
+    The first step with a gradient only computes the first eigenvectors. They are refreshed every `frequency` steps
+    by a power iteration and a QR decomposition (algorithm 4). All products are in full float32.
+    """
+
+    def matrix_step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        with full_float32():
+            self.update_matrices(parameters, group)
+
+    def update_matrices(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """One step of all matrices of a parameter group that have a gradient."""
+        for p in parameters:
+            self._update(p, self.state[p], group)
+
+    def _update(self, p: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
+        gradient, (beta1, beta2) = p.grad.float(), group["matrix_betas"]
+        if "taken" not in state:
+            if gradient.any():  # it is 0 at first behind projections initialized to 0: no eigenvectors yet
+                self._start(state, gradient)
+            return
+        state["taken"] += 1
+        left, right = state["left_basis"], state["right_basis"]
+        state["momentum"].lerp_(gradient, 1 - beta1)
+        rotated = left.mT @ gradient @ right
+        state["variance"].lerp_(rotated.square(), 1 - beta2)
+        bias1, bias2 = 1 - beta1 ** state["taken"], 1 - beta2 ** state["taken"]
+        size = (state["variance"] / bias2).sqrt().add_(group["matrix_eps"])
+        step = left @ ((left.mT @ state["momentum"] @ right) / bias1 / size) @ right.mT
+        p.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
+        state["left"].lerp_(gradient @ gradient.mT, 1 - group["shampoo_beta"])
+        state["right"].lerp_(gradient.mT @ gradient, 1 - group["shampoo_beta"])
+        if state["taken"] % group["frequency"] == 0:
+            state["left_basis"], order = refresh(state["left"], left)
+            state["variance"] = state["variance"][order]
+            state["right_basis"], order = refresh(state["right"], right)
+            state["variance"] = state["variance"][:, order]
+
+    def _start(self, state: dict[str, Any], gradient: Tensor) -> None:
+        state["taken"] = 0
+        state["momentum"], state["variance"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        state["left"], state["right"] = gradient @ gradient.mT, gradient.mT @ gradient
+        state["left_basis"] = torch.linalg.eigh(state["left"]).eigenvectors
+        state["right_basis"] = torch.linalg.eigh(state["right"]).eigenvectors
+
+
+class BatchedSOAP(SOAP):
+    """SOAP with one set of batched products for all matrices of one shape: fewer kernels on a GPU.
+
+    The state is the same, one set of tensors per parameter, so either class resumes from the other's checkpoint.
+    A class and not a setting of the parameter groups, since those are restored from the checkpoint.
+    """
+
+    def update_matrices(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        # The bias correction and the refresh depend on the steps taken, so only those with as many are batched.
+        alike = defaultdict(list)
+        for p in parameters:
+            alike[p.shape, self.state[p].get("taken")].append(p)
+        for (_, taken), matrices in alike.items():
+            if taken is None:
+                self._start_batch(matrices)
+            else:
+                self._update_batch(matrices, taken + 1, group)
+
+    def _start_batch(self, parameters: list[nn.Parameter]) -> None:
+        gradients = [p.grad.float() for p in parameters]
+        found = torch.stack(gradients).flatten(1).any(1).tolist()  # one synchronization for all of them
+        # Not batched, since it happens once: if G G^T is singular, its eigenvectors depend on rounding, and a
+        # batched product may round differently. This way both classes start from the same ones.
+        for p, gradient, nonzero in zip(parameters, gradients, found, strict=True):
+            if nonzero:
+                self._start(self.state[p], gradient)
+
+    def _update_batch(self, parameters: list[nn.Parameter], taken: int, group: dict[str, Any]) -> None:
+        states = [self.state[p] for p in parameters]
+        for state in states:
+            state["taken"] = taken
+            for name in ("left_basis", "right_basis"):  # column-major from eigh: many kernels to stack and to copy
+                state[name] = state[name].contiguous()
+        kept = {name: [state[name] for state in states] for name in KEPT}
+        gradients, (beta1, beta2) = [p.grad.float() for p in parameters], group["matrix_betas"]
+        foreach.lerp_(kept["momentum"], gradients, 1 - beta1)
+        g_NOI, momentum_NOI = torch.stack(gradients), torch.stack(kept["momentum"])
+        left_NOO, right_NII = torch.stack(kept["left_basis"]), torch.stack(kept["right_basis"])
+        rotated_NOI = left_NOO.mT @ g_NOI @ right_NII
+        foreach.lerp_(kept["variance"], rotated_NOI.square_().unbind(), 1 - beta2)
+        variance_NOI = torch.stack(kept["variance"])
+        bias1, bias2 = 1 - beta1**taken, 1 - beta2**taken
+        size_NOI = (variance_NOI / bias2).sqrt_().add_(group["matrix_eps"])
+        adam_NOI = (left_NOO.mT @ momentum_NOI @ right_NII).div_(bias1).div_(size_NOI)
+        step_NOI = left_NOO @ adam_NOI @ right_NII.mT
+        foreach.mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        foreach.add_(parameters, step_NOI.unbind(), alpha=-group["lr"])
+        foreach.lerp_(kept["left"], (g_NOI @ g_NOI.mT).unbind(), 1 - group["shampoo_beta"])
+        foreach.lerp_(kept["right"], (g_NOI.mT @ g_NOI).unbind(), 1 - group["shampoo_beta"])
+        if taken % group["frequency"] == 0:
+            left_NOO, order_NO = refresh(torch.stack(kept["left"]), left_NOO)
+            right_NII, order_NI = refresh(torch.stack(kept["right"]), right_NII)
+            variance_NOI = variance_NOI.take_along_dim(order_NO[:, :, None], 1)
+            variance_NOI = variance_NOI.take_along_dim(order_NI[:, None, :], 2)
+            for name, value in (("left_basis", left_NOO), ("right_basis", right_NII), ("variance", variance_NOI)):
+                foreach.copy_(kept[name], value.contiguous().unbind())
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Disables TF32 (on CPUs bfloat16) in products of float32, whatever the run has set for the model's.
+
+    TF32 keeps 10 bits of the mantissa: the eigenvectors of small eigenvalues would be lost in the rounding.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def refresh(
+    average_MM: Float[Tensor, "*N M M"], basis_MM: Float[Tensor, "*N M M"]
+) -> tuple[Float[Tensor, "*N M M"], Int[Tensor, "*N M"]]:
+    """Refreshes the eigenvectors of running averages by one power iteration and a QR decomposition.
+
+    Args:
+        average_MM: one average, or a batch of them.
+        basis_MM: eigenvectors of an earlier average, as columns.
+
+    Returns:
+        The new basis, the largest eigenvalue first, and the order of the earlier vectors in it.
+    """
+    order_M = (basis_MM.mT @ average_MM @ basis_MM).diagonal(dim1=-2, dim2=-1).argsort(descending=True)
+    return torch.linalg.qr(average_MM @ basis_MM.take_along_dim(order_M[..., None, :], -1)).Q, order_M
+
+
+def soap(
+    model: LanguageModel,
+    lr: float,
+    betas: Sequence[float] = (0.95, 0.95),
+    shampoo_beta: float = 0.95,
+    weight_decay: float = 0.01,
+    eps: float = 1e-8,
+    frequency: int = 10,
+    batched: bool = False,
+    adamw_lr: float = 1e-2,
+    adamw_betas: Sequence[float] = (0.8, 0.95),
+    adamw_weight_decay: float = 0.0,
+    adamw_eps: float = 1e-10,
+) -> SOAP:
+    """SOAP for the model's `hidden_matrices`, AdamW for embeddings, head and vectors.
+
+    Args:
+        shampoo_beta: of the averages of G G^T and G^T G.
+        frequency: steps between two refreshes of their eigenvectors.
+        batched: whether matrices of one shape are updated together, in batched products.
+    """
+    check_betas("betas", betas)
+    if not 0 <= shampoo_beta < 1:
+        raise Mistake(f"optimizer.shampoo_beta={shampoo_beta}: it must be from 0 to below 1")
+    if not 0 < eps < float("inf"):
+        raise Mistake(f"optimizer.eps={eps}: it must be more than 0")
+    if frequency < 1:
+        raise Mistake(f"optimizer.frequency={frequency}: it must be 1 or more")
+    matrices = dict(lr=lr, matrix_betas=tuple(betas), shampoo_beta=shampoo_beta, weight_decay=weight_decay)
+    matrices |= dict(matrix_eps=eps, frequency=frequency)
+    kind = BatchedSOAP if batched else SOAP
+    return kind(model, matrices, adamw_lr, adamw_betas, adamw_weight_decay, adamw_eps)

@@ -1,0 +1,113 @@
+"""Where the values of a key stand on an axis: to scale where they are numbers, side by side where they are not."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import log
+from statistics import mean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
+
+from chargpt.runs.score import Monitor
+from chargpt.sweeps.formatting import key_text
+from chargpt.sweeps.swept_params import ABSENT, hashable, is_number
+
+LOSS = "validation loss, nats a character"
+NEAREST = 0.08  # share of an axis that two ticks must lie apart
+MOST_TICKS = 12
+LONGEST_TICK = 30  # characters
+
+
+@dataclass
+class Scale:
+    """The axis of a key.
+
+    Attributes:
+        values: the distinct values in their order, each with a tick; none for a key with too many.
+        kind: "linear", "log", or "even": one beside the other.
+        ordered: whether a line from one value to the next says anything.
+    """
+
+    values: list[Any] = field(default_factory=list)
+    kind: str = "even"
+    ordered: bool = False
+
+    def rank(self, value: Any) -> int:
+        return [hashable(known) for known in self.values].index(hashable(value))
+
+    def place(self, value: Any) -> float:
+        return float(self.rank(value) if self.kind == "even" else value)
+
+
+def score_label(monitor: Monitor) -> str:
+    """The label of an axis of scores."""
+    return LOSS if monitor.name == "val_loss" else plain(monitor.words)
+
+
+def scale_of(points: Sequence[tuple[Any, float]], monitor: Monitor) -> Scale:
+    """The axis for these values of a key: numbers in their order, names by their mean score, the worst first."""
+    scores: dict[Any, list[float]] = {}
+    values: dict[Any, Any] = {}
+    for value, score in points:
+        if value is not ABSENT:
+            scores.setdefault(hashable(value), []).append(score)
+            values.setdefault(hashable(value), value)
+    if all(map(is_number, values.values())):
+        return _numeric(sorted(values.values()))
+    worst_first = sorted(scores, key=lambda value: monitor.sort_key(mean(scores[value])), reverse=True)
+    return Scale([values[value] for value in worst_first])
+
+
+def set_ticks(axes: Axes, scale: Scale) -> None:
+    """A tick for each value, named as one types it."""
+    if scale.kind == "log":
+        axes.set_xscale("log")
+    if not scale.values:
+        return
+    labels = [tick(value) for value in scale.values]
+    axes.set_xticks([scale.place(value) for value in scale.values], labels)
+    axes.xaxis.set_minor_locator(NullLocator())
+    if sum(map(len, labels)) > 30:
+        axes.tick_params(axis="x", labelsize=8)
+        for label in axes.get_xticklabels():
+            label.set(rotation=30, ha="right", rotation_mode="anchor")
+    if scale.kind == "even":
+        axes.set_xlim(-0.5, len(scale.values) - 0.5)
+
+
+def _numeric(values: list[Any]) -> Scale:
+    positive = values[0] > 0
+    if len(values) > MOST_TICKS:
+        return Scale([], "log" if positive and _spread_by_factors(values) else "linear", True)
+    if len(values) == 1 or _apart(values, float):
+        return Scale(values, "linear", True)
+    if positive and _apart(values, log):
+        return Scale(values, "log", True)
+    return Scale(values, "even", True)
+
+
+def _spread_by_factors(values: list[Any]) -> bool:
+    """Whether the values fill a logarithmic axis more evenly than a linear one: a learning rate, not a dropout."""
+    low, middle, high = values[0], values[len(values) // 2], values[-1]
+    linear, by_factors = (middle - low) / (high - low), log(middle / low) / log(high / low)
+    return high / low >= 10 and abs(by_factors - 0.5) < abs(linear - 0.5)
+
+
+def _apart(values: list[Any], scale: Callable[[float], float]) -> bool:
+    places = [scale(value) for value in values]
+    gaps = [high - low for low, high in pairwise(places)]
+    return min(gaps) >= NEAREST * (places[-1] - places[0])
+
+
+def tick(value: Any) -> str:
+    """A value beside its tick; of a long path the end."""
+    text = key_text(value)
+    return plain(text if len(text) <= LONGEST_TICK else f"…{text[1 - LONGEST_TICK :]}")
+
+
+def plain(text: str) -> str:
+    """A text in which matplotlib sees no formula, and nothing that no font can draw."""
+    seen = "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    return seen.replace("$", r"\$")

@@ -1,0 +1,32 @@
+"""The scores over the steps of training, where there is nothing better to compare runs by."""
+
+import contextlib
+import csv
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+from chargpt.runs.finished import read_curves
+from chargpt.runs.record import RecordedRun
+from chargpt.runs.score import Monitor
+from chargpt.sweeps.formatting import short_path
+from chargpt.sweeps.plots.axis import plain, score_label
+
+MOST_NAMES = 8  # curves that a legend can tell apart
+
+
+def draw_curves(axes: Axes, runs: Sequence[RecordedRun], monitor: Monitor) -> None:
+    """A curve a run, as far as it came."""
+    drawn = 0
+    for run in runs:
+        with contextlib.suppress(OSError, ValueError, csv.Error):
+            steps, scores = read_curves(run.path, [monitor.name])[monitor.name]
+            if steps:
+                label = plain(f"{short_path(run.path, run.path.parent)[-40:]} ({run.state})")
+                axes.plot(steps, scores, marker="o", markersize=4, label=label)
+                drawn += 1
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel(score_label(monitor))
+    axes.grid(alpha=0.3)
+    if 0 < drawn <= MOST_NAMES:
+        axes.legend(fontsize=8)

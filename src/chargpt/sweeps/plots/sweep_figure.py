@@ -1,0 +1,136 @@
+"""sweep.png: the scores against each key that varies, against two at once, and against training FLOPs."""
+
+from collections import Counter
+from itertools import pairwise
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from chargpt.runs.record import RecordedRun
+from chargpt.runs.score import Monitor, score_of
+from chargpt.sweeps.formatting import short_names
+from chargpt.sweeps.plots.axis import Scale, plain, scale_of, score_label, set_ticks
+from chargpt.sweeps.plots.curves import draw_curves
+from chargpt.sweeps.plots.heat_map import draw_pair, pair_of
+from chargpt.sweeps.plots.pareto import draw_pareto
+from chargpt.sweeps.ranking import Ranking, Row
+from chargpt.sweeps.swept_params import ABSENT, hashable
+
+DPI = 100
+WIDTH, HEIGHT = 12.0, 4.2  # inches of the sheet, and of a row of panels
+
+Points = list[tuple[Any, float]]  # value of a key, and score, of each run
+
+
+def draw_sweep(ranking: Ranking, name: str) -> Figure:
+    """All panels on one sheet; one that says so where no run has a score.
+
+    Args:
+        name: of the sweep, for the title.
+    """
+    columns, monitor = _columns(ranking), ranking.monitor
+    if not ranking.scored:
+        return _nothing(ranking, name)
+    pair = pair_of(columns)
+    last = ["pair", "pareto"] if pair else ["pareto"]
+    curves = not columns and ranking.started
+    rows = _rows(["curves"] if curves else list(columns), last)
+    figure = Figure(figsize=(WIDTH, HEIGHT * len(rows) + 0.4), dpi=DPI, layout="constrained")
+    figure.suptitle(_title(ranking, name), fontsize=11, x=0.01, ha="left")
+    lines = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    names, first = short_names(columns), None
+    legend: dict[str, Any] = {}
+    for line, row in zip(lines, rows, strict=True):
+        for place, panel in enumerate(row, 1):
+            axes = line.add_subplot(1, len(row), place, sharey=first if panel in columns else None)
+            if panel == "pareto":
+                draw_pareto(figure, axes, ranking)
+            elif panel == "curves":
+                draw_curves(axes, ranking.runs, monitor)
+            elif panel == "pair":
+                draw_pair(axes, pair, columns, monitor)
+            else:
+                first = first or axes
+                _draw_key(axes, names[panel], columns[panel], monitor)
+                legend |= {label: mark for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if legend:
+        figure.legend(legend.values(), legend.keys(), loc="outside upper right", ncols=4, fontsize=8)
+    return figure
+
+
+def _columns(ranking: Ranking) -> dict[str, Points]:
+    """Key -> its value and the score of each finished run that has one, in one order of runs for all keys."""
+    scored = [(row, run, score_of(run.metrics, row.monitor)) for row in ranking.rows for run in row.finished]
+    runs = [(row, run, score) for row, run, score in scored if score is not None]
+    keys = ranking.keys or (["seed"] if len(runs) > 1 else [])
+
+    def value(key: str, row: Row, run: RecordedRun) -> Any:
+        return str(run.seed) if key == "seed" else row.values.get(key, ABSENT)
+
+    columns = {key: [(value(key, row, run), score) for row, run, score in runs] for key in keys}
+    return {key: points for key, points in columns.items() if len({hashable(v) for v, _ in points}) > 1}
+
+
+def _rows(keys: list[str], last: list[str]) -> list[list[str]]:
+    """The panels line by line, three at most in one, evenly."""
+    if len(keys) <= 1:
+        return [[*keys, *last]]
+    count = -(-len(keys) // 3)
+    cuts = [round(n * len(keys) / count) for n in range(count + 1)]
+    return [*(keys[a:b] for a, b in pairwise(cuts)), last]
+
+
+def _title(ranking: Ranking, name: str) -> str:
+    states = Counter(run.state for run in ranking.runs)
+    others = "".join(f", {count} {state}" for state, count in states.items() if state != "finished")
+    best = f"best {ranking.monitor.words} {ranking.scored[0].score:.4f}"
+    return plain(f"{name}: {states['finished']} finished{others}; {best}")
+
+
+def _draw_key(axes: Axes, name: str, points: Points, monitor: Monitor) -> None:
+    points = [(value, score) for value, score in points if value is not ABSENT]
+    scale = scale_of(points, monitor)
+    places = np.array([scale.place(value) for value, _ in points])
+    scores = np.array([score for _, score in points])
+    axes.scatter(places, scores, s=22, color="C0", alpha=0.45, linewidth=0, label="a run", zorder=3)
+    _draw_means(axes, scale, places, scores)
+    set_ticks(axes, scale)
+    axes.set_xlabel(name)
+    axes.set_ylabel(score_label(monitor) if axes.get_subplotspec().is_first_col() else "")
+    axes.grid(alpha=0.3)
+
+
+def _draw_means(axes: Axes, scale: Scale, places: np.ndarray, scores: np.ndarray) -> None:
+    if not scale.values:  # as many values as runs: a mean of one is no mean
+        return
+    at = sorted(set(places.tolist()))
+    groups = [scores[places == place].tolist() for place in at]
+    means = np.array([mean(group) for group in groups])
+    spreads = np.array([stdev(group) if len(group) > 1 else 0.0 for group in groups])
+    if scale.ordered:
+        axes.plot(at, means, color="C0", marker="o", markersize=4, label="mean")
+        if spreads.any():
+            low, high = means - spreads, means + spreads
+            axes.fill_between(at, low, high, color="C0", alpha=0.15, linewidth=0, label="± standard deviation")
+    else:
+        label = "mean ± standard deviation" if spreads.any() else "mean"
+        style = {"fmt": "_", "markersize": 16, "capsize": 4, "color": "C0", "label": label}
+        axes.errorbar(at, means, yerr=spreads if spreads.any() else None, **style)
+
+
+def _nothing(ranking: Ranking, name: str) -> Figure:
+    """A sheet for runs of which none has a score: how they stand, why, and how far they came."""
+    curves = ranking.started
+    figure = Figure(figsize=(8, 2 + 3 * curves), dpi=DPI, layout="constrained")
+    states = Counter(run.state for run in ranking.runs)
+    lacking = f"has {ranking.monitor.name}" if states["finished"] else "has finished"
+    lines = [f"{name}: no run {lacking}", ", ".join(f"{count} {state}" for state, count in states.items())]
+    reasons = Counter(run.reason for run in ranking.runs if run.reason)
+    lines += [f"{reason[:90]} ({count})" for reason, count in reasons.most_common(3)]
+    figure.suptitle(plain("\n".join(lines)), fontsize=10, linespacing=1.5)
+    if curves:
+        draw_curves(figure.subplots(), ranking.runs, ranking.monitor)
+    return figure

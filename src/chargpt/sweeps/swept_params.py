@@ -1,0 +1,100 @@
+"""What varies between runs, in the words in which one would type it, and each thing once.
+
+A choice of a group stands for all the settings that came with it: `model/norm` is shown, and not the five keys
+of each norm. What was typed on a command line is always shown when it varies.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from chargpt.runs.identity import FREE, FREE_GROUPS, LATER
+from chargpt.runs.record import RecordedRun
+
+SECTIONS = ("seed", "model", "optimizer", "schedule", "data", "trainer")  # of twins the first is shown
+# Of choices that follow from one another the first is shown, after those of an experiment, such as `lecture`.
+_GROUPS = ("model", "recipe", "optimizer", "schedule", "data")
+
+
+class _Absent:
+    """The value of a setting that a run does not have."""
+
+    def __repr__(self) -> str:
+        return ""
+
+
+ABSENT = _Absent()
+Columns = dict[str, list[Any]]
+
+
+def varying(runs: Sequence[RecordedRun]) -> Columns:
+    """The keys and groups whose values differ, each with its value in each run (`ABSENT` where there is none)."""
+    known = [n for n, run in enumerate(runs) if run.config]  # of the others nothing can be said
+    typed = frozenset().union(*(run.typed for run in runs))
+
+    def differing(settings: Sequence[Mapping[str, Any]]) -> Columns:
+        names = dict.fromkeys(name for each in settings for name in each)
+        columns = {name: [each.get(name, LATER.get(name, ABSENT)) for each in settings] for name in names}
+        kept = [n for n, each in enumerate(settings) if each]
+        return {name: c for name, c in columns.items() if len({hashable(c[n]) for n in kept}) > 1}
+
+    def follows(column: list[Any], shown: Iterable[list[Any]]) -> bool:
+        """Whether a column has but one value wherever all the shown ones have theirs."""
+        shown = list(shown)
+        causes = [tuple(hashable(cause[n]) for cause in shown) for n in known]
+        return len(set(causes)) == len({*zip(causes, (hashable(column[n]) for n in known), strict=True)})
+
+    groups = differing([_groups(run) for run in runs])
+    shown = {group: column for group, column in groups.items() if group in typed}
+    for group in sorted(groups, key=_rank):
+        if group not in shown and not follows(groups[group], shown.values()):
+            shown[group] = groups[group]
+    choices = list(shown.values())
+    leaves = differing([_leaves(run) for run in runs])
+    for key in sorted(leaves, key=lambda key: key not in typed):  # what was typed before what follows it
+        if key in typed or not (follows(leaves[key], choices) or _twin(key, leaves[key], shown)):
+            shown[key] = leaves[key]
+    in_order = [*sorted(groups, key=_rank), *leaves]
+    return {name: shown[name] for name in in_order if name in shown}
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def hashable(value: Any) -> Any:
+    """A value of a config in a form that can be compared and counted; 0 and 0.0 are the same."""
+    if isinstance(value, list | tuple):
+        return tuple(map(hashable, value))
+    return str(value) if isinstance(value, dict) else value
+
+
+def _groups(run: RecordedRun) -> dict[str, str | None]:
+    return {group: c for group, c in run.choices.items() if group.split("/")[0] not in ("trainer", *FREE_GROUPS)}
+
+
+def _leaves(run: RecordedRun) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(inner, f"{name}.{key}")
+        elif name not in FREE:
+            found[name] = value
+
+    for section in SECTIONS:
+        if section in run.config:
+            walk(run.config[section], section)
+    return found
+
+
+def _rank(group: str) -> tuple[int, str]:
+    if "/" in group:
+        return len(_GROUPS) + 1, group
+    return _GROUPS.index(group) + 1 if group in _GROUPS else 0, group
+
+
+def _twin(key: str, column: list[Any], shown: Columns) -> bool:
+    """Whether it is one of the shown, interpolated: `data.block_size` follows `model.block_size`."""
+    tail = key.rsplit(".", 1)[-1]
+    return any(other.rsplit(".", 1)[-1] == tail and shown[other] == column for other in shown)

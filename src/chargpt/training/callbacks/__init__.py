@@ -1,0 +1,1 @@
+"""Lightning callbacks, one role a file."""

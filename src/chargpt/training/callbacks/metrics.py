@@ -1,0 +1,201 @@
+"""The curves: what history.csv and each logger get, at which step; and which checkpoint is the best."""
+
+import contextlib
+import math
+from typing import Any
+
+import lightning as L
+import torch
+
+from chargpt.errors import Diverged, Failed
+from chargpt.model.loss import bits_per_character, perplexity
+from chargpt.runs.score import Monitor
+from chargpt.training.callbacks.divergence import ADVICE, first_lost, mean_losses
+from chargpt.training.callbacks.timer import TrainingClock
+from chargpt.training.loggers.history import History
+from chargpt.training.trainer import peak_flops
+
+FIGURES = ("val_loss", "val_bpc", "val_perplexity")  # that each validation measures
+SCORE = "score"  # the monitor's figure, by this name in `trainer.callback_metrics`
+
+
+class Curves(L.Callback):
+    """Logs the training curves every `trainer.log_every_n_steps` steps and at the first, and each validation.
+
+    `train/loss` is the mean over the steps since the last point and over all ranks; `grad_norm` and `lr` are
+    those of the step itself (the norm before clipping), `tokens_per_second` counts training time alone.
+
+    Args:
+        clock: says how long the steps took.
+        history: gets each point, whatever loggers there are.
+        monitor: the figure of a validation by which the best checkpoint is chosen.
+
+    Attributes:
+        figures: of the last validation, by the names that metrics.json has for them: `val_loss` in nats a token,
+            `val_bpc` in bits a character, and what else was logged.
+        score: that of the monitor in it.
+        initial_loss, val_loss, best_val_loss, best_step, best_score: for metrics.json.
+        best_from: the step of the checkpoint that a run goes on from, where it is to count as the best so far.
+        mfu: model FLOPs utilization: which share of the device's best the last steps used; None where that best
+            is not known, as for a CPU.
+    """
+
+    state_key = "Curves"
+
+    def __init__(self, clock: TrainingClock, history: History, monitor: Monitor) -> None:
+        self._clock, self._history, self.monitor = clock, history, monitor
+        self.figures: dict[str, float] = {}
+        self.initial_loss: float | None = None
+        self.train_loss: float | None = None
+        self.val_loss: float | None = None
+        self.score: float | None = None
+        self.best_val_loss = math.inf
+        self.best_score = monitor.worst
+        self.best_step = 0
+        self.best_from: int | None = None
+        self.tokens_per_second = 0.0
+        self.mfu: float | None = None
+        self._lr = 0.0
+        self._step = 0  # the last that has ended
+        self._last_step, self._last_seconds = 0, 0.0  # of the last point
+        self._waiting: list[list[float]] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._module, self._trainer = pl_module, trainer
+        self._peak_flops = peak_flops(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+        if self._waiting:  # losses since the last point before a checkpoint
+            mine = self._waiting[trainer.global_rank % len(self._waiting)]
+            if len(self._waiting) != trainer.world_size:  # on other devices than before: each takes the mean
+                mine = [sum(losses) / len(losses) for losses in zip(*self._waiting, strict=True)]
+            pl_module.train_losses = [torch.tensor(loss) for loss in mine]
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        self._lr = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step == self._step:  # gradients are being accumulated
+            return
+        self._step = step
+        if step % trainer.log_every_n_steps and step != 1 and not trainer.should_stop:
+            return
+        self.log_point(trainer, pl_module)
+
+    def log_point(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A point of the training curves, now. Called on all ranks.
+
+        Raises:
+            Diverged: the loss of a step since the last point is not a number; says which step's.
+        """
+        step, passes = trainer.global_step, trainer.accumulate_grad_batches
+        losses_N = mean_losses(trainer, pl_module)
+        loss = losses_N.mean().item()
+        pl_module.train_losses.clear()
+        seconds = self._clock.train_seconds
+        data = trainer.datamodule
+        tokens = data.batch_size * data.block_size * passes * (step - self._last_step)
+        self.tokens_per_second = tokens / max(1e-9, seconds - self._last_seconds)
+        self._last_step, self._last_seconds = step, seconds
+        self.train_loss = loss
+        if step == 1:
+            self.initial_loss = loss
+        norm = pl_module.measure_grad_norm().item()
+        point = {"train/loss": loss, "lr": self._lr, "grad_norm": norm}
+        point["tokens_per_second"] = self.tokens_per_second
+        if self._peak_flops:  # Chowdhery et al. 2022, PaLM, appendix B
+            self.mfu = self.tokens_per_second * pl_module.flops_per_token / self._peak_flops
+            point["mfu"] = self.mfu
+        if trainer.is_global_zero:
+            self._history.append(step, {name.replace("/", "_"): value for name, value in point.items()})
+        self._log(trainer, point, step)
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the training loss is {loss} at step {first_lost(losses_N, step, passes)} (learning rate "
+                f"{self._lr:.3g}, gradient norm {norm:.3g}): {ADVICE}"
+            )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        step = trainer.global_step
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name != SCORE}
+        figures = {name.replace("/", "_"): value for name, value in logged.items()}
+        self.val_loss = figures["val_loss"]
+        figures["val_bpc"] = bits_per_character(self.val_loss, trainer.datamodule.characters_per_token)
+        figures["val_perplexity"] = perplexity(self.val_loss)
+        self.figures, self.score = figures, figures.get(self.monitor.name)
+        if self.score is None:
+            raise Failed(f"monitor={self.monitor.name}: a validation measures {', '.join(sorted(figures))}")
+        trainer.callback_metrics[SCORE] = torch.tensor(self.score)
+        if self.monitor.is_better(self.score, self.best_score):
+            self.best_score, self.best_val_loss, self.best_step = self.score, self.val_loss, step
+        if trainer.is_global_zero:
+            self._history.append(step, figures)
+        point = {"val/loss": self.val_loss, "val/perplexity": figures["val_perplexity"]}
+        self._log(trainer, point | {"val/bits_per_character": figures["val_bpc"]}, step)
+        if not math.isfinite(self.val_loss):  # before it is saved over the last good checkpoint
+            raise Diverged(
+                f"the validation loss is {self.val_loss} at step {step} (learning rate {self._lr:.3g}): {ADVICE}"
+            )
+        if not math.isfinite(self.score):
+            raise Failed(
+                f"monitor={self.monitor.name} is {self.score} at step {step}: checkpoints cannot be compared"
+            )
+
+    def save(self) -> None:
+        """Has every point so far on disk. Called on rank 0 by who saves a checkpoint."""
+        self._history.save()
+
+    def rewind(self, step: int) -> None:
+        """Drops the points after `step` from history.csv: a resumed run will write them again."""
+        self._history.rewind(step)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._history.save()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if trainer.is_global_zero:
+            with contextlib.suppress(OSError):  # a full disk: the exception is what matters
+                self._history.save()
+
+    def state_dict(self) -> dict[str, Any]:
+        waiting = torch.tensor([loss.item() for loss in self._module.train_losses], device=self._module.device)
+        if self._trainer.world_size > 1:
+            of_ranks = [torch.empty_like(waiting) for _ in range(self._trainer.world_size)]
+            torch.distributed.all_gather(of_ranks, waiting)  # each rank goes on with its own
+            waiting = torch.cat(of_ranks)
+        return {
+            "initial_loss": self.initial_loss,
+            "train_loss": self.train_loss,
+            "val_loss": self.val_loss,
+            "score": self.score,
+            "best_val_loss": self.best_val_loss,
+            "best_score": self.best_score,
+            "best_step": self.best_step,
+            "last_step": self._last_step,
+            "last_seconds": self._last_seconds,
+            "waiting": waiting.reshape(self._trainer.world_size, -1).tolist(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Before 0.3 the score was the validation loss.
+        state_dict = {"score": state_dict["val_loss"], "best_score": state_dict["best_val_loss"]} | state_dict
+        names = ("initial_loss", "train_loss", "val_loss", "score", "best_val_loss", "best_score", "best_step")
+        for name in names:
+            setattr(self, name, state_dict[name])
+        self._last_step, self._last_seconds = state_dict["last_step"], state_dict["last_seconds"]
+        self._waiting = state_dict["waiting"]
+        if self.best_from is not None and self.val_loss is not None:
+            self.best_val_loss, self.best_score, self.best_step = self.val_loss, self.score, self.best_from
+
+    @classmethod
+    def best_step_in(cls, checkpoint: dict[str, Any]) -> int:
+        """The best step by the time of a checkpoint."""
+        return checkpoint["callbacks"][cls.state_key]["best_step"]
+
+    @staticmethod
+    def _log(trainer: L.Trainer, point: dict[str, float], step: int) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(point, step=step)

@@ -1,0 +1,101 @@
+"""What the terminal shows while a run trains: a bar for people, a line a validation for everything else."""
+
+import logging
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from chargpt.training.callbacks.metrics import Curves
+from chargpt.training.callbacks.timer import TrainingClock
+
+log = logging.getLogger(__name__)
+
+
+class Progress(ProgressBar):
+    """A bar with loss, tokens/s and the time left; only the lines where the output is not a terminal.
+
+    Args:
+        curves, clock: what to show.
+        refresh_seconds: time between two redraws. The loss shown is that of the last logged step, so that the
+            bar never waits for the device.
+    """
+
+    def __init__(self, curves: Curves, clock: TrainingClock, refresh_seconds: float = 0.2):
+        super().__init__()
+        self._curves, self._clock = curves, clock
+        self._refresh_seconds = refresh_seconds
+        self._bar: Bar | None = None
+        self._drawn = 0.0
+
+    def disable(self) -> None:
+        """Lightning's word to the ranks that are not 0."""
+        self._quiet = True
+
+    def enable(self) -> None:
+        self._quiet = False
+
+    _quiet = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        console = Console(stderr=True)
+        if self._quiet or not console.is_terminal:
+            return
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            expand=True,
+        )
+        self._bar.start()
+        total = trainer.max_steps if trainer.max_steps > 0 else None
+        self._task = self._bar.add_task("", total=total, completed=trainer.global_step, speed="")
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        now = time.monotonic()
+        if self._bar is None or now - self._drawn < self._refresh_seconds:
+            return
+        self._drawn = now
+        loss = self._curves.train_loss
+        self._bar.update(
+            self._task,
+            completed=trainer.global_step,
+            description=f"loss {loss:.3f}" if loss is not None else "",
+            speed=f"{self._curves.tokens_per_second:,.0f} tokens/s",
+            refresh=True,
+        )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._quiet:
+            return
+        curves = self._curves
+        best = "  best" if curves.best_step == trainer.global_step else ""
+        log.info(
+            "step %5d   train %.4f   val %.4f   %s tokens/s   %.0f s%s",
+            trainer.global_step,
+            curves.train_loss if curves.train_loss is not None else float("nan"),
+            curves.val_loss,
+            f"{curves.tokens_per_second:,.0f}",
+            self._clock.train_seconds,
+            best,
+        )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, *_: Any) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,134 @@
+"""What a run writes down about itself when it begins: its config, provenance, log and status."""
+
+import contextlib
+import logging
+import logging.handlers
+import os
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from chargpt.data.datamodule import TextDataModule
+from chargpt.distributed import env
+from chargpt.errors import Mistake
+from chargpt.runs import reproduce
+from chargpt.runs.directory import RunDirectory, provenance, write_hydra, write_json
+from chargpt.training import report
+from chargpt.training.callbacks.checkpoint import Checkpoints
+from chargpt.training.callbacks.metrics import Curves
+from chargpt.training.lightning_module import LanguageModeling
+from chargpt.training.loggers.tensorboard import TensorBoard
+from chargpt.training.setup import Origin
+from chargpt.training.trainer import device_name
+
+
+class Record(L.Callback):
+    """Opens the run's directory: at once if the run is new, else once its first step is done.
+
+    By then all that a checkpoint holds has been loaded and used: where a run cannot be resumed, its directory
+    stays as it was.
+
+    Attributes:
+        is_open: whether that is done.
+
+    Args:
+        directory: of the run; it exists.
+        config: what the run is made of.
+        origin: what it begins from.
+        data, curves: its own.
+        messages: what was logged so far; it goes to `train.log`, as does all that comes.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        config: dict[str, Any],
+        origin: Origin,
+        data: TextDataModule,
+        curves: Curves,
+        messages: logging.handlers.MemoryHandler,
+    ):
+        self._directory, self._config, self._origin = directory, config, origin
+        self._data, self._curves, self._messages = data, curves, messages
+        self._log: _LogFile | None = None
+        self._step = 0  # that training started from
+        self.is_open = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if not self.is_open and trainer.global_step != self._step:
+            self.open(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.open(trainer, pl_module)  # also where no step was left to do
+
+    def open(self, trainer: L.Trainer, module: LanguageModeling) -> None:
+        """Writes the record of a run that begins or goes on: once, and on rank 0. Called on all ranks.
+
+        Raises:
+            Mistake: the directory cannot be written.
+        """
+        if trainer.is_global_zero and not self.is_open:
+            try:
+                self._open(trainer, module)
+            except OSError as error:
+                raise Mistake(f"{self._directory.path} cannot be written: {error.strerror}") from error
+        self.is_open = True
+
+    def _open(self, trainer: L.Trainer, module: LanguageModeling) -> None:
+        directory, origin, step = self._directory, self._origin, self._origin.step
+        if env.OURS not in os.environ:  # else the process that started the ranks has done it
+            directory.tidy()
+        if origin.repeated:
+            reproduce.copy_record(origin.repeated, directory)
+        config = OmegaConf.create(self._config)
+        write_hydra(directory.hydra, config, HydraConfig.get())
+        data, device = self._data, device_name(trainer.strategy.root_device)
+        threads = torch.get_num_threads()
+        record = provenance(data.corpus.name, data.corpus_sha256, device, trainer.world_size, threads)
+        write_json(directory.path / "provenance.json", record)
+        self._begin_log()
+        # Cut off before the best was told from the last, or the best is lost.
+        if origin.progress and step in (Curves.best_step_in(origin.progress), self._curves.best_from):
+            Checkpoints.copy(origin.checkpoint, directory.best)
+        if origin.resumed:
+            self._curves.rewind(step)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoard):
+                logger.begin(restart=step + 1 if origin.resumed else None)
+                logger.start_hparams(report.hyperparameters(self._config, module))
+                logger.log_text("config", OmegaConf.to_yaml(config), step)
+        if directory.metrics.exists():
+            directory.metrics.replace(directory.metrics_before)
+        directory.write_status("running", step)
+
+    def _begin_log(self) -> None:
+        self._log = _LogFile(self._directory.log, encoding="utf-8", errors="backslashreplace")
+        self._log.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+        logging.getLogger().addHandler(self._log)
+        self._messages.setTarget(self._log)
+        self._messages.flush()
+        logging.getLogger().removeHandler(self._messages)
+
+    def close(self) -> None:
+        """Ends `train.log`."""
+        logging.getLogger().removeHandler(self._messages)
+        if self._log is not None:
+            logging.getLogger().removeHandler(self._log)
+            self._log.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short: the run itself says what is wrong."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()

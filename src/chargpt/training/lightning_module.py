@@ -1,0 +1,159 @@
+"""The training step: logits -> loss, and what Lightning needs to know to take it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float, Integer
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torchmetrics import SumMetric
+
+from chargpt.data.dataloader import IGNORE, Batch
+from chargpt.model.language_model import LanguageModel
+from chargpt.model.loss import bits_per_character, cross_entropy
+from chargpt.utils.seeding import STEP, derive, seed_device
+
+
+class LanguageModeling(L.LightningModule):
+    """Next-token prediction with a plain model.
+
+    Args:
+        model: tokens_BT -> logits_BTV.
+        make_optimizer: makes the optimizer from the model.
+        schedule: factor of the learning rate from (step, max_steps, share of the time budget).
+        seed: dropout of batch k is drawn from (seed, k, rank).
+
+    Attributes:
+        batches: batches that the run has trained on, over all its parts, whatever Lightning calls an epoch: the
+            number k of the next one.
+        in_step: whether gradients of the current optimizer step have been accumulated already.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        make_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
+        schedule: Callable[[int, int, float], float],
+        seed: int,
+    ):
+        super().__init__()
+        self.model = model
+        # Counted here: FSDP leaves each rank a part of the parameters.
+        self.parameter_count, self.flops_per_token = model.parameter_count(), model.flops_per_token()
+        self._make_optimizer = make_optimizer
+        self.optimizer = make_optimizer(model)
+        self._schedule = schedule
+        self._seed = seed
+        # Two sums rather than a MeanMetric, which forgets its weights when it does not check for NaN (1.9.0).
+        self.val_loss_sum = SumMetric(nan_strategy="disable")
+        self.val_count = SumMetric(nan_strategy="disable")
+        # Kept as tensors and read once per logging interval, so that no step waits for the device.
+        self.train_losses: list[Tensor] = []
+        self.grad_norm: Tensor | None = None
+        self.lr_scale: Callable[[], float] = lambda: 1.0  # halved when a run has gone back
+        self.time_used: Callable[[], float] = lambda: 0.0  # share of the time budget; set by the clock
+        self.train_loss = self.loss  # or the same, compiled
+        self.batches, self.in_step = 0, False
+        self._step = 0  # the last that has ended
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning writes down some fifty times a step which hook it is in, and a module's own setattr is slow.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def forward(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        return self.model(tokens_BT)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["batches"] = self.batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        before = checkpoint["global_step"] * self.trainer.accumulate_grad_batches  # 0.2 did not save it
+        self.batches = checkpoint.get("batches", before)
+
+    def on_train_start(self) -> None:
+        self._step = self.trainer.global_step
+        # A resumed run may have a later end than the one that computed the checkpoint's learning rate.
+        scheduler = self.lr_schedulers()
+        factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
+        for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = lr * factor
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        seed_device(derive(self._seed, STEP, self.batches, self.global_rank), self.device)
+        if not self.in_step:
+            # Lightning would let go of the last step's gradients after the forward pass; before it, their memory,
+            # still in the cache, serves the activations (2 % of a small model's step on a CPU).
+            self.trainer.optimizers[0].zero_grad(set_to_none=True)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        inputs_BT, targets_BT = batch
+        loss = self.train_loss(inputs_BT, targets_BT)
+        self.train_losses.append(loss.detach().clone())  # a CUDA graph's own would change with the next step
+        return loss
+
+    def loss(self, inputs_BT: Integer[Tensor, "B T"], targets_BT: Integer[Tensor, "B T"]) -> Float[Tensor, ""]:
+        """Nats a token, the mean over a batch."""
+        return cross_entropy(self.model(inputs_BT), targets_BT)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        inputs_BT, targets_BT = batch
+        self.val_loss_sum.update(cross_entropy(self.model(inputs_BT), targets_BT, reduction="sum"))
+        self.val_count.update((targets_BT != IGNORE).sum())
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.batches += 1
+        self.in_step = self.trainer.global_step == self._step
+        self._step = self.trainer.global_step
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.val_loss_sum.compute() / self.val_count.compute()
+        # For callbacks that monitor them, such as EarlyStopping; the curves bring them to the loggers.
+        bits = bits_per_character(loss.item(), self.trainer.datamodule.characters_per_token)
+        self.log_dict({"val/loss": loss, "val/bpc": bits, "val/perplexity": loss.exp()}, logger=False)
+        self.val_loss_sum.reset()
+        self.val_count.reset()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the global norm and keeps it for the curves; without clipping it is only measured."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if scaler is not None and fused:  # 16-mixed: Lightning leaves it to such an optimizer, which comes later
+            scaler.unscale_(optimizer)
+        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        clip = getattr(self.trainer.model, "clip_grad_norm_", None)  # FSDP: the norm spans the shards
+        if clip is not None:
+            self.grad_norm = clip(limit)
+        elif gradient_clip_val is None:
+            self.grad_norm = None  # measured when the curves ask
+        else:
+            parameters = list(self.parameters())
+            self.grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+            clip_grads_with_norm_(parameters, limit, self.grad_norm)
+
+    def measure_grad_norm(self) -> Tensor:
+        """The gradient's norm at the last step, before clipping."""
+        if self.grad_norm is not None:
+            return self.grad_norm
+        return get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+
+    def configure_optimizers(self) -> dict:
+        # FSDP puts its shards in the place of the parameters.
+        sharded = isinstance(self.trainer.strategy, FSDPStrategy)
+        optimizer = self._make_optimizer(self.model) if sharded else self.optimizer
+
+        def factor(step: int) -> float:
+            return self._schedule(step, self.trainer.max_steps, self.time_used()) * self.lr_scale()
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,199 @@
+"""build(): parts from plain data, only from the allow-list, with mistakes told by their place and nearest name."""
+
+import copy
+import datetime
+
+import pytest
+import torch
+from torch import nn
+
+from chargpt.config.instantiate import build
+from chargpt.data.tokenizer import CharTokenizer
+from chargpt.errors import Mistake
+from chargpt.model.feed_forward import FeedForward
+from chargpt.model.transformer import Transformer
+
+LINEAR = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 2}
+TRANSFORMER = {
+    "_target_": "chargpt.model.transformer.Transformer",
+    "block_size": 8,
+    "n_layer": 1,
+    "n_head": 2,
+    "n_embd": 4,
+    "dropout": 0.0,
+    "attention": {"_target_": "chargpt.model.attention.CausalSelfAttention", "_partial_": True},
+    "position": {"_target_": "chargpt.model.position.Rotary", "_partial_": True, "base": 100.0},
+    "norm": {"_target_": "torch.nn.LayerNorm", "_partial_": True, "bias": False},
+    "feed_forward": {
+        "_target_": "chargpt.model.feed_forward.FeedForward",
+        "_partial_": True,
+        "activation": {"_target_": "torch.nn.GELU", "_partial_": True, "approximate": "tanh"},
+    },
+    "initialization": {"_target_": "chargpt.model.initialization.normal", "_partial_": True},
+}
+
+
+def test_plain_data_is_itself():
+    data = {"a": [1, 2.5, None, True, "text"], "b": {"c": []}}
+    assert build(data) == data
+
+
+def test_parts_within_parts_are_built_first():
+    model = build(TRANSFORMER, vocab_size=5)
+    assert isinstance(model, Transformer)
+    feed_forward = model.blocks[0].feed_forward
+    assert isinstance(feed_forward, FeedForward)
+    assert isinstance(feed_forward.activation, nn.GELU)
+    assert feed_forward.activation.approximate == "tanh"
+    assert isinstance(model.blocks[0].attention_norm, nn.LayerNorm)
+    assert model.blocks[0].attention_norm.bias is None
+
+
+def test_parts_stand_in_lists_too():
+    made = build([{"_target_": "torch.nn.ReLU"}, {"here": {"_target_": "torch.nn.Identity"}}])
+    assert isinstance(made[0], nn.ReLU)
+    assert isinstance(made[1]["here"], nn.Identity)
+
+
+def test_a_partial_part_makes_a_new_object_at_each_call():
+    make = build({"_target_": "torch.nn.Linear", "_partial_": True, "bias": False})
+    one, other = make(2, 3), make(4, out_features=5)
+    assert (one.in_features, one.out_features, one.bias) == (2, 3, None)
+    assert (other.in_features, other.out_features) == (4, 5)
+
+
+def test_what_the_caller_says_overrules_the_config():
+    linear = build(LINEAR, out_features=7)
+    assert linear.out_features == 7
+
+
+def test_a_classmethod_is_a_part_too():
+    tokenizer = build({"_target_": "chargpt.data.tokenizer.CharTokenizer.from_text", "text": "hello"})
+    assert tokenizer.characters == "ehlo"
+
+
+def test_a_tokenizer_is_made_again_from_its_own_description():
+    tokenizer = CharTokenizer.from_text("What's in a name?\n")
+    again = build(tokenizer.as_config())
+    assert again.encode("What name").tolist() == tokenizer.encode("What name").tolist()
+
+
+def test_the_config_is_left_as_it_was():
+    before = copy.deepcopy(TRANSFORMER)
+    build(TRANSFORMER, vocab_size=5)
+    assert before == TRANSFORMER
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.run",
+        "pathlib.Path.write_text",
+        "torch.load",
+        "torch.hub.load",
+        "torch.serialization.load",
+        "hydra.utils.instantiate",
+        "chargpt.config.instantiate.build",
+        "chargpt.checkpoint.torch_file.read",
+        "torch.nnn.Linear",
+        "chargpt",
+        "",
+        None,
+        7,
+        # through a module of ours or torch's to what it imports
+        "chargpt.data.corpus.subprocess.run",
+        "chargpt.data.corpus.os.system",
+        "chargpt.data.tokenizer.np.load",
+        "chargpt.data.datamodule.torch.load",
+        "chargpt.data.datamodule.TextDataModule.load_from_checkpoint",
+        "chargpt.model.transformer.torch.load",
+        "chargpt.training.loop.hydra.utils.instantiate",
+        "chargpt.optim.adamw.torch.hub.load",
+        "torch.nn.modules.module.torch.load",
+        "torch.nn.modules.module.__builtins__.eval",
+        "torch.nn.modules.module.__builtins__",
+        "torch.nn.Module.__init_subclass__",
+        "torch.nn.modules.module.warnings.warn",
+        # ours, but they write files
+        "chargpt.training.callbacks.checkpoint.SealedCheckpointIO.save_checkpoint",
+        "chargpt.utils.atomic_write.write_whole",
+        "chargpt.runs.directory.RunDirectory.claim",
+        "chargpt.training.loop.train",
+    ],
+)
+@pytest.mark.parametrize("partial", [False, True])
+def test_what_is_not_a_part_is_refused(target, partial):
+    with pytest.raises(Mistake, match=r"may be built|can be built|there is no"):
+        build({"_target_": target, "_partial_": partial})
+
+
+def test_a_refused_part_within_a_part_is_never_called(tmp_path):
+    touched = tmp_path / "touched"
+    bad = {"_target_": "chargpt.data.corpus.os.mkdir", "path": str(touched)}
+    with pytest.raises(Mistake):
+        build(LINEAR | {"out_features": bad})
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "hint"),
+    [
+        pytest.param({"_target_": "torch.nn.Linaer"}, "did you mean Linear?", id="name"),
+        pytest.param({"_target_": "chargpt.model.bigram.Bigran"}, "did you mean Bigram?", id="name of ours"),
+        pytest.param(LINEAR | {"biass": False}, "did you mean bias?", id="setting"),
+        pytest.param({"_target_": "torch.nn.Linear", "in_features": 2}, "'out_features'", id="missing setting"),
+        pytest.param({"_target_": "torch.nn.Dropout", "p": 3.0}, "between 0 and 1", id="value"),
+        pytest.param(
+            {"_target_": "chargpt.data.tokenizer.CharTokenizer", "characters": 5},
+            "CharTokenizer refuses",
+            id="kind of value",
+        ),
+        pytest.param(LINEAR | {"in_features": 10**17}, "Linear refuses", id="more than memory"),
+    ],
+)
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_mistake_is_told_with_its_place_and_what_is_near(config, hint, partial):
+    with pytest.raises(Mistake) as told:
+        part = build({"outer": [config | {"_partial_": partial}]}, "model")["outer"][0]
+        part()  # a partial part is refused when it is used
+    message = str(told.value)
+    assert message.startswith("model.outer[0]")
+    assert "\n" not in message
+    assert hint in message
+
+
+def test_a_mistake_that_a_part_tells_itself_is_told_as_it_is():
+    with pytest.raises(Mistake, match=r"^model\.n_layer=0: it must be 1 or more$"):
+        build(TRANSFORMER | {"n_layer": 0}, "model", vocab_size=5)
+
+
+def test_a_mistake_in_a_part_of_a_part_names_the_inner_one():
+    config = TRANSFORMER | {"norm": TRANSFORMER["norm"] | {"epss": 1e-5}}
+    with pytest.raises(Mistake, match=r"model\.norm.*epss.*did you mean eps\?"):
+        build(config, "model", vocab_size=5)
+
+
+def test_an_optimizer_is_a_partial_part_that_waits_for_the_model():
+    make = build({"_target_": "chargpt.optim.adamw.adamw", "_partial_": True, "lr": 0.5, "fused": False})
+    optimizer = make(nn.Linear(2, 2))
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5}
+
+
+def test_a_trusted_config_may_name_any_class_and_place_its_arguments():
+    made = build({"_target_": "datetime.timedelta", "_args_": [1], "minutes": 5}, trusted=True)
+    assert made == datetime.timedelta(days=1, minutes=5)
+    power = build({"_target_": "builtins.pow", "_partial_": True, "_args_": [2]}, trusted=True)
+    assert power(10) == 1024
+    inner = {"_target_": "datetime.timedelta", "days": 1}
+    assert build({"_target_": "builtins.dict", "_recursive_": False, "inner": inner}, trusted=True) == {
+        "inner": inner
+    }
+
+
+@pytest.mark.parametrize("target", ["datetime.timedelta", "builtins.pow"])
+def test_an_untrusted_config_may_not(target):
+    with pytest.raises(Mistake, match="not one of the parts that may be built"):
+        build({"_target_": target, "_args_": [2, 3]})

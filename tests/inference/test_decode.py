@@ -1,0 +1,147 @@
+"""One token at a time against the model's own forward pass, for every part a model can have."""
+
+import pytest
+import torch
+
+from chargpt.config.instantiate import build
+from chargpt.errors import Mistake
+from chargpt.inference import decode
+from chargpt.inference.context import Context
+from chargpt.inference.decode import OneToken
+from tests.inference.architectures import made
+
+NANO = "model=gpt_nano"
+PARTS = [
+    [NANO],
+    ["model=gpt_small"],
+    [NANO, "model/position=rotary"],
+    [NANO, "model/position=none"],
+    [NANO, "model/norm=rms_norm", "model/feed_forward=swiglu"],
+    [NANO, "model/norm=none", "model/feed_forward=squared_relu"],
+    ["model=gpt_modern"],
+    ["model=gpt_modern", "model/values=residual", "model/skips=u_net", "model/n_grams=pairs_and_triples"],
+    [
+        NANO,
+        "model/skips=u_net",
+        "model/logits=soft_cap",
+        "model/attention=causal_qk_norm",
+        "model/norm=rms_norm_plain",
+    ],
+    ["model=gpt_ensemble", "model.members=2"],
+    ["+lecture=head"],
+    ["+lecture=feed_forward"],
+    ["+lecture=residual"],
+    ["+lecture=layer_norm"],
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("words", PARTS, ids=" ".join)
+def test_it_gives_the_models_logits(words, batch_size):
+    model = made(words)
+    assert OneToken.knows(model)
+    tokens_BT = torch.randint(11, (batch_size, 16), generator=torch.Generator().manual_seed(1))
+    cache, step = model.new_cache(batch_size), OneToken.of(model, batch_size)
+    model(tokens_BT[:, :2], cache)
+    for t in range(2, 16):
+        torch.testing.assert_close(
+            step(tokens_BT[:, t], cache), model(tokens_BT[:, : t + 1])[:, -1], atol=1e-4, rtol=3e-5
+        )
+
+
+class Halved(torch.nn.LayerNorm):
+    """Somebody's own norm."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def test_a_norm_of_somebodys_own_is_called_as_it_is():
+    model = made([])
+    for block in model.blocks:
+        block.attention_norm.__class__ = Halved
+    tokens_BT = torch.arange(8)[None] % 11
+    cache, step = model.new_cache(1), OneToken(model, 1)
+    rows = [step(tokens_BT[:, t], cache) for t in range(8)]
+    torch.testing.assert_close(rows[-1], model(tokens_BT)[:, -1], atol=1e-4, rtol=3e-5)
+
+
+@pytest.mark.parametrize("window", ["half", "exact"])
+@pytest.mark.parametrize("words", [["model=bigram"], *PARTS], ids=" ".join)
+def test_a_context_past_two_blocks_gives_the_logits_of_a_full_pass_over_its_window(words, window):
+    model = (
+        made(words)
+        if words != ["model=bigram"]
+        else build({"_target_": "chargpt.model.bigram.Bigram", "block_size": 16}, "model", vocab_size=11).eval()
+    )
+    tokens_N = torch.randint(11, (50,), generator=torch.Generator().manual_seed(2))
+    context, seen = Context(model, 1, window), 0
+    for end in range(3, 51):
+        new_BT = tokens_N[None, 0 if end == 3 else end - 1 : end]
+        seen += new_BT.shape[1]
+        if seen > 16:
+            seen = 8 if window == "half" else 16
+        expected_V = model(tokens_N[None, end - seen : end])[0, -1]
+        torch.testing.assert_close(context.extend(new_BT)[0], expected_V, atol=1e-4, rtol=3e-5)
+
+
+def test_every_character_sees_at_least_half_a_block():
+    model, widths = made([]), []
+    forward = model.forward
+    model.forward = lambda tokens_BT, cache=None: widths.append(tokens_BT.shape[1]) or forward(tokens_BT, cache)
+    context = Context(model, 1)
+    context.extend(torch.zeros(1, 20, dtype=torch.long))
+    for _ in range(40):
+        context.extend(torch.zeros(1, 1, dtype=torch.long))
+    assert widths == [16, 8, 8, 8, 8, 8]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("words", [[], ["model=gpt_small"]], ids=" ".join)
+def test_int8_weights_are_within_their_rounding(words, batch_size):
+    model = made(words, n_embd=96)
+    tokens_BT = torch.randint(11, (batch_size, 10), generator=torch.Generator().manual_seed(1))
+    cache, step = model.new_cache(batch_size), OneToken(model, batch_size, "int8")
+    for t in range(10):
+        found_BV = step(tokens_BT[:, t], cache)
+    expected_BV = model(tokens_BT)[:, -1]
+    spread = expected_BV.std()
+    assert 0 < (found_BV - expected_BV).abs().max() < 0.1 * spread
+
+
+def test_rows_that_the_int8_product_cannot_read_are_refused():
+    with pytest.raises(Mistake, match="multiples of 32"):
+        Context(made([]), 1, quantize="int8")
+
+
+def test_a_table_has_nothing_to_quantize():
+    model = build({"_target_": "chargpt.model.bigram.Bigram"}, "model", vocab_size=11)
+    with pytest.raises(Mistake, match="quantize=int8"):
+        Context(model, 1, quantize="int8")
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch without MKL")
+@pytest.mark.parametrize("bias", [True, False])
+def test_torchs_undocumented_product_with_packed_weights_is_still_a_linear_layer(bias):
+    layer, x_BC = torch.nn.Linear(48, 40, bias=bias), torch.randn(3, 48)
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(layer.weight.detach(), 3)
+    found_BC = torch.ops.mkl._mkl_linear.default(x_BC, packed, layer.weight, layer.bias, 3)
+    torch.testing.assert_close(found_BC, layer(x_BC), atol=1e-5, rtol=1e-5)
+
+
+def test_torchs_undocumented_product_with_8_bit_weights_is_still_there():
+    weight = torch.randint(-127, 128, (40, 64), dtype=torch.int8)
+    x_BC, scale_C = torch.randn(3, 64).bfloat16(), torch.rand(40).bfloat16()
+    found_BC = torch.ops.aten._weight_int8pack_mm.default(x_BC, weight, scale_C)
+    assert found_BC.dtype == torch.bfloat16
+    expected_BC = torch.nn.functional.linear(x_BC.float(), weight.float()) * scale_C.float()
+    torch.testing.assert_close(found_BC.float(), expected_BC, atol=0.1, rtol=0.02)
+
+
+def test_without_mkl_several_rows_are_multiplied_all_the_same(monkeypatch):
+    monkeypatch.setattr(decode, "_has_mkl", lambda: False)
+    model, tokens_B = made([NANO]), torch.tensor([1, 2, 3])
+    step = OneToken(model, 3)
+    torch.testing.assert_close(
+        step(tokens_B, model.new_cache(3)), model(tokens_B[:, None])[:, -1], atol=1e-4, rtol=3e-5
+    )

@@ -1,0 +1,174 @@
+"""export.py: the file is the model, wherever it is used."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+import chargpt
+from chargpt.config.instantiate import SAVED, build
+from chargpt.data.tokenizer import CharTokenizer
+from chargpt.inference.export import write
+from chargpt.inference.pretrained import TrainedModel, load
+from tests.conftest import REPO
+
+SMALL = ["model.n_layer=2", "model.n_head=2", "model.n_embd=16"]
+
+
+def untrained(model: str, *overrides: str) -> TrainedModel:
+    """The model that `train.py model=...` would begin with, its first weights stirred."""
+    with hydra.initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        composed = hydra.compose("train", [f"model={model}", "model.block_size=8", *overrides])
+    settings = OmegaConf.to_container(composed.model, resolve=True)
+    tokenizer = CharTokenizer("\n !'?abcdefÄ☃\U0001f0a1")
+    torch.manual_seed(0)
+    module = build(settings, "model", vocab_size=tokenizer.vocab_size).eval().requires_grad_(False)
+    for weight in module.parameters():  # those that begin at 0 are told apart too
+        weight.add_(torch.randn_like(weight), alpha=0.1)
+    config = {key: {} for key in SAVED} | {"name": model, "seed": 0, "model": settings}
+    return TrainedModel(module, tokenizer, config, 7, Path("nowhere.ckpt"), "0" * 64)
+
+
+def same(one: TrainedModel, other: TrainedModel) -> None:
+    weights = other.model.state_dict()
+    assert weights.keys() == one.model.state_dict().keys()
+    for name, weight in one.model.state_dict().items():
+        assert weight.dtype == weights[name].dtype
+        assert torch.equal(weight.view(torch.uint8), weights[name].view(torch.uint8)), name
+    assert other.tokenizer.as_config() == one.tokenizer.as_config()
+    assert (other.config, other.step, other.corpus_sha256) == (one.config, one.step, one.corpus_sha256)
+    assert other.generate("a", 40, seed=3) == one.generate("a", 40, seed=3)
+
+
+def test_a_trained_model_is_the_same_from_its_export(finished, tmp_path):
+    trained = load(finished)
+    write(trained, tmp_path / "model.safetensors")
+    exported = chargpt.load(tmp_path / "model.safetensors")
+    same(trained, exported)
+    assert not exported.model.training
+    assert exported.path == tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides"),
+    [
+        ("bigram", []),
+        ("gpt_nano", SMALL),
+        ("gpt_nano", [*SMALL, "model.tie_weights=false", "model.bias=true"]),
+        ("gpt_small", [*SMALL, "model/position=rotary", "model/norm=rms_norm"]),
+        ("gpt_modern", SMALL),
+        ("gpt_ensemble", SMALL),
+        ("gpt_ensemble", [*SMALL, "model.tie_weights=true"]),
+    ],
+)
+def test_every_kind_of_model_is_the_same_from_its_export(tmp_path, model, overrides):
+    trained = untrained(model, *overrides)
+    write(trained, tmp_path / "model.safetensors")
+    same(trained, load(tmp_path / "model.safetensors"))
+
+
+def test_a_tied_weight_is_written_once_and_tied_again(tmp_path):
+    trained = untrained("gpt_nano", *SMALL)
+    write(trained, tmp_path / "a.safetensors")
+    names = load_file(tmp_path / "a.safetensors").keys()
+    assert trained.model.state_dict().keys() - names == {"head.weight"}
+    again = load(tmp_path / "a.safetensors").model
+    assert again.head.weight is again.token_embedding.weight
+
+
+def test_the_same_model_has_the_same_digest_and_another_has_another(tmp_path):
+    trained, path = untrained("bigram"), tmp_path / "a.safetensors"
+    digest = write(trained, path)
+    assert write(load(path), path) == digest
+    next(trained.model.parameters())[0, 0] += 1
+    assert write(trained, path) != digest
+
+
+def test_it_loads_without_lightning_or_hydra(tmp_path):
+    write(untrained("gpt_modern", *SMALL), tmp_path / "model.safetensors")
+    script = (
+        "import sys, chargpt\n"
+        "print(chargpt.load('model.safetensors').generate('a', 5))\n"
+        "assert not {'lightning', 'hydra', 'omegaconf', 'torchmetrics'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of its own, to write into."""
+    return shutil.copytree(finished, tmp_path / "outputs" / "run")
+
+
+def test_the_last_run_is_exported_into_its_directory(verb, run):
+    outcome = verb("export")
+    assert outcome.code == 0, outcome.err
+    path = Path("outputs/run/model.safetensors")
+    assert outcome.err == ""
+    rows = dict(re.findall(r"^ *(\w+)  (.*)$", outcome.out, re.MULTILINE))
+    assert rows["file"] == str(path)
+    assert rows["size"] == f"{path.stat().st_size:,} bytes"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert rows["weights"] == f"{metrics['parameters']:,} after {metrics['best_step']:,} steps"
+    same(load(run), load(path))
+
+
+def test_a_checkpoint_is_exported_beside_itself_and_an_earlier_export_is_replaced(verb, run):
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    before = checkpoint.read_bytes()
+    for _ in range(2):
+        outcome = verb("export", f"run={checkpoint}")
+        assert outcome.code == 0, outcome.err
+    same(load(checkpoint), load(run / "checkpoints" / "last.safetensors"))
+    assert checkpoint.read_bytes() == before
+
+
+def test_the_file_may_have_any_name(verb, run, tmp_path):
+    (tmp_path / "a, (b) = {c}").mkdir()
+    for name in ("model.safetensors", "model", "a, (b) = {c}/märchen $1.st"):
+        outcome = verb("export", f"run={run}", f"file={name}")
+        assert outcome.code == 0, outcome.err
+        assert f"{name}\n" in outcome.out
+        same(load(run), load(tmp_path / name))
+
+
+def test_the_other_verbs_take_the_file_for_the_run(verb, run):
+    assert verb("export", f"run={run}", "file=model").code == 0
+    words = ["prompt=The ", "max_new_tokens=30"]
+    sample = verb("sample", "run=model", *words)
+    assert sample.code == 0, sample.err
+    assert sample.out == verb("sample", f"run={run}", *words).out
+    measured = verb("evaluate", "run=model")
+    assert measured.code == 0, measured.err
+    assert measured.out.splitlines()[1:] == verb("evaluate", f"run={run}").out.splitlines()[1:]
+    look = verb("look", "run=model", "text=The king", "folder=pictures")
+    assert look.code == 0, look.err
+    assert Path("pictures/surprise.png").exists()
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "notes.txt"])
+def test_nothing_but_an_earlier_export_gives_way(verb, run, tmp_path, name):
+    there = shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / name)
+    before = Path(there).read_bytes()
+    outcome = verb("export", f"run={run}", f"file={name}")
+    assert outcome.code == 2
+    assert "choose another name" in outcome.err
+    assert Path(there).read_bytes() == before
+
+
+def test_training_does_not_go_on_from_an_export(verb, run):
+    assert verb("export", f"run={run}", "file=model.safetensors").code == 0
+    outcome = verb("train", "resume=model.safetensors")
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1

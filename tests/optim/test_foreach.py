@@ -1,0 +1,38 @@
+"""torch's undocumented operators on lists of tensors: they are there, and do what one tensor at a time would."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from chargpt.optim import foreach
+
+
+def tensors(seed: int) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=draw) for shape in [(3, 4), (5,), ()]]
+
+
+@pytest.mark.parametrize(
+    ("on_lists", "on_one"),
+    [
+        (lambda x, y: foreach.add_(x, 1), lambda x, y: x.add_(1)),
+        (lambda x, y: foreach.add_(x, y, alpha=-0.3), lambda x, y: x.add_(y, alpha=-0.3)),
+        (foreach.copy_, lambda x, y: x.copy_(y)),
+        (lambda x, y: foreach.lerp_(x, y, 0.3), lambda x, y: x.lerp_(y, 0.3)),
+        (lambda x, y: foreach.mul_(x, 0.3), lambda x, y: x.mul_(0.3)),
+    ],
+    ids=["add a number", "add", "copy", "lerp", "mul"],
+)
+def test_an_operator_changes_each_tensor_in_place_as_its_method_does(on_lists, on_one):
+    found, expected = tensors(0), tensors(0)
+    on_lists(found, tensors(1))
+    for x, y in zip(expected, tensors(1), strict=True):
+        on_one(x, y)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_lerp_gives_new_tensors():
+    starts, ends = tensors(0), tensors(1)
+    found = foreach.lerp(starts, ends, 0.3)
+    assert all(map(torch.equal, found, map(torch.Tensor.lerp, starts, ends, [0.3] * 3)))
+    assert all(map(torch.equal, starts, tensors(0)))

@@ -1,0 +1,49 @@
+"""Keys, values and figures as they are written."""
+
+from pathlib import Path
+
+import pytest
+
+from chargpt.sweeps.formatting import flops_text, key_text, short_names, short_path, shown_value
+from chargpt.sweeps.swept_params import ABSENT
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["model.n_layer", "optimizer.lr"], ["n_layer", "lr"]),
+        (["model.attention.bias", "model.norm.bias"], ["attention.bias", "norm.bias"]),
+        (["model/feed_forward", "data/blocks@data", "lecture"], ["feed_forward", "blocks", "lecture"]),
+        (["model.bias", "model.norm.bias"], ["model.bias", "norm.bias"]),
+    ],
+)
+def test_names_are_as_short_as_they_can_be(names, short):
+    assert list(short_names(names).values()) == short
+
+
+@pytest.mark.parametrize(("flops", "text"), [(1.234e15, "1.2e15"), (9.96e9, "1.0e10"), (5.0, "5.0e0"), (0.0, "0")])
+def test_flops_are_short(flops, text):
+    assert flops_text(flops) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "full", "short"),
+    [
+        (0.00012345678, "0.00012345678", "0.0001235"),
+        (0.0, "0.0", "0"),
+        (None, "null", "null"),
+        (True, "true", "true"),
+        ([0.9, None], "[0.9,null]", "[0.9,null]"),
+        ("torch.nn.GELU", "torch.nn.GELU", "GELU"),
+        ("my.book.txt", "my.book.txt", "my.book.txt"),
+        (ABSENT, "", ""),
+    ],
+)
+def test_values_are_written_as_one_types_them(value, full, short):
+    assert shown_value(value) == full
+    assert key_text(value) == short
+
+
+def test_a_path_of_any_bytes_can_be_written():
+    assert short_path(Path("outputs/a b"), Path("outputs")) == "a b"
+    short_path(Path("outputs/\udcff"), Path("outputs")).encode()
