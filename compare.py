@@ -7,9 +7,9 @@ from chargpt.cli.app import entry_point
 
 @entry_point("compare")
 def main(config: DictConfig) -> None:
-    from chargpt.sweeps.compare import compare_asked
+    from chargpt.cli.compare import compare
 
-    compare_asked(**config)
+    compare(**config)
 
 
 if __name__ == "__main__":

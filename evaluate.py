@@ -7,7 +7,7 @@ from chargpt.cli.app import entry_point
 
 @entry_point("evaluate")
 def main(config: DictConfig) -> None:
-    from chargpt.inference.evaluate import evaluate
+    from chargpt.cli.evaluate import evaluate
 
     evaluate(config.run, config.split, config.device, config.get("data"))
 

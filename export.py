@@ -7,7 +7,7 @@ from chargpt.cli.app import entry_point
 
 @entry_point("export")
 def main(config: DictConfig) -> None:
-    from chargpt.inference.export import export
+    from chargpt.cli.export import export
 
     export(**config)
 

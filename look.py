@@ -1,16 +1,9 @@
-"""Look into a trained model: python look.py --help"""
+"""The former name of visualize.py, until 0.4."""
 
-from omegaconf import DictConfig
+import sys
 
-from chargpt.cli.app import entry_point
-
-
-@entry_point("look")
-def main(config: DictConfig) -> None:
-    from chargpt.cli.visualize import look
-
-    look(**config)
-
+from visualize import main
 
 if __name__ == "__main__":
+    sys.stderr.write("look.py is now called visualize.py; the old name is accepted until 0.4\n")
     main()

@@ -7,9 +7,9 @@ from chargpt.cli.app import entry_point
 
 @entry_point("sample")
 def main(config: DictConfig) -> None:
-    from chargpt.cli.sample import write
+    from chargpt.cli.sample import sample
 
-    write(**config)
+    sample(**config)
 
 
 if __name__ == "__main__":

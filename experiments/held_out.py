@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from chargpt.config.overrides import quoted
+from chargpt.config.overrides import quote_value
 from chargpt.data.corpus import TinyShakespeare
-from chargpt.runs.finished import read_run
-from chargpt.utils.atomic_write import write_whole
+from chargpt.runs.record import read_finished
+from chargpt.utils.atomic_write import atomic_write_text
 
 ROOT = Path(__file__).parent.parent
 KEYS = ("final_val_loss", "train_seconds", "parameters")
@@ -35,7 +35,7 @@ def words(folder: Path, share: float = 1.0) -> list[str]:
     kept = training[: int(share * end)]
     path = folder / f"training_split_{share:g}.txt"
     folder.mkdir(exist_ok=True, parents=True)
-    write_whole(path, kept + training[end:])
+    atomic_write_text(path, kept + training[end:])
     fraction = (len(kept) + 0.5) / (len(kept) + len(training) - end)  # cut off, it is len(kept) characters
     return ["data=text_file", f"data.path={path}", f"data.train_fraction={fraction!r}"]
 
@@ -49,10 +49,10 @@ def side_by_side(run: Callable[..., dict], wanted: Iterable[tuple[Any, ...]], jo
 def train(folder: Path, settings: list[str]) -> dict[str, float]:
     """The metrics of the run in a folder, begun or gone on with if it is not finished; on one thread."""
     command = [sys.executable, str(ROOT / "train.py"), "trainer=cpu", "callbacks.samples.max_new_tokens=0"]
-    place = ["resume=auto", f"hydra.run.dir={quoted(str(folder))}"]
+    place = ["resume=auto", f"hydra.run.dir={quote_value(str(folder))}"]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*command, *settings, *place], check=True, stdout=subprocess.DEVNULL, env=one_thread)
-    return {key: read_run(folder).metrics[key] for key in KEYS}
+    return {key: read_finished(folder).metrics[key] for key in KEYS}
 
 
 def measured(path: Path) -> list[dict[str, str]]:

@@ -77,8 +77,8 @@ class Outcome:
 
 
 @pytest.fixture
-def verb(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """`verb("train", "model=bigram")`: a verb in this process, from an empty folder; its code and words."""
+def run_cli(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """`run_cli("train", "model=bigram")`: a verb in this process, from an empty folder; its code and words."""
 
     def run(name: str, *words: str) -> Outcome:
         import importlib

@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from run import HERE, VARIANTS
 
-from chargpt.config.instantiate import build
+from chargpt.config.instantiate import instantiate
 from chargpt.model.loss import cross_entropy
 from chargpt.utils.csv_io import write_rows
 
@@ -33,8 +33,8 @@ OUTSIDE = ("cosine schedule", "decay over the last 20 %", "shorter blocks for 10
 def stepper(words: list[str]) -> Callable[[], None]:
     """Takes one training step of a variant."""
     config = compose("train", overrides=["name=timed", *words])
-    model = build(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=VOCABULARY)
-    optimizer = build(OmegaConf.to_container(config.optimizer, resolve=True), "optimizer")(model)
+    model = instantiate(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=VOCABULARY)
+    optimizer = instantiate(OmegaConf.to_container(config.optimizer, resolve=True), "optimizer")(model)
     blocks = torch.randint(VOCABULARY, (config.data.batch_size, config.model.block_size + 1))
 
     def step() -> None:

@@ -27,7 +27,7 @@ class Case:
     cuda: bool = False
     dry: str | None = None
 
-    def verdict(self, value: str, dry: bool) -> str:
+    def decision(self, value: str, dry: bool) -> str:
         """`ok`, `failed`, or empty where nothing is expected."""
         expected = self.dry if dry and self.dry is not None else self.expected
         if not expected:

@@ -113,10 +113,8 @@ class Child:
     def write(self, results: Results, row: dict[str, Any]) -> None:
         case = self.left.pop((row["case"], row["metric"]))
         expected = case.dry if self.dry and case.dry is not None else case.expected
-        ok = case.verdict(row["value"], self.dry) if row["ok"] is None else row["ok"]
-        row |= dict(
-            stage=self.name, unit=case.unit, expected=expected, ok=ok, device=self.device, torch=self.torch
-        )
+        ok = case.decision(row["value"], self.dry) if row["ok"] is None else row["ok"]
+        row |= dict(stage=self.name, unit=case.unit, expected=expected, ok=ok, device=self.device, torch=self.torch)
         results.write(**row)
 
     def kill(self, reason: str) -> None:
@@ -275,9 +273,7 @@ def main() -> int:
             args.out.mkdir(parents=True, exist_ok=True)
             results = Results(args.out / "results.csv")
         except OSError as error:
-            sys.stderr.write(
-                f"run.py: --out={args.out} cannot be written: {error.strerror}. Name another folder\n"
-            )
+            sys.stderr.write(f"run.py: --out={args.out} cannot be written: {error.strerror}. Name another folder\n")
             return 2
         with (args.out / "run.log").open("w") as log:
             try:

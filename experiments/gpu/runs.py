@@ -146,9 +146,7 @@ class Run:
         return torch.load(path, weights_only=True, map_location="cpu")
 
 
-def together(
-    runs: Iterable[Run], slots: int | None = None, done: Callable[[Run], None] | None = None
-) -> list[Run]:
+def together(runs: Iterable[Run], slots: int | None = None, done: Callable[[Run], None] | None = None) -> list[Run]:
     """Starts the runs, several at a time, and waits for all.
 
     Args:
@@ -199,9 +197,7 @@ def fork(work: Callable[[], int | None], stage: Stage | None = None) -> int:
         os._exit(code)
 
 
-def measured(
-    stage: Stage, name: str, work: Callable[[], dict[str, Any]], timeout: float = 100.0
-) -> dict[str, Any]:
+def measured(stage: Stage, name: str, work: Callable[[], dict[str, Any]], timeout: float = 100.0) -> dict[str, Any]:
     """What `work` returns in a child process. Raises `Failure` if it fails, or takes too long."""
     if not stage.forks:
         return work()
@@ -220,9 +216,7 @@ def descendants(pid: int) -> list[int]:
     parents: dict[int, list[int]] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            parents.setdefault(int(file.read_text().rpartition(")")[2].split()[1]), []).append(
-                int(file.parent.name)
-            )
+            parents.setdefault(int(file.read_text().rpartition(")")[2].split()[1]), []).append(int(file.parent.name))
     found, todo = [], [pid]
     while todo:
         children = parents.get(todo.pop(), [])

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from chargpt.runs.record import is_run, read_any
+from chargpt.runs.record import is_run, read_run
 from chargpt.sweeps.compare import compare
 from chargpt.sweeps.formatting import flops_text, short_names
 from chargpt.sweeps.markdown import put, table
@@ -33,7 +33,7 @@ def line(place: str, row: Row, names: dict[str, str]) -> dict[str, str]:
 def main() -> None:
     runs = [path for path in map(Path, sys.argv[1:]) if is_run(path)]
     compare(runs, HERE)
-    ranking = rank([read_any(run) for run in runs])
+    ranking = rank([read_run(run) for run in runs])
     rows, names = ranking.scored, short_names(ranking.keys)
     places = [n for n in range(len(rows)) if n < SHOWN or n >= len(rows) - SHOWN]
     put(HERE / "README.md", "grid", table([line(str(n + 1), rows[n], names) for n in places]))

@@ -14,7 +14,7 @@ from statistics import mean
 import numpy as np
 from matplotlib.figure import Figure
 
-from chargpt.runs.finished import FinishedRun, read_run
+from chargpt.runs.record import RunRecord, read_finished
 from chargpt.sweeps.markdown import mean_and_spread, put, table
 
 HERE = Path(__file__).parent
@@ -31,10 +31,10 @@ LECTURE = {
     "scaled_up": 1.48,
 }
 KEYS = ("final_val_loss", "val_loss", "initial_loss", "train_seconds", "parameters", "steps", "device", "torch")
-Ladder = dict[str, list[FinishedRun]]
+Ladder = dict[str, list[RunRecord]]
 
 
-def row(rung: str, runs: list[FinishedRun]) -> dict[str, str]:
+def row(rung: str, runs: list[RunRecord]) -> dict[str, str]:
     metrics = [run.metrics for run in runs]
     lecture = LECTURE[rung]
     return {
@@ -49,7 +49,7 @@ def row(rung: str, runs: list[FinishedRun]) -> dict[str, str]:
     }
 
 
-def passage(rung: str, runs: list[FinishedRun]) -> str:
+def passage(rung: str, runs: list[RunRecord]) -> str:
     """The rung's own words for what it adds, and three lines of what it writes."""
     why = re.findall(r"^# (?!@)(.*)$", (CONF / f"{rung}.yaml").read_text(), re.MULTILINE)
     lines = [line for line in runs[0].sample.splitlines() if line.strip()][:3]
@@ -65,9 +65,7 @@ def draw(ladder: Ladder) -> Figure:
         losses_SN = np.array([run.curve("val_loss")[1] for run in runs])
         colour = f"C{number}"
         axes.plot(steps, losses_SN.mean(axis=0), color=colour, label=rung, marker=".", markersize=4)
-        axes.fill_between(
-            steps, losses_SN.min(axis=0), losses_SN.max(axis=0), color=colour, alpha=0.25, linewidth=0
-        )
+        axes.fill_between(steps, losses_SN.min(axis=0), losses_SN.max(axis=0), color=colour, alpha=0.25, linewidth=0)
         if LECTURE[rung]:
             last = max(steps) * 1.01
             axes.plot([last], [LECTURE[rung]], marker="<", color=colour, markersize=7, clip_on=False)
@@ -82,7 +80,7 @@ def draw(ladder: Ladder) -> Figure:
 
 def main() -> None:
     found = defaultdict(list)
-    for run in map(read_run, sys.argv[1:]):
+    for run in map(read_finished, sys.argv[1:]):
         found[run.choices["lecture"]].append(run)
     ladder = {rung: sorted(found[rung], key=lambda run: run.metrics["seed"]) for rung in LECTURE}
     with (HERE / "ladder.csv").open("w", newline="") as file:

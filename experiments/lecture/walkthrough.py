@@ -36,11 +36,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from chargpt.analysis.characters import visible
-from chargpt.analysis.plots import draw_attention
+from chargpt.analysis.plots import plot_attention
 from chargpt.analysis.predictions import attention_maps
+from chargpt.analysis.token_labels import make_visible
 from chargpt.data.corpus import TinyShakespeare
-from chargpt.data.dataloader import EveryBlock, RandomBlocks
+from chargpt.data.dataloader import EvalBlockLoader, RandomBlockLoader
 from chargpt.data.tokenizer import CharTokenizer
 from chargpt.inference.generate import generate
 from chargpt.model.attention import CausalSelfAttention
@@ -65,7 +65,7 @@ print(text[:200])
 
 # %%
 vocabulary = sorted(set(text))
-print(f"{len(vocabulary)} characters:", visible("".join(vocabulary)))
+print(f"{len(vocabulary)} characters:", make_visible("".join(vocabulary)))
 assert len(text) == 1_115_394
 assert len(vocabulary) == 65
 
@@ -114,7 +114,7 @@ with tempfile.TemporaryDirectory() as folder:
         tokens_per_character.append(len(subwords.encode(text)) / len(text))
         if size in (256, 4096):
             print(f"vocabulary {size:>5}:", " ".join(subwords.encode(line, out_type=str)))
-print("vocabulary    65:", " ".join(visible(line)))
+print("vocabulary    65:", " ".join(make_visible(line)))
 
 figure, axes = plt.subplots(figsize=(6, 3.5))
 axes.semilogx(sizes, [len(text) * share for share in tokens_per_character], marker="o", base=2)
@@ -140,7 +140,7 @@ block_size = 8
 block = train_N[: block_size + 1].tolist()
 for t in range(block_size):
     context, target = block[: t + 1], block[t + 1]
-    print(f"after {visible(decode(context)):<9} comes {visible(decode([target]))!r}")
+    print(f"after {make_visible(decode(context)):<9} comes {make_visible(decode([target]))!r}")
 
 # %% [markdown]
 # ## 4. Batches
@@ -149,14 +149,14 @@ for t in range(block_size):
 # k is a pure function of (seed, k), which is what lets a run that was cut off go on as if nothing had happened.
 
 # %%
-batches = RandomBlocks(train_N, block_size, batch_size=4, seed=1337)
+batches = RandomBlockLoader(train_N, block_size, batch_size=4, seed=1337)
 inputs_BT, targets_BT = batches.batch(0)
 print("inputs", tuple(inputs_BT.shape))
 for row in inputs_BT:
-    print("  ", visible(decode(row.tolist())))
+    print("  ", make_visible(decode(row.tolist())))
 print("targets: the same, one place further")
 for row in targets_BT:
-    print("  ", visible(decode(row.tolist())))
+    print("  ", make_visible(decode(row.tolist())))
 assert inputs_BT[:, 1:].equal(targets_BT[:, :-1])
 
 # %% [markdown]
@@ -171,7 +171,7 @@ assert inputs_BT[:, 1:].equal(targets_BT[:, :-1])
 # which is 4.67; the lecture's one table, on one batch of four blocks, was a little unluckier than that.
 
 # %%
-small_batches = RandomBlocks(train_N, 8, batch_size=4, seed=0)
+small_batches = RandomBlockLoader(train_N, 8, batch_size=4, seed=0)
 
 
 def loss_of(model: nn.Module, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
@@ -202,7 +202,7 @@ assert abs(calm - math.log(65)) < 0.01
 def train(model: nn.Module, steps: int, lr: float, block_size: int = 8, batch_size: int = 32) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
     losses = []
-    batches = RandomBlocks(train_N, block_size, batch_size, seed=1337)
+    batches = RandomBlockLoader(train_N, block_size, batch_size, seed=1337)
     for _, (inputs_BT, targets_BT) in zip(range(steps), batches, strict=False):
         loss = loss_of(model, inputs_BT, targets_BT)
         optimizer.zero_grad(set_to_none=True)
@@ -215,7 +215,7 @@ def train(model: nn.Module, steps: int, lr: float, block_size: int = 8, batch_si
 @torch.no_grad()
 def validation_loss(model: nn.Module) -> float:
     """Over the whole validation split, each prediction counted once."""
-    blocks = EveryBlock(val_N, model.block_size, 1024)
+    blocks = EvalBlockLoader(val_N, model.block_size, 1024)
     losses = [F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item() for x, y in blocks]
     return sum(losses) / (len(val_N) - 1)
 
@@ -337,14 +337,14 @@ attention = CausalSelfAttention(C, n_head=2, projection=False)
 head_0 = slice(0, D)  # the channels of the first of its two heads
 with torch.no_grad():
     for part, linear in enumerate((query, key, value)):
-        attention.qkv.weight[part * C : part * C + D] = linear.weight
+        attention.qkv_proj.weight[part * C : part * C + D] = linear.weight
 torch.testing.assert_close(attention(x_BTC)[..., head_0], gathered_BTD, atol=1e-6, rtol=1e-5)
-torch.testing.assert_close(attention.weights(x_BTC)[:, 0], attention_BTT, atol=1e-6, rtol=1e-5)
+torch.testing.assert_close(attention.attention_weights(x_BTC)[:, 0], attention_BTT, atol=1e-6, rtol=1e-5)
 print("one head by hand = the package's attention")
 
 # %% [markdown]
 # What does a head look at once it is trained? A model of one layer with one head, token and position embeddings
-# of 32 channels, and a context of 32, for a quarter of a minute; then its weights on one sentence. (`python look.py
+# of 32 channels, and a context of 32, for a quarter of a minute; then its weights on one sentence. (`python visualize.py
 # run=... text=...` draws this for any model.)
 
 # %%
@@ -365,7 +365,7 @@ assert validation_loss(one_head) < bigram_val
 
 sentence = "But soft, what light through yon"
 (maps_HTT,) = attention_maps(one_head.eval(), tokenizer.encode(sentence))
-draw_attention(maps_HTT, list(visible(sentence)), "One head: how much each character takes from those before it")
+plot_attention(maps_HTT, list(make_visible(sentence)), "One head: how much each character takes from those before it")
 
 # %% [markdown]
 # ## 8. Why the scores are divided by the square root of the head size
@@ -468,12 +468,12 @@ def by_hand(x_BTC: torch.Tensor) -> torch.Tensor:
     for head in range(4):
         rows = slice(head * 8, head * 8 + 8)
         q_BTD, k_BTD, v_BTD = (
-            F.linear(x_BTC, many.qkv.weight[part * C : part * C + C][rows]) for part in range(3)
+            F.linear(x_BTC, many.qkv_proj.weight[part * C : part * C + C][rows]) for part in range(3)
         )
         scores_BTT = q_BTD @ k_BTD.transpose(-2, -1) * 8**-0.5
         scores_BTT = scores_BTT.masked_fill(torch.tril(torch.ones(T, T)) == 0, float("-inf"))
         outputs.append(F.softmax(scores_BTT, dim=-1) @ v_BTD)
-    return many.projection(torch.cat(outputs, dim=-1))
+    return many.out_proj(torch.cat(outputs, dim=-1))
 
 
 torch.testing.assert_close(many(x_BTC), by_hand(x_BTC), atol=1e-5, rtol=1e-5)
@@ -488,9 +488,9 @@ print("four heads by hand, concatenated and projected = the package's attention"
 # %%
 thinking = FeedForward(C, activation=nn.ReLU)
 by_hand_BTC = F.linear(
-    F.relu(F.linear(x_BTC, thinking.expand.weight, thinking.expand.bias)),
-    thinking.projection.weight,
-    thinking.projection.bias,
+    F.relu(F.linear(x_BTC, thinking.up_proj.weight, thinking.up_proj.bias)),
+    thinking.down_proj.weight,
+    thinking.down_proj.bias,
 )
 torch.testing.assert_close(thinking(x_BTC), by_hand_BTC, atol=1e-6, rtol=1e-5)
 torch.testing.assert_close(thinking(x_BTC)[:, 3], thinking(x_BTC[:, 3:4])[:, 0], atol=1e-6, rtol=1e-5)
@@ -513,8 +513,8 @@ def gradient_norms(residual: bool, layers: int = 16) -> list[float]:
         "feed_forward": partial(FeedForward, activation=nn.ReLU),
     }
     deep = Transformer(65, block_size=32, n_layer=layers, n_head=4, n_embd=32, dropout=0.0, **parts)
-    loss_of(deep, *RandomBlocks(train_N, 32, 32, seed=0).batch(0)).backward()
-    return [block.attention.qkv.weight.grad.norm().item() for block in deep.blocks]
+    loss_of(deep, *RandomBlockLoader(train_N, 32, 32, seed=0).batch(0)).backward()
+    return [block.attention.qkv_proj.weight.grad.norm().item() for block in deep.blocks]
 
 
 with_residuals, without = gradient_norms(True), gradient_norms(False)
@@ -584,13 +584,13 @@ import csv
 import hydra
 from omegaconf import OmegaConf
 
-from chargpt.config.instantiate import build
+from chargpt.config.instantiate import instantiate
 
 HERE = Path.cwd()
 with hydra.initialize_config_dir(str(HERE.parent.parent / "conf"), version_base="1.3"):
     config = hydra.compose("train", ["+lecture=scaled_up"])
 sizes_of_it = {key: config.model[key] for key in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
-scaled_up = build(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=65)
+scaled_up = instantiate(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=65)
 print(sizes_of_it, f"batch {config.data.batch_size}, lr {config.optimizer.lr}, {config.trainer.max_steps} steps")
 print(f"{scaled_up.parameter_count():,} parameters, {scaled_up.flops_per_token():,} operations a character")
 assert scaled_up.parameter_count() == 10_788_929

@@ -12,7 +12,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from chargpt.runs.finished import FinishedRun, read_run
+from chargpt.runs.record import RunRecord, read_finished
 from chargpt.sweeps.markdown import mean_and_spread, put, table
 from chargpt.utils.csv_io import write_rows
 
@@ -22,7 +22,7 @@ KEYS = ("val_loss", "final_val_loss", "initial_loss", "val_bpc", "train_seconds"
 KEYS += ("devices", "device", "torch")
 
 
-def name_of(run: FinishedRun) -> str:
+def name_of(run: RunRecord) -> str:
     chosen = [word for word in run.overrides if re.match(r"\+?(model|recipe)=", word)]
     return " ".join(chosen) or f"model={run.choices['model']}"
 
@@ -48,7 +48,7 @@ def main() -> None:
     with (HERE / "results.csv").open(newline="") as file:
         before = list(csv.DictReader(file))
     new = [
-        {"run": name_of(run)} | {key: str(run.metrics[key]) for key in KEYS} for run in map(read_run, sys.argv[1:])
+        {"run": name_of(run)} | {key: str(run.metrics[key]) for key in KEYS} for run in map(read_finished, sys.argv[1:])
     ]
     kept = [run for run in before if run["run"] not in {run["run"] for run in new}]
     groups = defaultdict(list)

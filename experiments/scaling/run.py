@@ -61,9 +61,7 @@ def seconds_per_token(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     """Of each size: N, and the least over its runs, which now and then had to share their core."""
     widths = sorted({int(row["n_embd"]) for row in rows})
     spent = [
-        min(
-            float(row["train_seconds"]) / int(row["steps"]) / TOKENS for row in rows if int(row["n_embd"]) == width
-        )
+        min(float(row["train_seconds"]) / int(row["steps"]) / TOKENS for row in rows if int(row["n_embd"]) == width)
         for width in widths
     ]
     return np.array([12.0 * LAYERS * width**2 for width in widths]), np.array(spent)

@@ -77,18 +77,18 @@ def bare(shape: dict[str, Any], name: str, steps: int, device: str, checkout: Pa
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from chargpt.config.instantiate import build
-    from chargpt.data.dataloader import RandomBlocks
+    from chargpt.config.instantiate import instantiate
+    from chargpt.data.dataloader import RandomBlockLoader
     from chargpt.model.loss import cross_entropy
-    from chargpt.utils.memory import keep_heap
+    from chargpt.utils.memory import disable_malloc_trim
 
-    keep_heap()
+    disable_malloc_trim()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", words(shape, name))
         config = OmegaConf.to_container(OmegaConf.masked_copy(config, ["model", "optimizer"]), resolve=True)
-    model = build(config["model"], "model", vocab_size=65).to(device)
-    optimizer = build(config["optimizer"], "optimizer")(model)
-    batches = iter(RandomBlocks(_tokens().to(device), shape["block_size"], shape["batch_size"], seed=1337))
+    model = instantiate(config["model"], "model", vocab_size=65).to(device)
+    optimizer = instantiate(config["optimizer"], "optimizer")(model)
+    batches = iter(RandomBlockLoader(_tokens().to(device), shape["block_size"], shape["batch_size"], seed=1337))
 
     def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return cross_entropy(model(x), y)

@@ -38,9 +38,7 @@ class Turns(L.Callback):
         self.ours: list[float] = []
         self._since: float | None = None
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % TURN:
             return
         start = time.perf_counter()

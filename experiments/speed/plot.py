@@ -67,9 +67,7 @@ def growth() -> None:
         axis.plot(x, milliseconds, marker="o", ms=4, color=COLOURS["chargpt"])
         axis.set_yscale("log")
         title = (
-            "4096 tokens a step, 4 layers, 128 channels"
-            if vary == "block size"
-            else "1024 tokens a step, block 256"
+            "4096 tokens a step, 4 layers, 128 channels" if vary == "block size" else "1024 tokens a step, block 256"
         )
         label = vary if vary == "block size" else "parameters, millions"
         finish(axis, title, label, "", list(x))

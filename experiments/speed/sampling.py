@@ -14,10 +14,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from chargpt.config.instantiate import build
+from chargpt.config.instantiate import instantiate
 from chargpt.inference.generate import generate
 from chargpt.utils.csv_io import write_rows
-from chargpt.utils.memory import keep_heap
+from chargpt.utils.memory import disable_malloc_trim
 
 HERE = Path(__file__).parent
 CHARACTERS = 500
@@ -26,7 +26,7 @@ CHARACTERS = 500
 def ours(block_size: int) -> torch.nn.Module:
     with initialize_config_dir(str(HERE.parent.parent / "conf"), version_base="1.3"):
         config = compose("train", ["model=gpt_small", f"model.block_size={block_size}"])
-    return build(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=65).eval()
+    return instantiate(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=65).eval()
 
 
 def theirs(checkout: Path, block_size: int) -> torch.nn.Module:
@@ -51,7 +51,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     start = torch.zeros(1, dtype=torch.long)
-    keep_heap()
+    disable_malloc_trim()
     for block_size in args.blocks:
         mine, nanogpt = ours(block_size), theirs(args.nanogpt.resolve(), block_size)
         n = max(CHARACTERS, 2 * block_size)  # past two blocks where that is more

@@ -20,13 +20,11 @@ from pathlib import Path
 import torch
 
 from chargpt.data.datamodule import TextDataModule
-from chargpt.inference.evaluate import measure
+from chargpt.inference.evaluate import mean_loss
 from chargpt.model.language_model import LanguageModel
 
 # Its README's setting for a laptop; and its default for one GPU.
-LAPTOP = dict(
-    device="cpu", compile=False, block_size=64, batch_size=12, n_layer=4, n_head=4, n_embd=128, dropout=0.0
-)
+LAPTOP = dict(device="cpu", compile=False, block_size=64, batch_size=12, n_layer=4, n_head=4, n_embd=128, dropout=0.0)
 SETTINGS = {
     "laptop": LAPTOP | dict(max_iters=2000, lr_decay_iters=2000),
     "gpu": dict(device="cuda", compile=True),
@@ -71,7 +69,7 @@ def train(checkout: Path, name: str, seed: int) -> dict[str, float]:
         return {
             "train_seconds": (sum(usual) + (len(steps) - len(usual)) * statistics.median(usual)) / 1000,
             "steps": len(steps) - 1,
-            "final_val_loss": measure(Theirs(copy / "out" / "ckpt.pt"), data.val_tokens_N, 4096),
+            "final_val_loss": mean_loss(Theirs(copy / "out" / "ckpt.pt"), data.val_tokens_N, 4096),
         }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from nanogpt import train
 from scipy.stats import ttest_1samp
 
-from chargpt.runs.finished import read_run
+from chargpt.runs.record import read_finished
 from chargpt.utils.csv_io import write_rows
 
 HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ def ours(track: str, seed: int, words: list[str]) -> dict[str, float]:
     folder = HERE / "runs" / track / str(seed)
     command = [sys.executable, str(ROOT / "train.py"), f"+speedrun={track}", f"seed={seed}", "resume=auto"]
     subprocess.run([*command, f"hydra.run.dir={folder}", *words], check=True, stdout=subprocess.DEVNULL)
-    metrics = read_run(folder).metrics
+    metrics = read_finished(folder).metrics
     return {"who": "chargpt"} | {key: metrics[key] for key in KEYS}
 
 
@@ -38,7 +38,7 @@ def theirs(track: str, seed: int, checkout: Path) -> dict[str, float]:
     return {"who": "nanogpt", "seed": seed} | train(checkout, BESIDE[track], seed)
 
 
-def verdict(rows: list[dict], target: float) -> str:
+def decision(rows: list[dict], target: float) -> str:
     """In a line: the mean loss, its spread, p, and the seconds."""
     losses = [row["final_val_loss"] for row in rows]
     seconds = statistics.mean(row["train_seconds"] for row in rows)
@@ -69,7 +69,7 @@ def main() -> None:
         print(*new, sep="\n", flush=True)
     for who in ("chargpt", "nanogpt"):
         if mine := [row for row in rows if row["who"] == who]:
-            print(f"{who}: {verdict(mine, TARGETS[args.track])}")
+            print(f"{who}: {decision(mine, TARGETS[args.track])}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from chargpt.training.loggers.history import History
+from chargpt.training.loggers.csv_history import CSVHistory
 
 IN_A_STEP = ("forward", "backward", "optimizer")
 IN_A_CHECKPOINT = ("writing", "written", "renamed")
@@ -57,9 +57,7 @@ class Cut(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._pass = batch_idx % trainer.accumulate_grad_batches
 
-    def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, *_
-    ) -> None:
+    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, *_) -> None:
         if self._place == "validation" and batch_idx == 1 and trainer.global_rank == self._rank:
             self._at_validation("second batch")
 
@@ -115,9 +113,9 @@ class Cut(L.Callback):
         torch.save = save
 
     def _cut_history(self) -> None:
-        real = History.save
+        real = CSVHistory.save
 
-        def save(history: History) -> None:
+        def save(history: CSVHistory) -> None:
             if history._row and self._trainer.global_step == self._step:
                 with history._path.open("a") as file:
                     file.write(f"{self._step},3.1")
@@ -125,7 +123,7 @@ class Cut(L.Callback):
                 history.rewind(self._step - 1)  # it has survived: as if nothing had been written
             real(history)
 
-        History.save = save
+        CSVHistory.save = save
 
 
 class _Halfway:

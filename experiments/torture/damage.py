@@ -55,9 +55,7 @@ def damaged(whole: bytes) -> list[Damaged]:
     seal = whole.rindex(b"chargpt sha256")
     cuts = {0, 1, 2, 4, 30, size - 1, size - 2, size - 64, seal, seal + 14, directory, directory + 4, first}
     cuts |= {*draw.sample(range(5, size), CUTS - len(cuts))}
-    bits = [
-        8 * place for place in (0, 2, 8, 30, first, first + 10, directory, directory + 12, directory + 20, seal)
-    ]
+    bits = [8 * place for place in (0, 2, 8, 30, first, first + 10, directory, directory + 12, directory + 20, seal)]
     bits += [8 * place + 7 for place in range(size - 10, size)]
     bits += [8 * draw.randrange(first, size) + draw.randrange(8) for _ in range(20)]
     bits += draw.sample(range(8 * size), FLIPS - len(bits))

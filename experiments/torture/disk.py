@@ -27,9 +27,7 @@ def small(place: Path) -> Iterator[None]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def filled(
-    home: Path, words: list[str], part: Callable[..., subprocess.CompletedProcess]
-) -> Iterator[dict[str, Any]]:
+def filled(home: Path, words: list[str], part: Callable[..., subprocess.CompletedProcess]) -> Iterator[dict[str, Any]]:
     """A row for each part that ran into the full disk; the run is `home`."""
     for number, room in enumerate(ROOMS, 1):
         ballast, free = home.parent / "ballast", os.statvfs(home.parent)

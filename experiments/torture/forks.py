@@ -58,9 +58,9 @@ def warm() -> None:
     import torch.utils.tensorboard
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    import chargpt.cli.evaluate
     import chargpt.cli.sample
     import chargpt.cli.visualize
-    import chargpt.inference.evaluate
     import chargpt.sweeps.compare
     import chargpt.sweeps.sweep
     import chargpt.training.loop

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from texts import PROMPTS, TEXTS, Text
 
-from chargpt.config.overrides import quoted
+from chargpt.config.overrides import quote_value
 from chargpt.sweeps.markdown import put, table
 from chargpt.utils.csv_io import write_rows
 
@@ -105,18 +105,16 @@ def draw(strategy: st.SearchStrategy, count: int, number: int) -> list:
 def typed(value: object) -> str:
     """Plain data as Hydra's grammar writes it."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{quoted(key)}:{typed(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{quote_value(key)}:{typed(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(typed, value)) + "]"
-    return "null" if value is None else quoted(value) if isinstance(value, str) else str(value).lower()
+    return "null" if value is None else quote_value(value) if isinstance(value, str) else str(value).lower()
 
 
 def values() -> st.SearchStrategy[str]:
     letters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
     leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(letters, max_size=8)
-    data = st.recursive(
-        leaves, lambda c: st.lists(c, max_size=3) | st.dictionaries(st.text(letters), c, max_size=3)
-    )
+    data = st.recursive(leaves, lambda c: st.lists(c, max_size=3) | st.dictionaries(st.text(letters), c, max_size=3))
     broken = st.binary(max_size=12).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"")))
     wrong = st.sampled_from(WRONG)
     return wrong | wrong | wrong | data.map(typed) | st.text(letters, max_size=20) | broken
@@ -124,9 +122,7 @@ def values() -> st.SearchStrategy[str]:
 
 def word(keys: list[str]) -> st.SearchStrategy[str]:
     sign = st.sampled_from(["", "", "", "", "", "+", "++", "~"])
-    other = st.sampled_from(
-        ["nope", "model.nope", "model.norm.nope", "trainer.fast_dev_run", "callbacks.mine", ""]
-    )
+    other = st.sampled_from(["nope", "model.nope", "model.norm.nope", "trainer.fast_dev_run", "callbacks.mine", ""])
     key = st.sampled_from(keys) if len(keys) < 20 else st.sampled_from(keys) | st.sampled_from(keys) | other
     return st.builds(lambda s, k, v: short(s + k, v), sign, key, values())
 
@@ -158,16 +154,14 @@ def strategies(keys: list[str], groups: dict[str, list[str]]) -> dict[str, tuple
     choices = st.builds(str.__add__, st.sampled_from(["", "", "", "+", "++", "~"]), choices)
     pairs = st.lists(st.sampled_from(keys), min_size=2, max_size=3, unique=True)
     loops = pairs.map(lambda some: [f"{a}=${{{b}}}" for a, b in zip(some, [*some[1:], some[0]], strict=True)])
-    deleted = st.sampled_from(keys).map("~{}".format) | st.builds(
-        "+{}.{}".format, st.sampled_from(keys), word(["x"])
-    )
+    deleted = st.sampled_from(keys).map("~{}".format) | st.builds("+{}.{}".format, st.sampled_from(keys), word(["x"]))
     targets = [key for key in keys if key.endswith("_target_")]
     parts = st.builds("{}={}".format, st.sampled_from(targets), st.sampled_from(PARTS))
     hydra = ["hydra.run.dir", "hydra.job.name", "hydra.sweep.dir", "hydra/launcher", "hydra/sweeper", "hydra.nope"]
     flags = st.lists(st.sampled_from(FLAGS) | word(keys), min_size=1, max_size=3)
     run = "run=HERE/run"
     named = [("train", tiny), ("compare", ("runs=HERE/run",))]
-    named += [(verb, (run,)) for verb in ("sample", "evaluate", "look", "export")]
+    named += [(verb, (run,)) for verb in ("sample", "evaluate", "visualize", "export")]
     sweeps = st.lists(st.builds("{},{}".format, word(keys), values()), min_size=1, max_size=2)
     device = ["device", "run"]
     look, compare = ["text", "folder", *device], ["runs", "folder"]
@@ -191,7 +185,7 @@ def strategies(keys: list[str], groups: dict[str, list[str]]) -> dict[str, tuple
             0.03,
             verb("evaluate", ["split", "data", "data.path", "data.validation_tokens", *device], run),
         ),
-        "look": (0.02, verb("look", look, run)),
+        "visualize": (0.02, verb("visualize", look, run)),
         "export": (0.02, verb("export", ["run", "file"], run)),
         "compare": (0.02, verb("compare", compare, "runs=HERE/run")),
         "prompts": (0.03, st.sampled_from(PROMPTS).flatmap(_prompted)),
@@ -217,7 +211,7 @@ def _one_end(words: list[str]) -> list[str]:
 
 
 def _prompted(text: Text) -> st.SearchStrategy[Case]:
-    setting = st.sampled_from([("sample", "prompt"), ("look", "text")])
+    setting = st.sampled_from([("sample", "prompt"), ("visualize", "text")])
     return setting.map(lambda s: Case("prompts", s[0], ("run=HERE/run", f"{s[1]}={text.word('@')}"), text))
 
 
@@ -314,9 +308,7 @@ def main() -> None:
             else:
                 forks.fresh(folder).rmdir()
             if number % 50 == 49:
-                print(
-                    f"{number + 1} of {len(wanted)}: {sum(r['faults'] for r in rows.values())} faults", flush=True
-                )
+                print(f"{number + 1} of {len(wanted)}: {sum(r['faults'] for r in rows.values())} faults", flush=True)
     for row in rows.values():
         print(*row.values(), sep="\t")
     if not args.kinds:

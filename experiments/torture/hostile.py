@@ -109,7 +109,7 @@ TARGETS = str.split("""
 os.makedirs os.system os.mkdir subprocess.run subprocess.call builtins.open builtins.exec builtins.eval
 pathlib.Path pathlib.Path.touch shutil.copy torch.load torch.save torch.hub.load
 torch.hub.download_url_to_file hydra.utils.instantiate hydra.utils.call omegaconf.OmegaConf.save
-lightning.Trainer chargpt.load chargpt.checkpoint.torch_file.save chargpt.utils.atomic_write.write_whole
+lightning.Trainer chargpt.load chargpt.checkpoint.torch_file.save chargpt.utils.atomic_write.atomic_write_text
 chargpt.runs.directory.write_json chargpt.data.tokenizer.np.save chargpt.data.tokenizer.torch.save
 chargpt.data.corpus.os.makedirs chargpt.data.datamodule.hashlib.file_digest chargpt.data.datamodule.partial
 chargpt.model.transformer.torch.hub.load chargpt.model.transformer.nn.Module
@@ -195,11 +195,7 @@ def _settings(whole: bytes, canary: Path) -> Iterator[Hostile]:
         ),
         ("data", shakespeare | {"cache_dir": str(canary), "block_size": 16, "batch_size": 4}, RESUME),
         ("data.cache_dir", str(canary), RESUME),
-        *(
-            (f"model.{key}", 10**n, ALL)
-            for key in ("n_embd", "n_layer", "block_size", "n_head")
-            for n in (9, 18, 30)
-        ),
+        *((f"model.{key}", 10**n, ALL) for key in ("n_embd", "n_layer", "block_size", "n_head") for n in (9, 18, 30)),
         *((f"data.{key}", 10**n, NOBODY) for key in ("batch_size", "validation_tokens") for n in (9, 18, 30)),
         *((f"trainer.{key}", 10**9, NOBODY) for key in ("devices", "val_check_interval", "log_every_n_steps")),
         *((f"trainer.{key}", str(canary), RESUME) for key in ("strategy", "precision", "accelerator", "profiler")),

@@ -25,7 +25,7 @@ import disk
 from cut import AT_A_VALIDATION, AT_THE_END, IN_A_CHECKPOINT, IN_A_STEP
 from same import differences
 
-from chargpt.config.overrides import quoted
+from chargpt.config.overrides import quote_value
 from chargpt.data.corpus import TinyShakespeare
 from chargpt.sweeps.markdown import put, table
 from chargpt.utils.csv_io import read_rows, write_rows
@@ -72,7 +72,7 @@ def part(folder: Path, words: list[str]) -> subprocess.CompletedProcess:
     """One process: a part of the run in `folder`."""
     paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    place = f"hydra.run.dir={quoted(str(folder))}"
+    place = f"hydra.run.dir={quote_value(str(folder))}"
     command = [sys.executable, str(ROOT / "train.py"), *words, "resume=auto", place]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 # What TensorBoard's own server reads with.
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-from chargpt.runs.reproduce import TIMES, figures
+from chargpt.runs.reproduce import TIMING_SUFFIXES, non_timing_metrics
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.training import reading
+from tests.training import run_artifacts
 
 COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
 NO_CURVE = ("config/", "_hparams_/")  # written each time a run goes on
@@ -21,11 +21,14 @@ def differences(run: Path, other: Path) -> list[str]:
     """Where they differ, in a line each; empty if nowhere."""
     found = []
     for name in ("last", "best"):
-        one, two = reading.learned(run, name), reading.learned(other, name)
-        found += [f"{name}.ckpt{place}" for place in reading.differences(one, two)]
+        one, two = run_artifacts.learned(run, name), run_artifacts.learned(other, name)
+        found += [f"{name}.ckpt{place}" for place in run_artifacts.differences(one, two)]
     pairs = {
-        "history.csv": (reading.history(run, *COLUMNS), reading.history(other, *COLUMNS)),
-        "metrics.json": (figures(reading.metrics(run)), figures(reading.metrics(other))),
+        "history.csv": (run_artifacts.history(run, *COLUMNS), run_artifacts.history(other, *COLUMNS)),
+        "metrics.json": (
+            non_timing_metrics(run_artifacts.metrics(run)),
+            non_timing_metrics(run_artifacts.metrics(other)),
+        ),
         "sample.txt": ((run / "sample.txt").read_text(), (other / "sample.txt").read_text()),
     }
     found += [name for name, (one, two) in pairs.items() if one != two]
@@ -39,7 +42,9 @@ def _shown(run: Path) -> dict[str, Points]:
     """The curves and samples that TensorBoard shows: step and value, by tag."""
     everything = {"scalars": 0, "text": 0}
     events = EventAccumulator(str(run / "tensorboard"), tensor_size_guidance=everything).Reload()
-    tags = [tag for tag in events.Tags()["tensors"] if not tag.endswith(TIMES) and not tag.startswith(NO_CURVE)]
+    tags = [
+        tag for tag in events.Tags()["tensors"] if not tag.endswith(TIMING_SUFFIXES) and not tag.startswith(NO_CURVE)
+    ]
     return {tag: [(e.step, e.tensor_proto.SerializeToString()) for e in events.Tensors(tag)] for tag in tags}
 
 

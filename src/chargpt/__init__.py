@@ -5,10 +5,12 @@ model = chargpt.load("outputs/gpt_modern/2026-01-01_12-00-00")
 print(model.generate("ROMEO:", 200))
 """
 
-from chargpt.errors import Mistake
+import warnings
+
+from chargpt.errors import UserError
 from chargpt.version import __version__
 
-__all__ = ["Mistake", "__version__", "load"]
+__all__ = ["UserError", "__version__", "load"]
 
 
 def load(run, device="cpu"):
@@ -17,3 +19,10 @@ def load(run, device="cpu"):
     from chargpt.inference.pretrained import load
 
     return load(run, device)
+
+
+def __getattr__(name):
+    if name == "Mistake":
+        warnings.warn("chargpt.Mistake is now called chargpt.UserError", DeprecationWarning, stacklevel=2)
+        return UserError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

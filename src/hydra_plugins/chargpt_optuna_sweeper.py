@@ -22,19 +22,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from chargpt.runs.score import Monitor, score_of
 from chargpt.sweeps.naming import folder_name, job_name
-from chargpt.sweeps.trials import CUT_OFF, counted, make_up_for_cut_off
+from chargpt.sweeps.trials import CUT_OFF, counted_trials, replace_interrupted_trials
 
 if TYPE_CHECKING:
     import optuna
 
 log = logging.getLogger(__name__)
 
-HOME = "home"
+FOLDER_KEY = "home"
 DIRECTION = {"min": "minimize", "max": "maximize"}
 DRAWS = 200  # before values that were not tried are taken not to exist
 
 
-class SearchSweeper(Sweeper):
+class OptunaSweeper(Sweeper):
     """Optuna's ask and tell around a Hydra launcher; a trial's value is its score by the monitor of the config.
 
     Args:
@@ -45,9 +45,7 @@ class SearchSweeper(Sweeper):
         seed: trial k is drawn from it, k, and the trials before.
     """
 
-    def __init__(
-        self, n_trials: int, n_jobs: int | None, sampler: DictConfig, pruner: DictConfig | None, seed: int
-    ):
+    def __init__(self, n_trials: int, n_jobs: int | None, sampler: DictConfig, pruner: DictConfig | None, seed: int):
         if n_trials < 1 or (n_jobs is not None and n_jobs < 1):
             raise HydraException(f"hydra.sweeper: n_trials={n_trials} and n_jobs={n_jobs} must be 1 or more")
         self._n_trials, self._n_jobs, self._seed = n_trials, n_jobs, seed
@@ -81,22 +79,20 @@ class SearchSweeper(Sweeper):
             storage = f"sqlite:///{(folder / 'search.db').absolute()}"
             name, direction = self._name(fixed, space), DIRECTION[self._monitor.mode]
             study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
-            make_up_for_cut_off(study)
-            at_once = self._n_jobs or getattr(self._launcher, "at_once", lambda words: 1)(fixed)
-            while (missing := self._n_trials - len(counted(study))) > 0:
-                if not self._batch(study, storage, space, fixed, min(missing, at_once)):
+            replace_interrupted_trials(study)
+            max_parallel_jobs = self._n_jobs or getattr(self._launcher, "max_parallel_jobs", lambda words: 1)(fixed)
+            while (missing := self._n_trials - len(counted_trials(study))) > 0:
+                if not self._batch(study, storage, space, fixed, min(missing, max_parallel_jobs)):
                     log.info("there are no values left that were not tried")
                     break
             self._report(study)
-            return [[_returned(trial) for trial in counted(study)]]
+            return [[_returned(trial) for trial in counted_trials(study)]]
 
     def _monitor_of(self, space: dict) -> Monitor:
         """What the trials are compared by."""
         keys = [key.lstrip("+").partition("@")[0].replace("/", ".") for key in space]
         if {"monitor", "mode"} & {*keys}:
-            raise HydraException(
-                "a search compares its trials by one monitor: give monitor and mode one value each"
-            )
+            raise HydraException("a search compares its trials by one monitor: give monitor and mode one value each")
         monitor = Monitor.of(self._config)
         other = any(f"{key}.".startswith("data.tokenizer.") for key in keys)
         return monitor.between_tokenizers if other else monitor
@@ -112,14 +108,14 @@ class SearchSweeper(Sweeper):
 
     def _batch(self, study: "optuna.Study", storage: str, space: dict, fixed: list[str], size: int) -> bool:
         """Draws up to `size` trials, runs them, tells the study how they ended; False if there are none left."""
-        tried = {_key(trial.params) for trial in counted(study)}
+        tried = {_key(trial.params) for trial in counted_trials(study)}
         trials, jobs = [], []
         for _ in range(size):
             if (trial := self._draw(study, space, tried)) is None:
                 break
             tried.add(_key(trial.params))
-            words = [*fixed, *(f"{key}={_shown(value)}" for key, value in trial.params.items())]
-            trial.set_user_attr(HOME, self._home(words))
+            words = [*fixed, *(f"{key}={_format_value(value)}" for key, value in trial.params.items())]
+            trial.set_user_attr(FOLDER_KEY, self._trial_directory(words))
             if self._pruner:
                 words += self._pruning(storage, study.study_name, trial.number)
             trials.append(trial)
@@ -128,18 +124,18 @@ class SearchSweeper(Sweeper):
             return False
         results: Sequence[JobReturn] = self._launcher.launch(jobs, initial_job_idx=trials[0].number)
         for trial, result in zip(trials, results, strict=True):
-            _tell(study, trial, result.return_value, self._monitor)
+            _report_outcome(study, trial, result.return_value, self._monitor)
         return True
 
     def _draw(self, study: "optuna.Study", space: dict, tried: set) -> "optuna.Trial | None":
         """A trial with values that were not tried; None if none turns up."""
         from optuna.trial import TrialState
 
-        from chargpt.utils.seeding import derive
+        from chargpt.utils.seeding import fold_in
 
         for _ in range(DRAWS):
             number = len(study.get_trials(deepcopy=False))
-            study.sampler = instantiate(self._sampler, seed=derive(self._seed, number) % 2**32)
+            study.sampler = instantiate(self._sampler, seed=fold_in(self._seed, number) % 2**32)
             trial = study.ask(space)
             if _key(trial.params) not in tried:
                 return trial
@@ -147,7 +143,7 @@ class SearchSweeper(Sweeper):
             study.tell(trial, state=TrialState.FAIL)
         return None
 
-    def _home(self, words: list[str]) -> str:
+    def _trial_directory(self, words: list[str]) -> str:
         config = self._context.config_loader.load_sweep_config(self._config, words)
         return str((Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir).absolute())
 
@@ -156,7 +152,7 @@ class SearchSweeper(Sweeper):
         settings = OmegaConf.to_container(self._pruner, resolve=True)
         pruner = ",".join(f"{key}:{value}" for key, value in settings.items())
         return [
-            "+callbacks.pruning._target_=chargpt.sweeps.pruning.Pruning",
+            "+callbacks.pruning._target_=chargpt.sweeps.pruning.PruningCallback",
             f"+callbacks.pruning.monitor='{self._monitor.name}'",
             f"+callbacks.pruning.storage='{storage}'",
             f"+callbacks.pruning.study='{study}'",
@@ -168,10 +164,10 @@ class SearchSweeper(Sweeper):
         from optuna.trial import TrialState
 
         finished = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        log.info("%d trials, %d of them run to their end", len(counted(study)), len(finished))
+        log.info("%d trials, %d of them run to their end", len(counted_trials(study)), len(finished))
         if finished:
             values = " ".join(f"{key}={value}" for key, value in study.best_trial.params.items())
-            log.info("the best: %s   %s %.4f", values, self._monitor.words, study.best_value)
+            log.info("the best: %s   %s %.4f", values, self._monitor.label, study.best_value)
 
 
 def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
@@ -194,30 +190,32 @@ def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
 
 
 def _key(params: dict[str, Any]) -> tuple:
-    return tuple(sorted((key, _shown(value)) for key, value in params.items()))
+    return tuple(sorted((key, _format_value(value)) for key, value in params.items()))
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """A value as one would type it: four digits are enough to tell learning rates apart."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _tell(study: "optuna.Study", trial: "optuna.Trial", outcome: dict[str, Any], monitor: Monitor) -> None:
+def _report_outcome(study: "optuna.Study", trial: "optuna.Trial", outcome: dict[str, Any], monitor: Monitor) -> None:
     from optuna.trial import TrialState
 
-    from chargpt.errors import INTERRUPTED, MISTAKE, Mistake
+    from chargpt.errors import ExitCode, UserError
     from chargpt.runs.directory import RunDirectory
 
     state = RunDirectory(outcome["home"]).read_status()["state"]
     score = None if outcome["metrics"] is None else score_of(outcome["metrics"], monitor)
     if score is not None:
         study.tell(trial, score)
-    elif outcome["code"] == INTERRUPTED:  # where other jobs run beside it; the next start makes up for it
-        raise SystemExit(INTERRUPTED)
-    elif outcome["code"] == MISTAKE and not study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]):
+    elif outcome["code"] == ExitCode.INTERRUPTED:  # where other jobs run beside it; the next start makes up for it
+        raise SystemExit(ExitCode.INTERRUPTED)
+    elif outcome["code"] == ExitCode.USER_ERROR and not study.get_trials(
+        states=[TrialState.COMPLETE, TrialState.PRUNED]
+    ):
         trial.set_user_attr(CUT_OFF, True)  # what was asked cannot be done: once mended, it is to be tried
         study.tell(trial, state=TrialState.FAIL)
-        raise Mistake(outcome["reason"])
+        raise UserError(outcome["reason"])
     else:
         if outcome["metrics"] is not None:
             log.warning("trial %d counts as failed: its metrics.json has no %s", trial.number, monitor.name)
@@ -228,7 +226,7 @@ def _returned(trial: "optuna.trial.FrozenTrial") -> JobReturn:
     from optuna.trial import TrialState
 
     code = int(trial.state == TrialState.FAIL)
-    outcome = {"home": trial.user_attrs[HOME], "code": code, "metrics": None, "reason": ""}
+    outcome = {"home": trial.user_attrs[FOLDER_KEY], "code": code, "metrics": None, "reason": ""}
     returned = JobReturn(status=JobStatus.COMPLETED)
     returned.return_value = outcome
     return returned

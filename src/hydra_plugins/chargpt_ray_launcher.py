@@ -20,19 +20,19 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from chargpt.distributed.env import processes
+from chargpt.distributed.env import num_processes
 
 log = logging.getLogger(__name__)
 
 # How Ray is started here: it reports to nobody; a job is as fast as the plain run that it is, and is not killed
 # together with the worker that waits for it, but saves itself.
-RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-RAY |= {"RAY_worker_niceness": "0", "RAY_kill_child_processes_on_worker_exit": "0"}
-POLL = 0.5  # seconds between two looks at which job has begun
-SAVING = 60.0  # seconds that interrupted jobs have to save themselves
+RAY_ENV = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+RAY_ENV |= {"RAY_worker_niceness": "0", "RAY_kill_child_processes_on_worker_exit": "0"}
+POLL_SECONDS = 0.5  # seconds between two looks at which job has begun
+SAVE_SECONDS = 60.0  # seconds that interrupted jobs have to save themselves
 
 
-class DevicesLauncher(Launcher):
+class RayLauncher(Launcher):
     """Runs as many jobs at once as there are devices.
 
     Args:
@@ -48,13 +48,11 @@ class DevicesLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._context, self._task, self._config = hydra_context, task_function, config
 
-    def at_once(self, overrides: list[str]) -> int:
+    def max_parallel_jobs(self, overrides: list[str]) -> int:
         """How many jobs with these words would run side by side."""
         there = self._start()
         _, _, asked = self._prepare(0, overrides, there)
-        shares = [
-            there[kind] / asked[key] for kind, key in (("GPU", "num_gpus"), ("CPU", "num_cpus")) if asked[key]
-        ]
+        shares = [there[kind] / asked[key] for kind, key in (("GPU", "num_gpus"), ("CPU", "num_cpus")) if asked[key]]
         return max(1, int(min(shares)))
 
     def _start(self) -> dict[str, float]:
@@ -65,7 +63,7 @@ class DevicesLauncher(Launcher):
             raise HydraException("hydra/launcher=gpus needs Ray: pip install 'chargpt[ray]'") from error
         setup_globals()
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
-        for name, value in RAY.items():
+        for name, value in RAY_ENV.items():
             os.environ.setdefault(name, value)
         if not ray.is_initialized():
             ray.init(**self._ray["init"])
@@ -85,7 +83,7 @@ class DevicesLauncher(Launcher):
         for number, config, resources in jobs:
             job = ray.remote(**self._ray["remote"] | resources)(_run)
             reference = job.remote(self._context, self._task, config, Singleton.get_state())
-            waiting[reference] = _Watched(number, config, common)
+            waiting[reference] = _JobStatus(number, config, common)
         asked: list[int] = []  # a flag: within Ray's own code an exception would sometimes be lost
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in numbers}
@@ -94,9 +92,9 @@ class DevicesLauncher(Launcher):
         except KeyboardInterrupt:
             log.info("interrupted: the jobs save themselves")
             ray.shutdown()  # the jobs notice that who started them is gone
-            deadline = time.monotonic() + SAVING
-            while any(job.trains() for job in waiting.values()) and time.monotonic() < deadline:
-                time.sleep(POLL)
+            deadline = time.monotonic() + SAVE_SECONDS
+            while any(job.is_training() for job in waiting.values()) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
             raise
         finally:
             for number, handler in before.items():
@@ -105,7 +103,7 @@ class DevicesLauncher(Launcher):
     def _prepare(self, number: int, overrides: list[str], there: dict[str, float]) -> tuple[int, DictConfig, dict]:
         """A job's config, and the resources that it asks Ray for."""
         config = self._context.config_loader.load_sweep_config(self._config, overrides)
-        count = processes(config.trainer.devices) or 1
+        count = num_processes(config.trainer.devices) or 1
         uses_gpus = there.get("GPU", 0) > 0 and config.trainer.accelerator != "cpu"
         gpus = self._gpus if self._gpus is not None else float(uses_gpus)
         if count > 1 and gpus and gpus != int(gpus):
@@ -131,23 +129,23 @@ class DevicesLauncher(Launcher):
         return number, config, resources
 
     @staticmethod
-    def _wait(waiting: "dict[Any, _Watched]", asked: list[int]) -> list[JobReturn]:
+    def _wait(waiting: "dict[Any, _JobStatus]", asked: list[int]) -> list[JobReturn]:
         import ray
 
         returns, left = {}, list(waiting)
         while left:
             if asked:
                 raise KeyboardInterrupt
-            done, left = ray.wait(left, num_returns=1, timeout=POLL)
+            done, left = ray.wait(left, num_returns=1, timeout=POLL_SECONDS)
             for reference in waiting:
                 if reference not in returns:
-                    waiting[reference].tell_if_begun()
+                    waiting[reference].log_if_started()
             for reference in done:
                 try:
                     returns[reference] = ray.get(reference)
                 except ray.exceptions.RayError as error:  # the worker that waited for the job was killed
-                    returns[reference] = waiting[reference].lost(str(error).splitlines()[0])
-                waiting[reference].tell_end(returns[reference], f"{len(returns)} of {len(waiting)}")
+                    returns[reference] = waiting[reference].mark_lost(str(error).splitlines()[0])
+                waiting[reference].log_result(returns[reference], f"{len(returns)} of {len(waiting)}")
         return [returns[reference] for reference in waiting]
 
 
@@ -159,7 +157,7 @@ def _run(context: HydraContext, task: TaskFunction, config: DictConfig, singleto
     return run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
 
 
-class _Watched:
+class _JobStatus:
     """A job as the one who waits for it sees it."""
 
     def __init__(self, number: int, config: DictConfig, common: set[str]):
@@ -173,17 +171,17 @@ class _Watched:
         self._directory = RunDirectory(Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir)
         self._begun, self._since = False, time.time()
 
-    def trains(self) -> bool:
+    def is_training(self) -> bool:
         from chargpt.runs import lock
 
         return bool(lock.is_held(self._directory.path))
 
-    def tell_if_begun(self) -> None:
-        if not self._begun and (self._directory.path / "job.log").exists() and self.trains():
+    def log_if_started(self) -> None:
+        if not self._begun and (self._directory.path / "job.log").exists() and self.is_training():
             self._begun = True
             log.info("#%d running   %s   (%s/job.log)", self._number, self._name, self._directory.path)
 
-    def tell_end(self, returned: JobReturn, progress: str) -> None:
+    def log_result(self, returned: JobReturn, progress: str) -> None:
         from chargpt.runs.score import Monitor, score_of
 
         outcome = returned.return_value if returned.status == JobStatus.COMPLETED else None
@@ -192,7 +190,7 @@ class _Watched:
             monitor = Monitor.of(metrics)
             score = score_of(metrics, monitor)
             told = "no score" if score is None else f"{score:.4f}"
-            result = f"finished  {self._name}   {monitor.words} {told}"
+            result = f"finished  {self._name}   {monitor.label} {told}"
         else:
             status = self._directory.read_status()
             if isinstance(outcome, dict) and outcome.get("reason"):
@@ -201,12 +199,12 @@ class _Watched:
             result = f"{status['state']}  {self._name}   {reason}"
         log.info("#%d %s   (%s done)", self._number, result, progress)
 
-    def lost(self, reason: str) -> JobReturn:
+    def mark_lost(self, reason: str) -> JobReturn:
         outcome = {"home": str(self._directory.path.absolute()), "code": 1, "metrics": None, "reason": ""}
         log.error("#%d lost its worker %s", self._number, reason)
-        deadline = time.monotonic() + SAVING
-        while self.trains() and time.monotonic() < deadline:
-            time.sleep(POLL)
+        deadline = time.monotonic() + SAVE_SECONDS
+        while self.is_training() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
         returned = JobReturn(cfg=self._config, status=JobStatus.COMPLETED)
         returned.return_value = outcome
         return returned

@@ -8,7 +8,7 @@ import torch
 from matplotlib.collections import PathCollection
 from matplotlib.patches import Rectangle
 
-from chargpt.analysis.plots import CANDIDATES, LINE, draw_attention, draw_surprise
+from chargpt.analysis.plots import CANDIDATES, TOKENS_PER_ROW, plot_attention, plot_surprisal
 
 VOCABULARY = list("␣abcdefghij")
 
@@ -21,7 +21,7 @@ def ticks(axis) -> list[str]:
 def test_each_head_has_the_characters_on_both_axes_and_its_weights_inside(heads):
     names = list("O␣what↵")
     maps_HTT = torch.rand(heads, 7, 7).tril().softmax(-1)
-    figure = draw_attention(maps_HTT, names, "layer 1")
+    figure = plot_attention(maps_HTT, names, "layer 1")
     shown = [axes for axes in figure.axes if axes.get_visible() and axes.get_title().startswith("head")]
     assert len(shown) == heads
     for axes, map_TT in zip(shown, maps_HTT, strict=True):
@@ -32,13 +32,13 @@ def test_each_head_has_the_characters_on_both_axes_and_its_weights_inside(heads)
         assert np.ma.getmaskarray(np.ma.masked_invalid(drawn))[~past].all(), "nothing is drawn of the future"
 
 
-@pytest.mark.parametrize("T", [2, 3, LINE, LINE + 1, 2 * LINE + 7])
+@pytest.mark.parametrize("T", [2, 3, TOKENS_PER_ROW, TOKENS_PER_ROW + 1, 2 * TOKENS_PER_ROW + 7])
 def test_the_line_is_each_characters_surprise_and_red_marks_it_among_the_expected(T):
     draw = torch.Generator().manual_seed(T)
     tokens_T = torch.randint(len(VOCABULARY), (T,), generator=draw)
     expected_TV = torch.randn(T, len(VOCABULARY), generator=draw).log_softmax(-1)
     names = [VOCABULARY[t] for t in tokens_T]
-    figure = draw_surprise(expected_TV, tokens_T, names, VOCABULARY, "a run")
+    figure = plot_surprisal(expected_TV, tokens_T, names, VOCABULARY, "a run")
     lines = [axes for axes in figure.axes if axes.get_ylabel() == "bits"]
     assert sum((ticks(axes.xaxis) for axes in lines), []) == names  # noqa: RUF017
     points = [c.get_offsets() for axes in lines for c in axes.collections if isinstance(c, PathCollection)]

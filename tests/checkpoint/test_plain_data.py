@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chargpt.checkpoint.plain_data import not_plain
+from chargpt.checkpoint.plain_data import find_non_plain
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text().filter(lambda text: "${" not in text)
 PLAIN = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
@@ -13,7 +13,7 @@ PLAIN = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.
 
 @given(PLAIN)
 def test_what_json_can_say_is_plain(value):
-    assert not_plain(value, "config") == ""
+    assert find_non_plain(value, "config") == ""
 
 
 @pytest.mark.parametrize(
@@ -27,14 +27,14 @@ def test_what_json_can_say_is_plain(value):
     ],
 )
 def test_what_is_not_is_told_with_its_place(value, told):
-    assert not_plain(value, "config").startswith(told)
+    assert find_non_plain(value, "config").startswith(told)
 
 
 def test_a_vocabulary_may_have_any_characters():
-    assert not_plain({"characters": "${}"}, "tokenizer") == ""
+    assert find_non_plain({"characters": "${}"}, "tokenizer") == ""
 
 
 def test_what_holds_itself_is_not_plain():
     endless: list = []
     endless.append(endless)
-    assert not_plain(endless, "config") == "config has no bottom"
+    assert find_non_plain(endless, "config") == "config has no bottom"

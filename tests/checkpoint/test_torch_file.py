@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chargpt.checkpoint import torch_file
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.inference.pretrained import load
 
 
@@ -39,7 +39,7 @@ def test_a_flipped_bit_is_seen_wherever_it_is(finished, tmp_path: Path):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
-        with pytest.raises(Mistake, match=r"a\.ckpt"):
+        with pytest.raises(UserError, match=r"a\.ckpt"):
             torch_file.read(path)
 
 
@@ -47,16 +47,16 @@ def test_a_cut_or_a_longer_file_is_seen(finished, tmp_path: Path):
     whole, path = (finished / "checkpoints" / "best.ckpt").read_bytes(), tmp_path / "a.ckpt"
     for size in (0, 1, 79, 80, len(whole) // 2, len(whole) - 80, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(Mistake, match="damaged"):
+        with pytest.raises(UserError, match="damaged"):
             torch_file.read(path)
     path.write_bytes(whole + b"\0")
-    with pytest.raises(Mistake, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         torch_file.read(path)
 
 
 def test_another_file_of_torchs_is_not_one_of_ours(tmp_path: Path):
     torch.save({"state_dict": {}, "global_step": 1}, tmp_path / "a.ckpt")
-    with pytest.raises(Mistake, match="not a checkpoint of this bench"):
+    with pytest.raises(UserError, match="not a checkpoint of this bench"):
         torch_file.read(tmp_path / "a.ckpt")
 
 
@@ -70,19 +70,19 @@ def test_a_checkpoint_from_before_there_were_seals_is_read_and_its_damage_is_see
     damaged = bytearray(path.read_bytes())
     damaged[place.header_offset + 200 + place.file_size // 2] ^= 4
     path.write_bytes(damaged)
-    with pytest.raises(Mistake, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         torch_file.read(path)
 
 
 def test_a_seal_that_is_gone_is_missed(content, tmp_path: Path):
     torch.save(content, tmp_path / "a.ckpt")
-    with pytest.raises(Mistake, match="digest, which is gone"):
+    with pytest.raises(UserError, match="digest, which is gone"):
         torch_file.read(tmp_path / "a.ckpt")
 
 
 def test_a_later_versions_checkpoint_says_so(content, tmp_path: Path):
     content["chargpt"]["version"] = "7.0.1"
-    with pytest.raises(Mistake, match=r"written by chargpt 7\.0\.1"):
+    with pytest.raises(UserError, match=r"written by chargpt 7\.0\.1"):
         torch_file.read(written(tmp_path / "a.ckpt", content))
 
 
@@ -98,7 +98,7 @@ class Evil:
 
 def test_code_in_a_checkpoint_is_not_run(content, tmp_path: Path):
     content["callbacks"]["Curves"]["best_step"] = Evil(tmp_path / "pwned")
-    with pytest.raises(Mistake, match="nothing was loaded"):
+    with pytest.raises(UserError, match="nothing was loaded"):
         torch_file.read(written(tmp_path / "evil.ckpt", content))
     assert not (tmp_path / "pwned").exists()
 
@@ -113,7 +113,7 @@ def test_code_in_a_checkpoint_is_not_run(content, tmp_path: Path):
 )
 def test_a_config_is_data_and_never_an_order(content, tmp_path: Path, place, value, told):
     content["chargpt"]["config"][place] = value
-    with pytest.raises(Mistake, match=told):
+    with pytest.raises(UserError, match=told):
         torch_file.read(written(tmp_path / "evil.ckpt", content))
 
 
@@ -121,13 +121,13 @@ def test_a_config_is_data_and_never_an_order(content, tmp_path: Path, place, val
 @pytest.mark.parametrize("value", [None, 3, "text", []])
 def test_a_group_of_a_config_that_is_none_is_told(content, tmp_path: Path, group, value):
     content["chargpt"]["config"][group] = value
-    with pytest.raises(Mistake, match=f"{group} in its config"):
+    with pytest.raises(UserError, match=f"{group} in its config"):
         torch_file.read(written(tmp_path / "a.ckpt", content))
 
 
 def test_a_config_that_names_something_else_is_refused(content, tmp_path: Path):
     content["chargpt"]["config"]["model"] = {"_target_": "os.makedirs", "name": str(tmp_path / "pwned")}
-    with pytest.raises(Mistake, match=r"os\.makedirs"):
+    with pytest.raises(UserError, match=r"os\.makedirs"):
         load(written(tmp_path / "evil.ckpt", content))
     assert not (tmp_path / "pwned").exists()
 
@@ -143,7 +143,7 @@ def test_a_config_without_a_bottom_is_refused(content, tmp_path: Path):
         path = written(tmp_path / "evil.ckpt", content)
     finally:
         sys.setrecursionlimit(limit)
-    with pytest.raises(Mistake, match="no bottom"):
+    with pytest.raises(UserError, match="no bottom"):
         torch_file.read(path)
 
 
@@ -151,5 +151,5 @@ def test_a_config_without_a_bottom_is_refused(content, tmp_path: Path):
 @pytest.mark.parametrize("value", [None, torch.zeros(1), []])
 def test_what_is_missing_or_of_a_wrong_type_is_told(content, tmp_path: Path, key, value):
     content["chargpt"][key] = value
-    with pytest.raises(Mistake, match=key if key != "version" else "version|seal"):
+    with pytest.raises(UserError, match=key if key != "version" else "version|seal"):
         torch_file.read(written(tmp_path / "a.ckpt", content))

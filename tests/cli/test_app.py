@@ -10,10 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+import chargpt
 from chargpt.cli.app import entry_point
-from chargpt.config.overrides import RAW, quote
-from chargpt.errors import Diverged, Interrupted, Mistake
-from tests.conftest import REPO
+from chargpt.config.overrides import RAW_KEYS, quote
+from chargpt.errors import DivergenceError, Interrupted, UserError
+from tests.conftest import REPO, process
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_work_that_ends_well_is_0_and_gets_the_config(leave):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(Mistake("mind the gap"), 2), (Diverged("mind the gap"), 1), (Interrupted("mind the gap"), 3)],
+    [(UserError("mind the gap"), 2), (DivergenceError("mind the gap"), 1), (Interrupted("mind the gap"), 3)],
     ids=lambda value: type(value).__name__,
 )
 def test_what_goes_wrong_is_told_in_a_line_and_has_its_code(leave, error, code):
@@ -68,9 +69,9 @@ def test_a_bug_is_not_mistaken_for_a_mistake(monkeypatch):
         entry_point("sample")(work)()
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "look", "export", "compare"])
-def test_help_is_0_and_leaves_nothing(verb, tmp_path, name):
-    outcome = verb(name, "--help")
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate", "visualize", "export", "compare"])
+def test_help_is_0_and_leaves_nothing(run_cli, tmp_path, name):
+    outcome = run_cli(name, "--help")
     assert outcome.code == 0
     assert f"python {name}.py" in outcome.out
     assert not list(tmp_path.iterdir())
@@ -86,16 +87,16 @@ def test_help_is_0_and_leaves_nothing(verb, tmp_path, name):
         ("compare", "runs=a,b=[c]"),
     ],
 )
-def test_cfg_job_is_0_and_shows_the_config_after_the_choices(verb, tmp_path, name, word):
-    outcome = verb(name, word, "--cfg", "job")
+def test_cfg_job_is_0_and_shows_the_config_after_the_choices(run_cli, tmp_path, name, word):
+    outcome = run_cli(name, word, "--cfg", "job")
     key, _, value = word.partition("=")
     assert outcome.code == 0
     assert str(OmegaConf.create(outcome.out)[key]) == value
     assert not list(tmp_path.iterdir())
 
 
-def test_a_mistake_with_cfg_is_told_as_without(verb):
-    outcome = verb("train", "n_layer=3", "--cfg", "job")
+def test_a_mistake_with_cfg_is_told_as_without(run_cli):
+    outcome = run_cli("train", "n_layer=3", "--cfg", "job")
     assert (outcome.code, outcome.out) == (2, "")
     assert "model.n_layer" in outcome.err
 
@@ -118,7 +119,7 @@ def test_a_mistake_with_cfg_is_told_as_without(verb):
 def test_a_text_on_the_command_line_is_taken_as_it_is(text):
     if text[:1] in ("'", '"') or text in ("null", "???"):
         return  # these mean what they mean to Hydra
-    for key in RAW:
+    for key in RAW_KEYS:
         parsed = OverridesParser.create().parse_override(quote(f"{key}={text}"))
         assert parsed.key_or_group == key
         assert parsed.value() == text
@@ -131,12 +132,12 @@ def test_what_hydra_understands_is_left_alone(word):
     assert quote(word) == word
 
 
-def test_a_run_whose_text_has_moved_goes_on_from_the_new_place(verb, finished, text, tmp_path):
+def test_a_run_whose_text_has_moved_goes_on_from_the_new_place(run_cli, finished, text, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     moved = tmp_path / "moved.txt"
     moved.write_text(text)
-    outcome = verb("train", f"resume={run}", f"data.path={moved}", "trainer.max_steps=21")
+    outcome = run_cli("train", f"resume={run}", f"data.path={moved}", "trainer.max_steps=21")
     assert outcome.code == 0, outcome.err
     assert json.loads((run / "metrics.json").read_text())["steps"] == 21
 
@@ -154,40 +155,75 @@ def own_configs(tmp_path):
     return folder
 
 
-def test_a_folder_of_ones_own_configs_adds_choices(verb, own_configs, text_file):
+def test_a_folder_of_ones_own_configs_adds_choices(run_cli, own_configs, text_file):
     words = [f"--config-dir={own_configs}", "model=mine", "data=text_file", f"data.path={text_file}"]
-    shown = verb("train", *words, "--cfg", "job", "--package", "model")
+    shown = run_cli("train", *words, "--cfg", "job", "--package", "model")
     assert (shown.code, "block_size: 5" in shown.out) == (0, True), shown.err
-    assert "mine" in verb("train", words[0], "--help").out
-    wrong = verb("train", words[0], "model=mien")
+    assert "mine" in run_cli("train", words[0], "--help").out
+    wrong = run_cli("train", words[0], "model=mien")
     assert (wrong.code, "mine" in wrong.err) == (2, True)
 
 
-def test_a_folder_of_ones_own_configs_goes_with_a_sweep(verb, own_configs, text_file, tmp_path):
+def test_a_folder_of_ones_own_configs_goes_with_a_sweep(run_cli, own_configs, text_file, tmp_path):
     words = ["model=mine", "data=text_file", f"data.path={text_file}", "trainer=cpu", "trainer.max_steps=1"]
-    outcome = verb("train", f"--config-dir={own_configs}", "-m", *words, "seed=1,2", "hydra.sweep.dir=sweep")
+    outcome = run_cli("train", f"--config-dir={own_configs}", "-m", *words, "seed=1,2", "hydra.sweep.dir=sweep")
     assert outcome.code == 0, outcome.err
     assert len(list(tmp_path.glob("sweep/*/metrics.json"))) == 2
 
 
-def test_folders_of_configs_are_given_in_one_way(verb, own_configs):
-    outcome = verb("train", f"--config-dir={own_configs}", "hydra.searchpath=[file:///tmp]")
+def test_folders_of_configs_are_given_in_one_way(run_cli, own_configs):
+    outcome = run_cli("train", f"--config-dir={own_configs}", "hydra.searchpath=[file:///tmp]")
     assert (outcome.code, "do not go together" in outcome.err) == (2, True)
 
 
-def test_another_config_may_be_named(verb, tmp_path):
+def test_another_config_may_be_named(run_cli, tmp_path):
     folder = tmp_path / "conf"
     folder.mkdir()
     (folder / "tiny.yaml").write_text("defaults:\n  - _self_\nanswer: 42\n")
-    outcome = verb("sample", f"--config-path={folder}", "--config-name=tiny", "--cfg", "job")
+    outcome = run_cli("sample", f"--config-path={folder}", "--config-name=tiny", "--cfg", "job")
     assert (outcome.code, outcome.out) == (0, "answer: 42\n"), outcome.err
 
 
-def test_the_words_of_the_command_line_stay_as_they_were_typed(verb, tmp_path):
-    verb("sample", "run=nowhere", "prompt=What, ho!")
+def test_the_words_of_the_command_line_stay_as_they_were_typed(run_cli, tmp_path):
+    run_cli("sample", "run=nowhere", "prompt=What, ho!")
     assert sys.argv[1:] == ["run=nowhere", "prompt=What, ho!"]
 
 
-def test_flags_and_settings_come_in_any_order(verb):
-    outcome = verb("train", "seed=4", "--cfg", "job", "name=x", "--package", "seed")
+def test_flags_and_settings_come_in_any_order(run_cli):
+    outcome = run_cli("train", "seed=4", "--cfg", "job", "name=x", "--package", "seed")
     assert (outcome.code, outcome.out) == (0, "4\n"), outcome.err
+
+
+def test_the_old_name_of_a_setting_is_taken_with_a_warning(tmp_path, tiny):
+    old = ["model/n_grams=pairs", "model.n_grams.dropout=0.25", "model/skips=u_net"]
+    new = ["model/ngram_embedding=pairs", "model.ngram_embedding.dropout=0.25", "model/unet_skips=u_net"]
+    by_old, by_new = (process(tmp_path, "train", *tiny, *words, "--cfg", "job") for words in (old, new))
+    assert (by_old.code, by_old.out) == (by_new.code, by_new.out)
+    assert "model/n_grams is now called model/ngram_embedding; the old name is accepted until 0.4\n" in by_old.err
+    assert by_old.err.count("is now called") == 3
+    assert by_new.err == ""
+
+
+def test_the_old_name_in_a_config_of_the_users_own_is_pointed_out(run_cli, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "x.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model/n_grams: none\n"
+    )
+    outcome = run_cli("train", f"--config-dir={tmp_path / 'mine'}", "+experiment=x", "--cfg", "job")
+    assert outcome.code == 2
+    assert "model/n_grams is now called model/ngram_embedding" in outcome.err
+
+
+def test_look_is_visualize_with_a_warning(tmp_path):
+    old, new = (process(tmp_path, name, "run=nowhere") for name in ("look", "visualize"))
+    assert (old.code, new.code) == (2, 2)
+    assert "look.py is now called visualize.py" in old.err
+    assert "nowhere" in old.err
+    assert "nowhere" in new.err
+
+
+def test_mistake_is_the_old_name_of_user_error():
+    with pytest.warns(DeprecationWarning, match="UserError"):
+        assert chargpt.Mistake is UserError
+    with pytest.raises(AttributeError, match="Mistakes"):
+        chargpt.Mistakes  # noqa: B018

@@ -15,16 +15,16 @@ import pytest
 from chargpt.cli import launcher
 from chargpt.runs import lock
 from chargpt.runs.directory import RunDirectory
-from chargpt.training.callbacks.rank_errors import RankError
+from chargpt.training.callbacks.rank_errors import RankErrorFile
 from tests.conftest import REPO, process
 from tests.sweeps.processes import steps_done
-from tests.training import reading
+from tests.training import run_artifacts
 from tests.training.conftest import one_thread, short_samples  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.slow
 
 QUIET = "callbacks.samples.max_new_tokens=0"
-DIE = "+callbacks.die._target_=tests.training.staged.DieInRank"
+DIE = "+callbacks.die._target_=tests.training.fault_injection.DieInRank"
 
 
 def only_run(folder: Path) -> Path:
@@ -33,10 +33,10 @@ def only_run(folder: Path) -> Path:
 
 
 @pytest.fixture
-def alone(verb, tiny, tmp_path) -> dict:
+def alone(run_cli, tiny, tmp_path) -> dict:
     """What one process makes of it."""
-    assert verb("train", *tiny, QUIET, "model.dropout=0.0", "hydra.run.dir=alone").code == 0
-    return reading.metrics(tmp_path / "alone")
+    assert run_cli("train", *tiny, QUIET, "model.dropout=0.0", "hydra.run.dir=alone").code == 0
+    return run_artifacts.metrics(tmp_path / "alone")
 
 
 def test_torchrun_starts_them_and_rank_0_names_one_directory(tiny, alone, tmp_path):
@@ -52,8 +52,8 @@ def test_torchrun_starts_them_and_rank_0_names_one_directory(tiny, alone, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path / "two")
-    assert reading.metrics(run)["devices"] == 2
-    assert reading.metrics(run)["final_val_loss"] == pytest.approx(alone["final_val_loss"], abs=1e-5)
+    assert run_artifacts.metrics(run)["devices"] == 2
+    assert run_artifacts.metrics(run)["final_val_loss"] == pytest.approx(alone["final_val_loss"], abs=1e-5)
     assert done.stderr.count("parameters") == 1
 
 
@@ -79,8 +79,8 @@ def test_srun_starts_them_and_rank_0_names_one_directory(tiny, alone, tmp_path):
     said = [task.communicate(timeout=120)[1] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], said
     run = only_run(tmp_path / "two")
-    assert reading.metrics(run)["devices"] == 2
-    assert reading.metrics(run)["final_val_loss"] == pytest.approx(alone["final_val_loss"], abs=1e-5)
+    assert run_artifacts.metrics(run)["devices"] == 2
+    assert run_artifacts.metrics(run)["final_val_loss"] == pytest.approx(alone["final_val_loss"], abs=1e-5)
 
 
 def test_slurms_variables_around_a_plain_run_change_nothing(tiny, tmp_path):
@@ -88,12 +88,10 @@ def test_slurms_variables_around_a_plain_run_change_nothing(tiny, tmp_path):
     slurm = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train"}
     outcome = process(tmp_path, "train", *tiny, QUIET, "trainer.devices=2", **slurm)
     assert outcome.code == 0, outcome.err
-    assert reading.metrics(only_run(tmp_path))["devices"] == 2
+    assert run_artifacts.metrics(only_run(tmp_path))["devices"] == 2
 
 
-@pytest.mark.parametrize(
-    ("rank", "how"), [(1, "raise"), (0, "raise"), (1, "hang"), (1, "SIGKILL"), (0, "SIGKILL")]
-)
+@pytest.mark.parametrize(("rank", "how"), [(1, "raise"), (0, "raise"), (1, "hang"), (1, "SIGKILL"), (0, "SIGKILL")])
 def test_a_rank_that_dies_ends_the_run_at_once_with_its_own_error(tiny, tmp_path, rank, how):
     die = [DIE, f"+callbacks.die.rank={rank}", "+callbacks.die.step=7", f"+callbacks.die.how={how}"]
     start = time.monotonic()
@@ -101,15 +99,14 @@ def test_a_rank_that_dies_ends_the_run_at_once_with_its_own_error(tiny, tmp_path
     assert time.monotonic() - start < 60, "the start included"
     assert outcome.code == 1
     run = only_run(tmp_path)
-    status = reading.status(run)
+    status = run_artifacts.status(run)
     reason = "was killed by SIGKILL" if how == "SIGKILL" else "failed: RuntimeError: a rank is broken"
     assert (status["state"], status["reason"]) == ("failed", f"rank {rank} {reason}")
     assert (
-        outcome.err.splitlines()[-1]
-        == f"train.py: rank {rank} {reason}. The logs are in {run.relative_to(tmp_path)}"
+        outcome.err.splitlines()[-1] == f"train.py: rank {rank} {reason}. The logs are in {run.relative_to(tmp_path)}"
     )
     if how != "SIGKILL":
-        assert "staged.py" in (run / f"error_rank_{rank}.txt").read_text()
+        assert "fault_injection.py" in (run / f"error_rank_{rank}.txt").read_text()
     left = subprocess.run(["ps", "-ef"], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) not in left
 
@@ -120,7 +117,7 @@ from pathlib import Path
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
 if os.environ["LOCAL_RANK"] == "0":
-    os.write(int(os.environ["CHARGPT_READY"]), b"1")
+    os.write(int(os.environ["CHARGPT_READY_PIPE"]), b"1")
 elif {failed}:
     (Path("run") / "error_rank_1.txt").write_text("RuntimeError: broken")
 time.sleep(100)
@@ -132,15 +129,15 @@ def stuck(tmp_path, monkeypatch):
     """Two ranks that handle no signal, as in a C++ call in which they wait for each other."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setattr(launcher, "GRACE", 0.5)
-    monkeypatch.setattr(launcher, "LAST_GRACE", 0.5)
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(launcher, "KILL_SECONDS", 0.5)
     directory = RunDirectory(tmp_path / "run")
     directory.path.mkdir()
-    lock.hold(directory.path)
+    lock.acquire(directory.path)
 
-    def start(failed: bool) -> launcher.Ranks:
+    def start(failed: bool) -> launcher.WorkerGroup:
         (tmp_path / "train.py").write_text(STUCK.format(failed=failed))
-        return launcher.Ranks(2, "never", directory)
+        return launcher.WorkerGroup(2, "never", directory)
 
     yield start
     lock.release(directory.path)
@@ -151,7 +148,7 @@ def test_a_rank_that_has_failed_and_does_not_end_is_ended(stuck):
     start = time.monotonic()
     assert watched.wait() == 1
     assert time.monotonic() - start < 30
-    assert watched.cause() == "rank 1 failed: RuntimeError: broken"
+    assert watched.first_failure() == "rank 1 failed: RuntimeError: broken"
 
 
 def test_a_second_signal_ends_ranks_that_do_not_answer_the_first(stuck):
@@ -165,10 +162,10 @@ def test_a_second_signal_ends_ranks_that_do_not_answer_the_first(stuck):
 
 CHILD = """
 import os, signal, sys, time
-from chargpt import rank
+from chargpt.distributed import env
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-os.environ[rank.STARTER] = str(os.getppid())
-rank.die_with_starter(grace=0.5)
+os.environ[env.PARENT_PID_ENV] = str(os.getppid())
+env.exit_with_parent(grace=0.5)
 print(os.getpid(), flush=True)
 time.sleep(100)
 """
@@ -194,12 +191,12 @@ def is_alive(pid: int) -> bool:
 GROUP = """
 import atexit, os, sys, time
 import torch
-from chargpt import rank
+from chargpt.distributed import env
 atexit.register(time.sleep, 100)
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 torch.distributed.init_process_group("gloo", rank=0, world_size=1)
 sys.stdout.write("its last words")
-rank.exit_process(1)
+env.exit_process(1)
 """
 
 
@@ -216,22 +213,18 @@ def test_several_nodes_are_refused_with_the_line_to_type(tiny, tmp_path):
 
 
 def test_an_error_on_a_disk_that_is_not_shared_is_not_hidden(tmp_path):
-    callback = RankError(RunDirectory(tmp_path / "elsewhere"))
+    callback = RankErrorFile(RunDirectory(tmp_path / "elsewhere"))
     trainer = Mock(spec=L.Trainer, world_size=2, global_rank=1)
     error = RuntimeError("the error itself")
     callback.on_exception(trainer, Mock(spec=L.LightningModule), error)  # raises none of its own
 
 
-@pytest.mark.parametrize(
-    ("batch", "left"), [(7, []), (100, ["left_0", "left_1"])], ids=["interrupted", "finished"]
-)
+@pytest.mark.parametrize(("batch", "left"), [(7, []), (100, ["left_0", "left_1"])], ids=["interrupted", "finished"])
 def test_the_process_group_is_destroyed_only_after_a_run_that_ended_well(tiny, tmp_path, batch, left):
     """Under NCCL a rank that destroys it waits for the others, which may have left already."""
-    words = ["+callbacks.watch._target_=tests.training.staged.WatchGroup", "hydra.run.dir=run"]
-    words += ["+callbacks.cut._target_=tests.training.staged.SignalAt", "+callbacks.cut.name=SIGTERM"]
-    outcome = process(
-        tmp_path, "train", *tiny, QUIET, "trainer.devices=2", *words, f"+callbacks.cut.batch={batch}"
-    )
+    words = ["+callbacks.watch._target_=tests.training.fault_injection.WatchGroup", "hydra.run.dir=run"]
+    words += ["+callbacks.cut._target_=tests.training.fault_injection.SignalAt", "+callbacks.cut.name=SIGTERM"]
+    outcome = process(tmp_path, "train", *tiny, QUIET, "trainer.devices=2", *words, f"+callbacks.cut.batch={batch}")
     assert outcome.code == (0 if left else 3), outcome.err
     assert sorted(file.name for file in (tmp_path / "run").glob("left_*")) == left
 
@@ -240,7 +233,7 @@ TWO_RANKS = """
 import os, sys, time
 if os.environ["LOCAL_RANK"] == "1":
     sys.exit({code})
-os.write(int(os.environ["CHARGPT_READY"]), b"1")
+os.write(int(os.environ["CHARGPT_READY_PIPE"]), b"1")
 time.sleep({seconds})
 """
 
@@ -252,12 +245,12 @@ def test_the_first_rank_is_waited_for_unless_another_has_failed(tmp_path, monkey
     script = tmp_path / "train.py"
     script.write_text(TWO_RANKS.format(code=code, seconds=seconds))
     monkeypatch.setattr(sys, "argv", [str(script)])
-    monkeypatch.setattr(launcher, "GRACE", 0.5)
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.5)
     directory = RunDirectory(tmp_path / "run")
     directory.path.mkdir()
-    lock.hold(directory.path)
+    lock.acquire(directory.path)
     try:
-        watched = launcher.Ranks(2, "never", directory)
+        watched = launcher.WorkerGroup(2, "never", directory)
         start = time.monotonic()
         assert watched.wait() == expected
         assert time.monotonic() - start < 50
@@ -287,7 +280,7 @@ def test_a_signal_to_the_starter_saves_the_run_whenever_it_comes(tiny, tmp_path,
     if after != "steps" and not list(tmp_path.iterdir()):
         return  # nothing had begun, nothing stays
     assert "Go on with: python train.py resume=" in said.splitlines()[-1]
-    assert reading.status(only_run(tmp_path))["state"] == "interrupted"
+    assert run_artifacts.status(only_run(tmp_path))["state"] == "interrupted"
 
 
 def test_ranks_whose_starter_was_killed_save_themselves_and_leave(tiny, tmp_path):
@@ -300,7 +293,7 @@ def test_ranks_whose_starter_was_killed_save_themselves_and_leave(tiny, tmp_path
     starter.kill()
     starter.wait()
     run, deadline = only_run(tmp_path), time.monotonic() + 30
-    while reading.status(run)["state"] != "interrupted" and time.monotonic() < deadline:
+    while run_artifacts.status(run)["state"] != "interrupted" and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert reading.status(run)["state"] == "interrupted"
-    assert reading.checkpoint(run)["global_step"] >= 10
+    assert run_artifacts.status(run)["state"] == "interrupted"
+    assert run_artifacts.checkpoint(run)["global_step"] >= 10

@@ -8,9 +8,7 @@ from tests.conftest import REPO, process
 
 
 def test_standard_output_is_the_prompt_and_its_continuation_as_from_python(finished, tmp_path):
-    outcome = process(
-        tmp_path, "sample", f"run={finished}", "prompt=The king's night", "max_new_tokens=40", "seed=5"
-    )
+    outcome = process(tmp_path, "sample", f"run={finished}", "prompt=The king's night", "max_new_tokens=40", "seed=5")
     # The nonsense has no apostrophe: the mistake names it, and prints no text.
     assert outcome.code == 2
     assert outcome.out == ""
@@ -21,24 +19,24 @@ def test_standard_output_is_the_prompt_and_its_continuation_as_from_python(finis
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_prompt_from_a_file_keeps_its_line_breaks(verb, finished, tmp_path):
+def test_a_prompt_from_a_file_keeps_its_line_breaks(run_cli, finished, tmp_path):
     (tmp_path / "scene.txt").write_text("The king.\nThe men")
-    outcome = verb("sample", f"run={finished}", "prompt=@scene.txt", "max_new_tokens=5")
+    outcome = run_cli("sample", f"run={finished}", "prompt=@scene.txt", "max_new_tokens=5")
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("The king.\nThe men")
     assert len(outcome.out) == len("The king.\nThe men") + 5 + 1
 
 
-def test_several_samples_are_told_apart_and_each_begins_with_the_prompt(verb, finished):
-    outcome = verb("sample", f"run={finished}", "prompt=The", "max_new_tokens=10", "num_samples=3")
+def test_several_samples_are_told_apart_and_each_begins_with_the_prompt(run_cli, finished):
+    outcome = run_cli("sample", f"run={finished}", "prompt=The", "max_new_tokens=10", "num_samples=3")
     samples = outcome.out.split("\n" + "-" * 80 + "\n")
     assert len(samples) == 3
     assert all(sample.startswith("The") for sample in samples)
 
 
-def test_latest_finds_the_run_under_outputs(verb, finished, tmp_path):
+def test_latest_finds_the_run_under_outputs(run_cli, finished, tmp_path):
     (tmp_path / "outputs").symlink_to(finished.parent.parent)
-    outcome = verb("sample", "max_new_tokens=5", "temperature=0")
+    outcome = run_cli("sample", "max_new_tokens=5", "temperature=0")
     assert outcome.code == 0, outcome.err
     assert "20 steps" in outcome.err
 

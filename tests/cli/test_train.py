@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
-from tests.training import reading
+from tests.training import run_artifacts
 from tests.training.conftest import one_thread, short_samples  # noqa: F401 - fixtures
 
 QUIET = "callbacks.samples.max_new_tokens=0"
 
 
-def at_once(folder: Path, *commands: list[str]) -> list[tuple[int, str]]:
+def max_parallel_jobs(folder: Path, *commands: list[str]) -> list[tuple[int, str]]:
     """Exit codes of train.py, started together, and the last lines that they wrote."""
     started = [
         subprocess.Popen(
@@ -22,21 +22,19 @@ def at_once(folder: Path, *commands: list[str]) -> list[tuple[int, str]]:
         for words in commands
     ]
     said = [process.communicate(timeout=300)[1] for process in started]
-    return [
-        (process.returncode, text.strip().splitlines()[-1]) for process, text in zip(started, said, strict=True)
-    ]
+    return [(process.returncode, text.strip().splitlines()[-1]) for process, text in zip(started, said, strict=True)]
 
 
 @pytest.mark.slow
 def test_runs_that_begin_at_once_have_a_whole_directory_each(tiny, tmp_path):
-    ended = at_once(tmp_path, *([*tiny, QUIET, "name=par", f"seed={seed}"] for seed in range(20)))
+    ended = max_parallel_jobs(tmp_path, *([*tiny, QUIET, "name=par", f"seed={seed}"] for seed in range(20)))
     assert {code for code, _ in ended} == {0}, ended
     runs = list((tmp_path / "outputs" / "par").iterdir())
     assert len(runs) == 20
     assert len({run.name[:19] for run in runs}) < 20, "none began in the same second"
-    assert {reading.metrics(run)["seed"] for run in runs} == set(range(20))
+    assert {run_artifacts.metrics(run)["seed"] for run in runs} == set(range(20))
     for run in runs:
-        assert [row["step"] for row in reading.history(run)] == ["1", "5", "10", "15", "20"]
+        assert [row["step"] for row in run_artifacts.history(run)] == ["1", "5", "10", "15", "20"]
         assert len(list((run / "tensorboard").iterdir())) == 1
 
 
@@ -44,30 +42,30 @@ def test_runs_that_begin_at_once_have_a_whole_directory_each(tiny, tmp_path):
 @pytest.mark.parametrize("devices", [1, 2])
 def test_of_runs_with_one_directory_one_trains_and_the_others_are_refused(tiny, tmp_path, devices):
     words = [*tiny, QUIET, "hydra.run.dir=run", f"trainer.devices={devices}"]
-    ended = at_once(tmp_path, words, words, words)
+    ended = max_parallel_jobs(tmp_path, words, words, words)
     assert sorted(code for code, _ in ended) == [0, 2, 2], ended
     for _, line in (one for one in ended if one[0] == 2):
         assert "is being trained by another process" in line or "is already there" in line
-    assert [row["step"] for row in reading.history(tmp_path / "run")] == ["1", "5", "10", "15", "20"]
+    assert [row["step"] for row in run_artifacts.history(tmp_path / "run")] == ["1", "5", "10", "15", "20"]
 
 
-def test_resume_auto_finds_the_directory_of_the_same_settings(verb, tiny, tmp_path):
+def test_resume_auto_finds_the_directory_of_the_same_settings(run_cli, tiny, tmp_path):
     words = [*tiny, QUIET, "resume=auto"]
-    assert verb("train", *words).code == 0
+    assert run_cli("train", *words).code == 0
     (run,) = (tmp_path / "outputs" / "gpt_nano").iterdir()
-    assert reading.status(run)["state"] == "finished"
-    assert len(reading.history(run)) == 5
+    assert run_artifacts.status(run)["state"] == "finished"
+    assert len(run_artifacts.history(run)) == 5
     before = (run / "metrics.json").stat().st_mtime_ns
-    assert verb("train", *words).code == 0
+    assert run_cli("train", *words).code == 0
     assert (run / "metrics.json").stat().st_mtime_ns == before, "it is finished already"
-    assert verb("train", *words, "trainer.max_steps=30").code == 0
-    assert reading.metrics(run)["steps"] == 30
-    assert verb("train", *words, "seed=7").code == 0
+    assert run_cli("train", *words, "trainer.max_steps=30").code == 0
+    assert run_artifacts.metrics(run)["steps"] == 30
+    assert run_cli("train", *words, "seed=7").code == 0
     assert len(list((tmp_path / "outputs" / "gpt_nano").iterdir())) == 2
 
 
-def test_a_mistake_that_is_seen_late_leaves_no_directory(verb, tiny, tmp_path):
+def test_a_mistake_that_is_seen_late_leaves_no_directory(run_cli, tiny, tmp_path):
     for words in ([], ["resume=auto"], ["hydra.run.dir=here"]):
-        outcome = verb("train", *tiny, "model.n_head=3", *words)
+        outcome = run_cli("train", *tiny, "model.n_head=3", *words)
         assert outcome.code == 2
         assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""look.py as it is used: files, TensorBoard, and what it says about models that have no attention."""
+"""visualize.py as it is used: files, TensorBoard, and what it says about models that have no attention."""
 
 import csv
 import os
@@ -10,7 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import chargpt
-from chargpt.analysis.characters import kind, visible
+from chargpt.analysis.token_labels import character_class, make_visible
 
 TEXT = "The king shall speak of love.\nO what a night"
 
@@ -21,8 +21,8 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def test_it_draws_every_layer_and_the_surprise(verb, run):
-    outcome = verb("look", f"run={run}", f"text={TEXT}")
+def test_it_draws_every_layer_and_the_surprise(run_cli, run):
+    outcome = run_cli("visualize", f"run={run}", f"text={TEXT}")
     assert outcome.code == 0, outcome.err
     names = {"surprise.png", "attention_layer_1.png", "attention_layer_2.png"}
     assert {p.name for p in (run / "pictures").iterdir()} == names
@@ -35,9 +35,9 @@ def test_it_draws_every_layer_and_the_surprise(verb, run):
     assert "of the first 16 characters" in outcome.out
 
 
-def test_it_shows_in_tensorboard_the_pictures_and_the_embeddings_by_kind(verb, run):
+def test_it_shows_in_tensorboard_the_pictures_and_the_embeddings_by_kind(run_cli, run):
     for _ in range(2):  # a second look replaces the first
-        assert verb("look", f"run={run}", f"text={TEXT}").code == 0
+        assert run_cli("visualize", f"run={run}", f"text={TEXT}").code == 0
     board = run / "tensorboard"
     events = EventAccumulator(str(board)).Reload()
     assert set(events.Tags()["images"]) == {"look/surprise", "look/attention_layer_1", "look/attention_layer_2"}
@@ -47,45 +47,45 @@ def test_it_shows_in_tensorboard_the_pictures_and_the_embeddings_by_kind(verb, r
     (metadata,) = board.rglob("metadata.tsv")
     rows = list(csv.reader(metadata.open(newline=""), delimiter="\t", quoting=csv.QUOTE_NONE))
     characters = trained.tokenizer.characters
-    assert rows == [["token", "kind"], *([visible(c), kind(c)] for c in characters)]
+    assert rows == [["token", "kind"], *([make_visible(c), character_class(c)] for c in characters)]
     (tensors,) = board.rglob("tensors.tsv")
     vectors = [[float(x) for x in line.split("\t")] for line in tensors.read_text().splitlines()]
     assert vectors == pytest.approx(trained.model.token_embedding.weight.numpy(), abs=1e-6)
 
 
-def test_without_a_text_it_takes_the_validation_text(verb, run, text):
-    outcome = verb("look", f"run={run}")
+def test_without_a_text_it_takes_the_validation_text(run_cli, run, text):
+    outcome = run_cli("visualize", f"run={run}")
     assert outcome.code == 0, outcome.err
     shown = text[int(0.9 * len(text)) :][:64]
-    asked = verb("look", f"run={run}", f"text={shown}")
+    asked = run_cli("visualize", f"run={run}", f"text={shown}")
     assert asked.out == outcome.out
     assert "over 63 characters" in outcome.out
 
 
-def test_a_table_has_no_attention_to_draw_and_says_so(verb, tiny, tmp_path):
+def test_a_table_has_no_attention_to_draw_and_says_so(run_cli, tiny, tmp_path):
     words = [w for w in tiny if not w.startswith("model") or "block_size" in w]
-    trained = verb("train", "model=bigram", *words, "hydra.run.dir=run")
+    trained = run_cli("train", "model=bigram", *words, "hydra.run.dir=run")
     assert trained.code == 0, trained.err
-    outcome = verb("look", "run=run", f"text={TEXT}")
+    outcome = run_cli("visualize", "run=run", f"text={TEXT}")
     assert outcome.code == 0, outcome.err
     assert "none to draw: a Bigram looks at nothing but the last character" in outcome.out
     assert [p.name for p in (tmp_path / "run" / "pictures").iterdir()] == ["surprise.png"]
 
 
-def test_a_checkpoint_that_stands_alone_is_drawn_where_it_is_said(verb, finished, tmp_path):
+def test_a_checkpoint_that_stands_alone_is_drawn_where_it_is_said(run_cli, finished, tmp_path):
     shutil.copy(finished / "checkpoints" / "best.ckpt", tmp_path / "alone.ckpt")
-    refused = verb("look", "run=alone.ckpt", f"text={TEXT}")
+    refused = run_cli("visualize", "run=alone.ckpt", f"text={TEXT}")
     assert refused.code == 2
     assert "folder=FOLDER" in refused.err
-    outcome = verb("look", "run=alone.ckpt", f"text={TEXT}", "folder=here")
+    outcome = run_cli("visualize", "run=alone.ckpt", f"text={TEXT}", "folder=here")
     assert outcome.code == 0, outcome.err
     assert len(list((tmp_path / "here").glob("*.png"))) == 3
     assert {p.name for p in tmp_path.iterdir()} == {"alone.ckpt", "here"}
 
 
 @pytest.mark.parametrize("name", ["~nobody_at_all", os.fsdecode(b"\xff")])
-def test_the_pictures_go_where_it_is_said_whatever_signs_the_name_holds(verb, run, tmp_path, name):
-    outcome = verb("look", f"run={run}", f"text={TEXT}", f"folder={name}")
+def test_the_pictures_go_where_it_is_said_whatever_signs_the_name_holds(run_cli, run, tmp_path, name):
+    outcome = run_cli("visualize", f"run={run}", f"text={TEXT}", f"folder={name}")
     assert outcome.code == 0, outcome.err
     assert len(list((tmp_path / name).glob("*.png"))) == 3
 
@@ -101,10 +101,10 @@ def test_the_pictures_go_where_it_is_said_whatever_signs_the_name_holds(verb, ru
         ("device=cuda:99", "device=cpu"),
     ],
 )
-def test_mistakes_are_told_and_draw_nothing(verb, run, tmp_path, word, told):
+def test_mistakes_are_told_and_draw_nothing(run_cli, run, tmp_path, word, told):
     (tmp_path / "taken").write_text("a file")
     words = [f"run={run}", word] + ([] if word.startswith("text") else [f"text={TEXT}"])
-    outcome = verb("look", *words)
+    outcome = run_cli("visualize", *words)
     assert outcome.code == 2
     assert told in outcome.err
     assert len(outcome.err.splitlines()) <= 3

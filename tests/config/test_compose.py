@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.data.corpus import TinyShakespeare
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.runs.directory import RunDirectory
 from chargpt.training.loop import setup
 from chargpt.training.setup import Run
@@ -52,7 +52,7 @@ def choices() -> dict[str, list[str]]:
 
 
 def keys_in_the_defaults(*words: str) -> dict[str, str]:
-    """Groups that train.py chooses from -> the key that overrides each (`data/blocks` -> `data/blocks@data`)."""
+    """Groups of train.py -> the key that overrides each (`data/dataloader` -> `data/dataloader@data`)."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("train", list(words), return_hydra_config=True)
     return {key.partition("@")[0]: key for key in config.hydra.runtime.choices}
@@ -78,9 +78,7 @@ def fit_together(one: tuple[str, str], other: tuple[str, str]) -> bool:
 def rows_that_hold_every_pair(groups: dict[str, list[str]]) -> Iterator[Choices]:
     """Few combinations in which each two choices of different groups that fit together meet."""
     options = [[(group, name) for name in names] for group, names in groups.items()]
-    missing = {
-        frozenset(pair) for a, b in combinations(options, 2) for pair in product(a, b) if fit_together(*pair)
-    }
+    missing = {frozenset(pair) for a, b in combinations(options, 2) for pair in product(a, b) if fit_together(*pair)}
     while missing:
         row = dict(sorted(min(missing, key=sorted)))
         for names in sorted(options, key=len, reverse=True):
@@ -88,9 +86,7 @@ def rows_that_hold_every_pair(groups: dict[str, list[str]]) -> Iterator[Choices]
                 continue
             fitting = [choice for choice in names if all(fit_together(choice, other) for other in row.items())]
             if fitting:
-                group, name = max(
-                    fitting, key=lambda choice: sum({choice, other} in missing for other in row.items())
-                )
+                group, name = max(fitting, key=lambda choice: sum({choice, other} in missing for other in row.items()))
                 row[group] = name
         missing -= {frozenset(pair) for pair in combinations(row.items(), 2)}
         yield dict(sorted(row.items()))
@@ -157,7 +153,7 @@ def test_a_trainer_for_other_hardware_composes_and_says_what_is_missing(build, c
     if there:
         build({"trainer": trainer}, "trainer.devices=1")
     else:
-        with pytest.raises(Mistake, match="this machine has"):
+        with pytest.raises(UserError, match="this machine has"):
             prepare(compose(*tiny, f"trainer={trainer}"))
 
 
@@ -165,7 +161,7 @@ def test_wandb_is_made_or_asked_for(compose, tiny):
     config = compose(*tiny, "logger=wandb")
     assert {"tensorboard", "wandb"} <= config.logger.keys()
     if find_spec("wandb") is None:
-        with pytest.raises(Mistake, match="pip install"):
+        with pytest.raises(UserError, match="pip install"):
             prepare(config)
 
 
@@ -183,8 +179,8 @@ def test_the_scaled_up_model_is_the_lectures_run(compose):
     assert config.data.block_size == 256
 
 
-def test_cfg_job_shows_the_recipes_values(verb):
-    outcome = verb("train", "model=gpt_small", "--cfg", "job")
+def test_cfg_job_shows_the_recipes_values(run_cli):
+    outcome = run_cli("train", "model=gpt_small", "--cfg", "job")
     shown = OmegaConf.create(outcome.out)
     assert outcome.code == 0
     assert (shown.model.block_size, shown.data.batch_size) == (256, 64)

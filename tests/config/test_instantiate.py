@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from chargpt.config.instantiate import build
+from chargpt.config.instantiate import instantiate
 from chargpt.data.tokenizer import CharTokenizer
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.feed_forward import FeedForward
 from chargpt.model.transformer import Transformer
 
@@ -35,11 +35,11 @@ TRANSFORMER = {
 
 def test_plain_data_is_itself():
     data = {"a": [1, 2.5, None, True, "text"], "b": {"c": []}}
-    assert build(data) == data
+    assert instantiate(data) == data
 
 
 def test_parts_within_parts_are_built_first():
-    model = build(TRANSFORMER, vocab_size=5)
+    model = instantiate(TRANSFORMER, vocab_size=5)
     assert isinstance(model, Transformer)
     feed_forward = model.blocks[0].feed_forward
     assert isinstance(feed_forward, FeedForward)
@@ -50,37 +50,37 @@ def test_parts_within_parts_are_built_first():
 
 
 def test_parts_stand_in_lists_too():
-    made = build([{"_target_": "torch.nn.ReLU"}, {"here": {"_target_": "torch.nn.Identity"}}])
+    made = instantiate([{"_target_": "torch.nn.ReLU"}, {"here": {"_target_": "torch.nn.Identity"}}])
     assert isinstance(made[0], nn.ReLU)
     assert isinstance(made[1]["here"], nn.Identity)
 
 
 def test_a_partial_part_makes_a_new_object_at_each_call():
-    make = build({"_target_": "torch.nn.Linear", "_partial_": True, "bias": False})
+    make = instantiate({"_target_": "torch.nn.Linear", "_partial_": True, "bias": False})
     one, other = make(2, 3), make(4, out_features=5)
     assert (one.in_features, one.out_features, one.bias) == (2, 3, None)
     assert (other.in_features, other.out_features) == (4, 5)
 
 
 def test_what_the_caller_says_overrules_the_config():
-    linear = build(LINEAR, out_features=7)
+    linear = instantiate(LINEAR, out_features=7)
     assert linear.out_features == 7
 
 
 def test_a_classmethod_is_a_part_too():
-    tokenizer = build({"_target_": "chargpt.data.tokenizer.CharTokenizer.from_text", "text": "hello"})
+    tokenizer = instantiate({"_target_": "chargpt.data.tokenizer.CharTokenizer.from_text", "text": "hello"})
     assert tokenizer.characters == "ehlo"
 
 
 def test_a_tokenizer_is_made_again_from_its_own_description():
     tokenizer = CharTokenizer.from_text("What's in a name?\n")
-    again = build(tokenizer.as_config())
+    again = instantiate(tokenizer.as_config())
     assert again.encode("What name").tolist() == tokenizer.encode("What name").tolist()
 
 
 def test_the_config_is_left_as_it_was():
     before = copy.deepcopy(TRANSFORMER)
-    build(TRANSFORMER, vocab_size=5)
+    instantiate(TRANSFORMER, vocab_size=5)
     assert before == TRANSFORMER
 
 
@@ -95,7 +95,7 @@ def test_the_config_is_left_as_it_was():
         "torch.hub.load",
         "torch.serialization.load",
         "hydra.utils.instantiate",
-        "chargpt.config.instantiate.build",
+        "chargpt.config.instantiate.instantiate",
         "chargpt.checkpoint.torch_file.read",
         "torch.nnn.Linear",
         "chargpt",
@@ -117,23 +117,23 @@ def test_the_config_is_left_as_it_was():
         "torch.nn.Module.__init_subclass__",
         "torch.nn.modules.module.warnings.warn",
         # ours, but they write files
-        "chargpt.training.callbacks.checkpoint.SealedCheckpointIO.save_checkpoint",
-        "chargpt.utils.atomic_write.write_whole",
+        "chargpt.training.callbacks.checkpoint.ChecksumCheckpointIO.save_checkpoint",
+        "chargpt.utils.atomic_write.atomic_write_text",
         "chargpt.runs.directory.RunDirectory.claim",
         "chargpt.training.loop.train",
     ],
 )
 @pytest.mark.parametrize("partial", [False, True])
 def test_what_is_not_a_part_is_refused(target, partial):
-    with pytest.raises(Mistake, match=r"may be built|can be built|there is no"):
-        build({"_target_": target, "_partial_": partial})
+    with pytest.raises(UserError, match=r"may be built|can be built|there is no"):
+        instantiate({"_target_": target, "_partial_": partial})
 
 
 def test_a_refused_part_within_a_part_is_never_called(tmp_path):
     touched = tmp_path / "touched"
     bad = {"_target_": "chargpt.data.corpus.os.mkdir", "path": str(touched)}
-    with pytest.raises(Mistake):
-        build(LINEAR | {"out_features": bad})
+    with pytest.raises(UserError):
+        instantiate(LINEAR | {"out_features": bad})
     assert not touched.exists()
 
 
@@ -155,8 +155,8 @@ def test_a_refused_part_within_a_part_is_never_called(tmp_path):
 )
 @pytest.mark.parametrize("partial", [False, True])
 def test_a_mistake_is_told_with_its_place_and_what_is_near(config, hint, partial):
-    with pytest.raises(Mistake) as told:
-        part = build({"outer": [config | {"_partial_": partial}]}, "model")["outer"][0]
+    with pytest.raises(UserError) as told:
+        part = instantiate({"outer": [config | {"_partial_": partial}]}, "model")["outer"][0]
         part()  # a partial part is refused when it is used
     message = str(told.value)
     assert message.startswith("model.outer[0]")
@@ -165,35 +165,35 @@ def test_a_mistake_is_told_with_its_place_and_what_is_near(config, hint, partial
 
 
 def test_a_mistake_that_a_part_tells_itself_is_told_as_it_is():
-    with pytest.raises(Mistake, match=r"^model\.n_layer=0: it must be 1 or more$"):
-        build(TRANSFORMER | {"n_layer": 0}, "model", vocab_size=5)
+    with pytest.raises(UserError, match=r"^model\.n_layer=0: it must be 1 or more$"):
+        instantiate(TRANSFORMER | {"n_layer": 0}, "model", vocab_size=5)
 
 
 def test_a_mistake_in_a_part_of_a_part_names_the_inner_one():
     config = TRANSFORMER | {"norm": TRANSFORMER["norm"] | {"epss": 1e-5}}
-    with pytest.raises(Mistake, match=r"model\.norm.*epss.*did you mean eps\?"):
-        build(config, "model", vocab_size=5)
+    with pytest.raises(UserError, match=r"model\.norm.*epss.*did you mean eps\?"):
+        instantiate(config, "model", vocab_size=5)
 
 
 def test_an_optimizer_is_a_partial_part_that_waits_for_the_model():
-    make = build({"_target_": "chargpt.optim.adamw.adamw", "_partial_": True, "lr": 0.5, "fused": False})
+    make = instantiate({"_target_": "chargpt.optim.adamw.adamw", "_partial_": True, "lr": 0.5, "fused": False})
     optimizer = make(nn.Linear(2, 2))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert {group["lr"] for group in optimizer.param_groups} == {0.5}
 
 
 def test_a_trusted_config_may_name_any_class_and_place_its_arguments():
-    made = build({"_target_": "datetime.timedelta", "_args_": [1], "minutes": 5}, trusted=True)
+    made = instantiate({"_target_": "datetime.timedelta", "_args_": [1], "minutes": 5}, trusted=True)
     assert made == datetime.timedelta(days=1, minutes=5)
-    power = build({"_target_": "builtins.pow", "_partial_": True, "_args_": [2]}, trusted=True)
+    power = instantiate({"_target_": "builtins.pow", "_partial_": True, "_args_": [2]}, trusted=True)
     assert power(10) == 1024
     inner = {"_target_": "datetime.timedelta", "days": 1}
-    assert build({"_target_": "builtins.dict", "_recursive_": False, "inner": inner}, trusted=True) == {
+    assert instantiate({"_target_": "builtins.dict", "_recursive_": False, "inner": inner}, trusted=True) == {
         "inner": inner
     }
 
 
 @pytest.mark.parametrize("target", ["datetime.timedelta", "builtins.pow"])
 def test_an_untrusted_config_may_not(target):
-    with pytest.raises(Mistake, match="not one of the parts that may be built"):
-        build({"_target_": target, "_args_": [2, 3]})
+    with pytest.raises(UserError, match="not one of the parts that may be built"):
+        instantiate({"_target_": target, "_args_": [2, 3]})

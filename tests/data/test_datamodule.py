@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from chargpt.data.dataloader import IGNORE
+from chargpt.data.dataloader import IGNORE_INDEX
 from chargpt.data.datamodule import TextDataModule
 from chargpt.data.tokenizer import CharTokenizer
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 
 class Spoken:
@@ -71,18 +71,18 @@ def test_the_tokenizer_of_a_trained_model_is_kept():
 
 def test_a_text_in_other_characters_than_the_trained_model_knows_is_refused():
     data = TextDataModule(Spoken("abc" * 100), block_size=8, batch_size=4)
-    with pytest.raises(Mistake, match="'c'"):
+    with pytest.raises(UserError, match="'c'"):
         data.read(CharTokenizer("ab"))
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 10])
 def test_a_text_shorter_than_a_block_is_refused_with_the_block_size_to_lower(text, length):
-    with pytest.raises(Mistake, match=r"spoken is too short for block_size=9.*Lower model\.block_size"):
+    with pytest.raises(UserError, match=r"spoken is too short for block_size=9.*Lower model\.block_size"):
         prepared(text[:length], block_size=9)
 
 
 def test_a_training_part_of_a_block_without_a_last_target_is_refused(text):
-    with pytest.raises(Mistake, match="leave 10 tokens to train on"):
+    with pytest.raises(UserError, match="leave 10 tokens to train on"):
         prepared(text[:20], block_size=10, train_fraction=0.5)
     assert prepared(text[:20], block_size=9, train_fraction=0.5).characters == 20
 
@@ -92,14 +92,14 @@ def test_the_shortest_text_that_will_do_gives_batches(text):
     data.trainer = trainer()
     inputs_BT, _ = next(iter(data.train_dataloader()))
     assert inputs_BT.shape == (4, 17)
-    assert sum(int((targets_BT != IGNORE).sum()) for _, targets_BT in data.val_dataloader()) == 1
+    assert sum(int((targets_BT != IGNORE_INDEX).sum()) for _, targets_BT in data.val_dataloader()) == 1
 
 
 @pytest.mark.parametrize("given", [None, CharTokenizer("ab")])
 def test_a_text_that_was_refused_is_refused_again(given):
     data = TextDataModule(Spoken("abc"), block_size=8, batch_size=4)
     for _ in range(2):
-        with pytest.raises(Mistake):
+        with pytest.raises(UserError):
             data.read(given)
 
 
@@ -119,7 +119,7 @@ def test_a_text_that_was_refused_is_refused_again(given):
 )
 def test_sizes_that_cannot_be_are_refused_by_name_and_value(text, changes):
     ((name, value),) = changes.items()
-    with pytest.raises(Mistake, match=f"{name}={value}"):
+    with pytest.raises(UserError, match=f"{name}={value}"):
         prepared(text, **changes)
 
 
@@ -156,7 +156,7 @@ def test_two_devices_train_on_what_one_would(text):
 def test_a_batch_that_cannot_be_shared_equally_is_refused(text):
     data = prepared(text, batch_size=4)
     data.trainer = trainer(world_size=3)
-    with pytest.raises(Mistake, match=r"batch_size=4 .* multiple of 3"):
+    with pytest.raises(UserError, match=r"batch_size=4 .* multiple of 3"):
         data.train_dataloader()
 
 
@@ -167,7 +167,7 @@ def test_validation_measures_the_whole_split_however_it_is_cut(text, world_size,
     counted = 0
     for rank in range(world_size):
         data.trainer = trainer(global_rank=rank, world_size=world_size)
-        counted += sum(int((targets_BT != IGNORE).sum()) for _, targets_BT in data.val_dataloader())
+        counted += sum(int((targets_BT != IGNORE_INDEX).sum()) for _, targets_BT in data.val_dataloader())
     assert counted == len(data.split("val")) - 1
 
 
@@ -202,7 +202,7 @@ def test_another_tokenizer_may_take_several_characters_a_token():
 
 
 def test_what_makes_no_tokenizer_is_refused():
-    with pytest.raises(Mistake, match=r"data\.tokenizer makes a str, which is no tokenizer"):
+    with pytest.raises(UserError, match=r"data\.tokenizer makes a str, which is no tokenizer"):
         prepared("text " * 100, tokenizer=str.upper)
 
 

@@ -49,10 +49,7 @@ def test_ghosts_keep_their_whole_name():
 
 def test_corrections_replace_and_cut():
     corrections = [("kn ees", "knees"), ("song ... end.\n", "")]
-    assert (
-        tiny_shakespeare.correct("his kn ees\nsong\nla la\nend.\nrest, end.", corrections)
-        == "his knees\nrest, end."
-    )
+    assert tiny_shakespeare.correct("his kn ees\nsong\nla la\nend.\nrest, end.", corrections) == "his knees\nrest, end."
 
 
 @pytest.mark.parametrize("text", ["his knees", "kn ees, kn ees"])

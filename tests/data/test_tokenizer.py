@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chargpt.config.instantiate import build
+from chargpt.config.instantiate import instantiate
 from chargpt.data import tokenizer as tokenizers
 from chargpt.data.tokenizer import CharTokenizer, Tokenizer
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 AWKWARD = "\0\r\n\n\r\ttab \x85\u2028 naïve e\u0301 ﬁ 𝄞 😀👨‍👩‍👧 \U0010ffff\ufeff"
 
@@ -55,14 +55,14 @@ def test_the_empty_text_has_no_tokens():
 
 @pytest.mark.parametrize("characters", ["", "ba", "aa", "abca"])
 def test_a_vocabulary_that_is_not_distinct_sorted_characters_is_refused(characters):
-    with pytest.raises(Mistake, match="sorted"):
+    with pytest.raises(UserError, match="sorted"):
         CharTokenizer(characters)
 
 
 @pytest.mark.parametrize("unknown", ["Z", "é", "\n", "😀", "\0", "\U0010ffff"])
 def test_an_unknown_character_is_named_with_its_place(unknown):
     tokenizer = CharTokenizer("abcz")
-    with pytest.raises(Mistake) as told:
+    with pytest.raises(UserError) as told:
         tokenizer.encode(f"abc{unknown}ab")
     message = str(told.value)
     assert repr(unknown) in message
@@ -73,23 +73,23 @@ def test_an_unknown_character_is_named_with_its_place(unknown):
 
 
 def test_the_first_of_many_unknown_characters_is_named():
-    with pytest.raises(Mistake, match=r"'X' .*position 1\)"):
+    with pytest.raises(UserError, match=r"'X' .*position 1\)"):
         CharTokenizer("ab").encode("aXbYX")
 
 
 def test_the_other_case_is_offered_for_an_unknown_letter():
-    with pytest.raises(Mistake, match="has 'z'"):
+    with pytest.raises(UserError, match="has 'z'"):
         CharTokenizer("abcz").encode("Z")
 
 
 def test_a_prompt_of_broken_bytes_is_an_unknown_character_and_not_a_crash():
-    with pytest.raises(Mistake, match="U\\+DC80"):
+    with pytest.raises(UserError, match="U\\+DC80"):
         CharTokenizer("ab").encode(b"a\x80b".decode("utf-8", "surrogateescape"))
 
 
 def test_a_huge_vocabulary_does_not_flood_the_message():
     tokenizer = CharTokenizer("".join(map(chr, range(0x4E00, 0x4E00 + 5000))))
-    with pytest.raises(Mistake) as told:
+    with pytest.raises(UserError) as told:
         tokenizer.encode("a")
     assert len(str(told.value)) < 500
 
@@ -117,7 +117,7 @@ def test_tokens_of_any_integer_type_are_decoded(dtype):
 @pytest.mark.parametrize("text", [AWKWARD, "".join(map(chr, range(0x400, 0x400 + 300))), "'\"${x}\\"])
 def test_its_config_builds_it_again(text):
     tokenizer = CharTokenizer.from_text(text)
-    again = build(tokenizer.as_config())
+    again = instantiate(tokenizer.as_config())
     assert isinstance(again, CharTokenizer)
     assert again.characters == tokenizer.characters
     assert again.encode(text).equal(tokenizer.encode(text))
@@ -135,7 +135,7 @@ def test_texts_longer_than_a_chunk_are_encoded_without_seams(monkeypatch):
         chunked = CharTokenizer.from_text(text)
         assert chunked.characters == whole.characters
         assert chunked.encode(text).tolist() == [whole.characters.index(c) for c in text]
-        with pytest.raises(Mistake, match=f"position {len(text)}"):
+        with pytest.raises(UserError, match=f"position {len(text)}"):
             chunked.encode(text + "Ω")
 
 

@@ -6,13 +6,13 @@ import lightning as L
 import pytest
 import torch
 
-from chargpt.distributed.env import MEETING
-from chargpt.distributed.rendezvous import INTERFACES, join
+from chargpt.distributed.env import RENDEZVOUS_FILE_ENV
+from chargpt.distributed.rendezvous import INTERFACES, init_process_group
 from chargpt.training.strategies import make_strategy
 from tests.conftest import process
-from tests.training import reading
+from tests.training import run_artifacts
 
-LOOK = "+callbacks.look._target_=tests.training.staged.Ears"
+LOOK = "+callbacks.look._target_=tests.training.fault_injection.RecordListeningSockets"
 
 
 def ears(folder: Path) -> dict[str, list[str]]:
@@ -20,8 +20,8 @@ def ears(folder: Path) -> dict[str, list[str]]:
     return {file.stem: file.read_text().split() for file in folder.glob("ears_*.txt")}
 
 
-def test_a_run_on_one_device_listens_nowhere(verb, tiny, tmp_path: Path):
-    outcome = verb("train", *tiny, LOOK, f"+callbacks.look.folder={tmp_path}", "hydra.run.dir=run")
+def test_a_run_on_one_device_listens_nowhere(run_cli, tiny, tmp_path: Path):
+    outcome = run_cli("train", *tiny, LOOK, f"+callbacks.look.folder={tmp_path}", "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     assert ears(tmp_path) == {"ears_0": []}
 
@@ -35,7 +35,7 @@ def test_two_processes_listen_to_their_own_machine_alone(tiny, tmp_path: Path):
     assert found.keys() == {"ears_0", "ears_1"}
     assert found["ears_0"], "gloo's own connections"
     assert {address for heard in found.values() for address in heard} == {"127.0.0.1"}
-    assert reading.metrics(tmp_path / "run")["devices"] == 2
+    assert run_artifacts.metrics(tmp_path / "run")["devices"] == 2
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "ddp_find_unused_parameters_true"])
@@ -43,7 +43,7 @@ def test_two_processes_listen_to_their_own_machine_alone(tiny, tmp_path: Path):
 def test_ranks_meet_with_the_settings_that_lightning_would_take(monkeypatch, tmp_path: Path, name, device):
     seen = []
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **named: seen.append((args, named)))
-    monkeypatch.setenv(MEETING, str(tmp_path / "meeting"))
+    monkeypatch.setenv(RENDEZVOUS_FILE_ENV, str(tmp_path / "meeting"))
     for variable in (*INTERFACES, "MASTER_ADDR", "MASTER_PORT"):  # what the two set, put back after the test
         monkeypatch.setenv(variable, "1")
     trainer = L.Trainer(
@@ -56,7 +56,7 @@ def test_ranks_meet_with_the_settings_that_lightning_would_take(monkeypatch, tmp
     )
     monkeypatch.setattr(type(trainer.strategy), "root_device", device)
     monkeypatch.setattr(type(trainer.accelerator), "setup_device", lambda *_: None)
-    join(trainer)
+    init_process_group(trainer)
     trainer.strategy.setup_environment()
     (ours, ours_named), (theirs, theirs_named) = seen
     assert isinstance(ours_named.pop("store"), torch.distributed.FileStore)

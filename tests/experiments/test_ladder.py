@@ -13,7 +13,7 @@ from tests.conftest import REPO
 
 
 @pytest.fixture
-def climbed(verb, text_file, tmp_path):
+def climbed(run_cli, text_file, tmp_path):
     """Run directories of two seeds of one rung and one of another, cut short."""
     short = ["data=text_file", f"data.path={text_file}", "trainer=cpu", "trainer.max_steps=20"]
     short += [
@@ -24,7 +24,7 @@ def climbed(verb, text_file, tmp_path):
     runs = []
     for rung, seed in (("bigram", 1), ("bigram", 2), ("residual", 1)):
         runs.append(tmp_path / f"{rung}{seed}")
-        outcome = verb("train", f"+lecture={rung}", f"seed={seed}", *short, f"hydra.run.dir={runs[-1]}")
+        outcome = run_cli("train", f"+lecture={rung}", f"seed={seed}", *short, f"hydra.run.dir={runs[-1]}")
         assert outcome.code == 0, outcome.err
     return runs
 
@@ -33,9 +33,7 @@ def test_the_table_the_curves_and_the_picture_are_made_from_runs(climbed, tmp_pa
     here = shutil.copytree(REPO / "experiments" / "lecture", tmp_path / "repo" / "experiments" / "lecture")
     shutil.copytree(REPO / "conf", tmp_path / "repo" / "conf")
     (here / "ladder.png").unlink(missing_ok=True)
-    (here / "README.md").write_text(
-        "# L\n<!-- ladder -->\n<!-- /ladder -->\n<!-- samples -->\n<!-- /samples -->\n"
-    )
+    (here / "README.md").write_text("# L\n<!-- ladder -->\n<!-- /ladder -->\n<!-- samples -->\n<!-- /samples -->\n")
     subprocess.run([sys.executable, here / "ladder.py", *climbed], check=True, capture_output=True, text=True)
     readme = (here / "README.md").read_text()
     losses = [json.loads((run / "metrics.json").read_text())["final_val_loss"] for run in climbed]

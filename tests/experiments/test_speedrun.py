@@ -18,9 +18,7 @@ def test_the_tracks_are_the_configs():
     assert set(speedrun.TARGETS) >= {file.stem for file in (REPO / "conf" / "speedrun").iterdir()}
 
 
-@given(
-    st.lists(st.floats(1.0, 2.0), min_size=3, max_size=8).filter(lambda losses: statistics.stdev(losses) > 1e-3)
-)
+@given(st.lists(st.floats(1.0, 2.0), min_size=3, max_size=8).filter(lambda losses: statistics.stdev(losses) > 1e-3))
 def test_p_is_students(losses):
     """By integrating the density of Student's t distribution (Student 1908)."""
     n, freedom = len(losses), len(losses) - 1
@@ -33,5 +31,5 @@ def test_p_is_students(losses):
 
 def test_a_verdict_has_the_mean_the_spread_p_and_the_seconds():
     rows = [{"final_val_loss": loss, "train_seconds": 10.0 + loss} for loss in (1.47, 1.46, 1.48)]
-    assert speedrun.verdict(rows, 1.48) == "1.4700 ± 0.0100, p = 0.11, for 1.48 or less; 3 seeds, 11.5 s each"
-    assert speedrun.verdict(rows[:1], 1.48) == "1.4700 for 1.48 or less; 1 seed, 11.5 s each"
+    assert speedrun.decision(rows, 1.48) == "1.4700 ± 0.0100, p = 0.11, for 1.48 or less; 3 seeds, 11.5 s each"
+    assert speedrun.decision(rows[:1], 1.48) == "1.4700 for 1.48 or less; 1 seed, 11.5 s each"

@@ -6,7 +6,7 @@ import pytest
 from nbclient import NotebookClient
 
 from chargpt.data.corpus import TinyShakespeare
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from tests.conftest import REPO
 
 FOLDER = REPO / "experiments" / "lecture"
@@ -28,7 +28,7 @@ def test_the_notebook_is_made_from_the_script_and_holds_no_outputs(notebook):
 def test_it_runs_from_top_to_bottom_and_its_claims_hold(notebook):
     try:
         TinyShakespeare().read()
-    except Mistake as mistake:
+    except UserError as mistake:
         pytest.skip(str(mistake))
     run = NotebookClient(notebook.copy(), timeout=180, resources={"metadata": {"path": str(FOLDER)}}).execute()
     outputs = [output for cell in run.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -5,7 +5,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from chargpt.config.instantiate import build
+from chargpt.config.instantiate import instantiate
 from chargpt.model.language_model import LanguageModel
 from tests.conftest import REPO
 
@@ -23,7 +23,7 @@ def made(words: list[str], n_embd: int = 24, block_size: int = 16) -> LanguageMo
     with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
         config = compose("train", [*words, *sizes, *heads])
     torch.manual_seed(0)
-    model = build(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=11).eval()
+    model = instantiate(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=11).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.15)

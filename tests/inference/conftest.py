@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chargpt.config.instantiate import build
+from chargpt.config.instantiate import instantiate
 from chargpt.model.bigram import Bigram
 
 PARTS = {
@@ -21,7 +21,7 @@ def make(position: str):
     parts["position"] = {"_target_": f"chargpt.model.position.{position}", "_partial_": True}
     parts["initialization"] = {"_target_": "chargpt.model.initialization.normal", "_partial_": True, "std": 0.3}
     sizes = dict(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.3)
-    return build({"_target_": "chargpt.model.transformer.Transformer", **sizes, **parts}).eval()
+    return instantiate({"_target_": "chargpt.model.transformer.Transformer", **sizes, **parts}).eval()
 
 
 @pytest.fixture(params=["bigram", "Learned", "Rotary", "PositionEncoding"])

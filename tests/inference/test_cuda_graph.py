@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import chargpt
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.inference import cuda_graph
 from chargpt.inference.cuda_graph import GraphSampler
 from chargpt.inference.generate import generate
 from chargpt.model.bigram import Bigram
-from chargpt.utils.seeding import derive
+from chargpt.utils.seeding import fold_in
 from tests.inference.architectures import made
 from tests.inference.tape import record
 
@@ -17,7 +17,7 @@ PROMPT = torch.tensor([1, 2, 3])
 MODELS = [
     ["model=gpt_nano"],
     ["model=gpt_modern"],
-    ["model=gpt_modern", "model/values=residual", "model/skips=u_net", "model/logits=soft_cap"],
+    ["model=gpt_modern", "model/value_residual=residual", "model/unet_skips=u_net", "model/softcap=soft_cap"],
     ["model=gpt_ensemble", "model.members=2"],
     ["+lecture=head"],
 ]
@@ -33,7 +33,7 @@ def plain(run, reset, device):
 def drawn(model, n: int = 40, num_samples: int = 1, seed: int = 0, record=record, prompt=PROMPT, **settings):
     """The tokens of all samples, B x n, as `generate(cuda_graph=True)` makes them."""
     settings = dict(temperature=1.0, top_k=None, top_p=None, window="half") | settings
-    seeds = [derive(seed, sample) for sample in range(num_samples)]
+    seeds = [fold_in(seed, sample) for sample in range(num_samples)]
     with torch.no_grad():
         sampler = GraphSampler(model, seeds, record=record, **settings)
     return torch.stack(list(sampler.sample(prompt.repeat(num_samples, 1), n)), dim=1)
@@ -138,10 +138,10 @@ def test_settings_go_from_generate_to_the_sampler(monkeypatch):
     assert torch.equal(without(model, cuda_graph=True, **settings), drawn(model, **settings))
 
 
-def test_another_device_is_refused_with_what_to_do(verb, finished):
-    with pytest.raises(Mistake, match="device=cuda"):
+def test_another_device_is_refused_with_what_to_do(run_cli, finished):
+    with pytest.raises(UserError, match="device=cuda"):
         chargpt.load(finished).generate("The", 5, cuda_graph=True)
-    outcome = verb("sample", f"run={finished}", "cuda_graph=true")
+    outcome = run_cli("sample", f"run={finished}", "cuda_graph=true")
     assert outcome.code == 2
     assert outcome.out == ""
     assert "device=cuda" in outcome.err
@@ -151,7 +151,7 @@ def test_another_device_is_refused_with_what_to_do(verb, finished):
 @pytest.mark.parametrize(("quantize", "hint"), [("int8", "quantize=int8"), (None, "own parts")])
 def test_what_a_graph_cannot_do_is_refused(monkeypatch, quantize, hint):
     monkeypatch.setattr(Bigram, "device", torch.device("cuda"))
-    with pytest.raises(Mistake, match=hint):
+    with pytest.raises(UserError, match=hint):
         generate(Bigram(11), PROMPT, 5, quantize=quantize, cuda_graph=True)
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from chargpt.config.instantiate import build
-from chargpt.errors import Mistake
+from chargpt.config.instantiate import instantiate
+from chargpt.errors import UserError
 from chargpt.inference import decode
 from chargpt.inference.context import Context
-from chargpt.inference.decode import OneToken
+from chargpt.inference.decode import DecodeStep
 from tests.inference.architectures import made
 
 NANO = "model=gpt_nano"
@@ -19,11 +19,16 @@ PARTS = [
     [NANO, "model/norm=rms_norm", "model/feed_forward=swiglu"],
     [NANO, "model/norm=none", "model/feed_forward=squared_relu"],
     ["model=gpt_modern"],
-    ["model=gpt_modern", "model/values=residual", "model/skips=u_net", "model/n_grams=pairs_and_triples"],
+    [
+        "model=gpt_modern",
+        "model/value_residual=residual",
+        "model/unet_skips=u_net",
+        "model/ngram_embedding=pairs_and_triples",
+    ],
     [
         NANO,
-        "model/skips=u_net",
-        "model/logits=soft_cap",
+        "model/unet_skips=u_net",
+        "model/softcap=soft_cap",
         "model/attention=causal_qk_norm",
         "model/norm=rms_norm_plain",
     ],
@@ -39,9 +44,9 @@ PARTS = [
 @pytest.mark.parametrize("words", PARTS, ids=" ".join)
 def test_it_gives_the_models_logits(words, batch_size):
     model = made(words)
-    assert OneToken.knows(model)
+    assert DecodeStep.supports(model)
     tokens_BT = torch.randint(11, (batch_size, 16), generator=torch.Generator().manual_seed(1))
-    cache, step = model.new_cache(batch_size), OneToken.of(model, batch_size)
+    cache, step = model.new_cache(batch_size), DecodeStep.create(model, batch_size)
     model(tokens_BT[:, :2], cache)
     for t in range(2, 16):
         torch.testing.assert_close(
@@ -61,7 +66,7 @@ def test_a_norm_of_somebodys_own_is_called_as_it_is():
     for block in model.blocks:
         block.attention_norm.__class__ = Halved
     tokens_BT = torch.arange(8)[None] % 11
-    cache, step = model.new_cache(1), OneToken(model, 1)
+    cache, step = model.new_cache(1), DecodeStep(model, 1)
     rows = [step(tokens_BT[:, t], cache) for t in range(8)]
     torch.testing.assert_close(rows[-1], model(tokens_BT)[:, -1], atol=1e-4, rtol=3e-5)
 
@@ -72,7 +77,7 @@ def test_a_context_past_two_blocks_gives_the_logits_of_a_full_pass_over_its_wind
     model = (
         made(words)
         if words != ["model=bigram"]
-        else build({"_target_": "chargpt.model.bigram.Bigram", "block_size": 16}, "model", vocab_size=11).eval()
+        else instantiate({"_target_": "chargpt.model.bigram.Bigram", "block_size": 16}, "model", vocab_size=11).eval()
     )
     tokens_N = torch.randint(11, (50,), generator=torch.Generator().manual_seed(2))
     context, seen = Context(model, 1, window), 0
@@ -101,7 +106,7 @@ def test_every_character_sees_at_least_half_a_block():
 def test_int8_weights_are_within_their_rounding(words, batch_size):
     model = made(words, n_embd=96)
     tokens_BT = torch.randint(11, (batch_size, 10), generator=torch.Generator().manual_seed(1))
-    cache, step = model.new_cache(batch_size), OneToken(model, batch_size, "int8")
+    cache, step = model.new_cache(batch_size), DecodeStep(model, batch_size, "int8")
     for t in range(10):
         found_BV = step(tokens_BT[:, t], cache)
     expected_BV = model(tokens_BT)[:, -1]
@@ -110,13 +115,13 @@ def test_int8_weights_are_within_their_rounding(words, batch_size):
 
 
 def test_rows_that_the_int8_product_cannot_read_are_refused():
-    with pytest.raises(Mistake, match="multiples of 32"):
+    with pytest.raises(UserError, match="multiples of 32"):
         Context(made([]), 1, quantize="int8")
 
 
 def test_a_table_has_nothing_to_quantize():
-    model = build({"_target_": "chargpt.model.bigram.Bigram"}, "model", vocab_size=11)
-    with pytest.raises(Mistake, match="quantize=int8"):
+    model = instantiate({"_target_": "chargpt.model.bigram.Bigram"}, "model", vocab_size=11)
+    with pytest.raises(UserError, match="quantize=int8"):
         Context(model, 1, quantize="int8")
 
 
@@ -141,7 +146,7 @@ def test_torchs_undocumented_product_with_8_bit_weights_is_still_there():
 def test_without_mkl_several_rows_are_multiplied_all_the_same(monkeypatch):
     monkeypatch.setattr(decode, "_has_mkl", lambda: False)
     model, tokens_B = made([NANO]), torch.tensor([1, 2, 3])
-    step = OneToken(model, 3)
+    step = DecodeStep(model, 3)
     torch.testing.assert_close(
         step(tokens_B, model.new_cache(3)), model(tokens_B[:, None])[:, -1], atol=1e-4, rtol=3e-5
     )

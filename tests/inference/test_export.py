@@ -14,30 +14,30 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import chargpt
-from chargpt.config.instantiate import SAVED, build
+from chargpt.config.instantiate import SAVED_KEYS, instantiate
 from chargpt.data.tokenizer import CharTokenizer
-from chargpt.inference.export import write
-from chargpt.inference.pretrained import TrainedModel, load
+from chargpt.inference.export import export_model
+from chargpt.inference.pretrained import PretrainedModel, load
 from tests.conftest import REPO
 
 SMALL = ["model.n_layer=2", "model.n_head=2", "model.n_embd=16"]
 
 
-def untrained(model: str, *overrides: str) -> TrainedModel:
+def untrained(model: str, *overrides: str) -> PretrainedModel:
     """The model that `train.py model=...` would begin with, its first weights stirred."""
     with hydra.initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
         composed = hydra.compose("train", [f"model={model}", "model.block_size=8", *overrides])
     settings = OmegaConf.to_container(composed.model, resolve=True)
     tokenizer = CharTokenizer("\n !'?abcdefÄ☃\U0001f0a1")
     torch.manual_seed(0)
-    module = build(settings, "model", vocab_size=tokenizer.vocab_size).eval().requires_grad_(False)
+    module = instantiate(settings, "model", vocab_size=tokenizer.vocab_size).eval().requires_grad_(False)
     for weight in module.parameters():  # those that begin at 0 are told apart too
         weight.add_(torch.randn_like(weight), alpha=0.1)
-    config = {key: {} for key in SAVED} | {"name": model, "seed": 0, "model": settings}
-    return TrainedModel(module, tokenizer, config, 7, Path("nowhere.ckpt"), "0" * 64)
+    config = {key: {} for key in SAVED_KEYS} | {"name": model, "seed": 0, "model": settings}
+    return PretrainedModel(module, tokenizer, config, 7, Path("nowhere.ckpt"), "0" * 64)
 
 
-def same(one: TrainedModel, other: TrainedModel) -> None:
+def same(one: PretrainedModel, other: PretrainedModel) -> None:
     weights = other.model.state_dict()
     assert weights.keys() == one.model.state_dict().keys()
     for name, weight in one.model.state_dict().items():
@@ -50,7 +50,7 @@ def same(one: TrainedModel, other: TrainedModel) -> None:
 
 def test_a_trained_model_is_the_same_from_its_export(finished, tmp_path):
     trained = load(finished)
-    write(trained, tmp_path / "model.safetensors")
+    export_model(trained, tmp_path / "model.safetensors")
     exported = chargpt.load(tmp_path / "model.safetensors")
     same(trained, exported)
     assert not exported.model.training
@@ -71,13 +71,13 @@ def test_a_trained_model_is_the_same_from_its_export(finished, tmp_path):
 )
 def test_every_kind_of_model_is_the_same_from_its_export(tmp_path, model, overrides):
     trained = untrained(model, *overrides)
-    write(trained, tmp_path / "model.safetensors")
+    export_model(trained, tmp_path / "model.safetensors")
     same(trained, load(tmp_path / "model.safetensors"))
 
 
 def test_a_tied_weight_is_written_once_and_tied_again(tmp_path):
     trained = untrained("gpt_nano", *SMALL)
-    write(trained, tmp_path / "a.safetensors")
+    export_model(trained, tmp_path / "a.safetensors")
     names = load_file(tmp_path / "a.safetensors").keys()
     assert trained.model.state_dict().keys() - names == {"head.weight"}
     again = load(tmp_path / "a.safetensors").model
@@ -86,14 +86,14 @@ def test_a_tied_weight_is_written_once_and_tied_again(tmp_path):
 
 def test_the_same_model_has_the_same_digest_and_another_has_another(tmp_path):
     trained, path = untrained("bigram"), tmp_path / "a.safetensors"
-    digest = write(trained, path)
-    assert write(load(path), path) == digest
+    digest = export_model(trained, path)
+    assert export_model(load(path), path) == digest
     next(trained.model.parameters())[0, 0] += 1
-    assert write(trained, path) != digest
+    assert export_model(trained, path) != digest
 
 
 def test_it_loads_without_lightning_or_hydra(tmp_path):
-    write(untrained("gpt_modern", *SMALL), tmp_path / "model.safetensors")
+    export_model(untrained("gpt_modern", *SMALL), tmp_path / "model.safetensors")
     script = (
         "import sys, chargpt\n"
         "print(chargpt.load('model.safetensors').generate('a', 5))\n"
@@ -111,8 +111,8 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "outputs" / "run")
 
 
-def test_the_last_run_is_exported_into_its_directory(verb, run):
-    outcome = verb("export")
+def test_the_last_run_is_exported_into_its_directory(run_cli, run):
+    outcome = run_cli("export")
     assert outcome.code == 0, outcome.err
     path = Path("outputs/run/model.safetensors")
     assert outcome.err == ""
@@ -124,51 +124,51 @@ def test_the_last_run_is_exported_into_its_directory(verb, run):
     same(load(run), load(path))
 
 
-def test_a_checkpoint_is_exported_beside_itself_and_an_earlier_export_is_replaced(verb, run):
+def test_a_checkpoint_is_exported_beside_itself_and_an_earlier_export_is_replaced(run_cli, run):
     checkpoint = run / "checkpoints" / "last.ckpt"
     before = checkpoint.read_bytes()
     for _ in range(2):
-        outcome = verb("export", f"run={checkpoint}")
+        outcome = run_cli("export", f"run={checkpoint}")
         assert outcome.code == 0, outcome.err
     same(load(checkpoint), load(run / "checkpoints" / "last.safetensors"))
     assert checkpoint.read_bytes() == before
 
 
-def test_the_file_may_have_any_name(verb, run, tmp_path):
+def test_the_file_may_have_any_name(run_cli, run, tmp_path):
     (tmp_path / "a, (b) = {c}").mkdir()
     for name in ("model.safetensors", "model", "a, (b) = {c}/märchen $1.st"):
-        outcome = verb("export", f"run={run}", f"file={name}")
+        outcome = run_cli("export", f"run={run}", f"file={name}")
         assert outcome.code == 0, outcome.err
         assert f"{name}\n" in outcome.out
         same(load(run), load(tmp_path / name))
 
 
-def test_the_other_verbs_take_the_file_for_the_run(verb, run):
-    assert verb("export", f"run={run}", "file=model").code == 0
+def test_the_other_verbs_take_the_file_for_the_run(run_cli, run):
+    assert run_cli("export", f"run={run}", "file=model").code == 0
     words = ["prompt=The ", "max_new_tokens=30"]
-    sample = verb("sample", "run=model", *words)
+    sample = run_cli("sample", "run=model", *words)
     assert sample.code == 0, sample.err
-    assert sample.out == verb("sample", f"run={run}", *words).out
-    measured = verb("evaluate", "run=model")
+    assert sample.out == run_cli("sample", f"run={run}", *words).out
+    measured = run_cli("evaluate", "run=model")
     assert measured.code == 0, measured.err
-    assert measured.out.splitlines()[1:] == verb("evaluate", f"run={run}").out.splitlines()[1:]
-    look = verb("look", "run=model", "text=The king", "folder=pictures")
+    assert measured.out.splitlines()[1:] == run_cli("evaluate", f"run={run}").out.splitlines()[1:]
+    look = run_cli("visualize", "run=model", "text=The king", "folder=pictures")
     assert look.code == 0, look.err
     assert Path("pictures/surprise.png").exists()
 
 
 @pytest.mark.parametrize("name", ["best.ckpt", "notes.txt"])
-def test_nothing_but_an_earlier_export_gives_way(verb, run, tmp_path, name):
+def test_nothing_but_an_earlier_export_gives_way(run_cli, run, tmp_path, name):
     there = shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / name)
     before = Path(there).read_bytes()
-    outcome = verb("export", f"run={run}", f"file={name}")
+    outcome = run_cli("export", f"run={run}", f"file={name}")
     assert outcome.code == 2
     assert "choose another name" in outcome.err
     assert Path(there).read_bytes() == before
 
 
-def test_training_does_not_go_on_from_an_export(verb, run):
-    assert verb("export", f"run={run}", "file=model.safetensors").code == 0
-    outcome = verb("train", "resume=model.safetensors")
+def test_training_does_not_go_on_from_an_export(run_cli, run):
+    assert run_cli("export", f"run={run}", "file=model.safetensors").code == 0
+    outcome = run_cli("train", "resume=model.safetensors")
     assert outcome.code == 2
     assert len(outcome.err.splitlines()) == 1

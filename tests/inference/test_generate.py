@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.inference.generate import generate
 
 PROMPT = torch.tensor([1, 2, 3])
@@ -125,5 +125,5 @@ def test_a_prompt_longer_than_the_block_is_cropped(model):
     ids=str,
 )
 def test_settings_that_cannot_be_are_refused(model, settings):
-    with pytest.raises(Mistake, match=next(iter(settings))):
+    with pytest.raises(UserError, match=next(iter(settings))):
         drawn(model, **settings)

@@ -12,8 +12,8 @@ import torch
 
 import chargpt
 from chargpt.checkpoint import torch_file
-from chargpt.errors import Mistake
-from chargpt.inference.pretrained import find_checkpoint, latest, load
+from chargpt.errors import UserError
+from chargpt.inference.pretrained import find_checkpoint, latest_run, load
 
 
 def test_a_loaded_model_has_the_weights_of_the_best_checkpoint_and_is_in_eval_mode(finished):
@@ -55,7 +55,7 @@ def test_without_a_prompt_the_text_begins_with_the_first_character_of_the_vocabu
 
 @pytest.mark.parametrize(("prompt", "hint"), [("", "empty"), ("war @ love", "'@'")])
 def test_a_prompt_that_cannot_be_said_is_refused_before_anything_is_drawn(finished, prompt, hint):
-    with pytest.raises(Mistake, match=hint):
+    with pytest.raises(UserError, match=hint):
         chargpt.load(finished).stream(prompt, 5)
 
 
@@ -69,7 +69,7 @@ def test_parts_that_do_not_go_together_are_told(finished, tmp_path, part):
     content = torch_file.read(finished / "checkpoints" / "best.ckpt")
     content["chargpt"]["config"]["model"]["logits"] = {"_target_": part}
     torch_file.save(content, tmp_path / "odd.ckpt")
-    with pytest.raises(Mistake, match=r"odd\.ckpt: the model that its config describes cannot be used"):
+    with pytest.raises(UserError, match=r"odd\.ckpt: the model that its config describes cannot be used"):
         load(tmp_path / "odd.ckpt")
 
 
@@ -81,14 +81,14 @@ def test_latest_is_the_run_that_finished_last(tmp_path):
             (run / "metrics.json").write_text("{}")
             stamp = time.time() + i
             os.utime(run / "metrics.json", (stamp, stamp))
-    assert latest(tmp_path / "outputs").name == "a"
+    assert latest_run(tmp_path / "outputs").name == "a"
 
 
 def test_no_run_at_all_and_a_run_without_checkpoints_say_so(tmp_path):
-    with pytest.raises(Mistake, match="no finished run"):
-        latest(tmp_path)
-    with pytest.raises(Mistake, match="no run at"):
+    with pytest.raises(UserError, match="no finished run"):
+        latest_run(tmp_path)
+    with pytest.raises(UserError, match="no run at"):
         find_checkpoint(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Mistake, match="no checkpoint"):
+    with pytest.raises(UserError, match="no checkpoint"):
         find_checkpoint(tmp_path / "empty")

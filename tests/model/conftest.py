@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from chargpt.config.instantiate import build
+from chargpt.config.instantiate import instantiate
 from chargpt.model.attention import CausalSelfAttention
 from chargpt.model.feed_forward import FeedForward
 from chargpt.model.initialization import torch_default
@@ -52,7 +52,7 @@ def composed() -> Callable[..., LanguageModel]:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose("train", list(overrides))
         torch.manual_seed(0)
-        return build(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=65)
+        return instantiate(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=65)
 
     return make
 

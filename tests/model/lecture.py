@@ -30,17 +30,17 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, attention: CausalSelfAttention):
         super().__init__()
-        n_embd = attention.qkv.in_features
+        n_embd = attention.qkv_proj.in_features
         head_size = n_embd // attention.n_head
-        bias = attention.qkv.bias is not None
+        bias = attention.qkv_proj.bias is not None
         self.heads = nn.ModuleList(Head(n_embd, head_size, bias) for _ in range(attention.n_head))
         for i, head in enumerate(self.heads):
             for j, part in enumerate((head.query, head.key, head.value)):
                 rows = slice(j * n_embd + i * head_size, j * n_embd + (i + 1) * head_size)
-                part.weight.data = attention.qkv.weight.data[rows].clone()
+                part.weight.data = attention.qkv_proj.weight.data[rows].clone()
                 if bias:
-                    part.bias.data = attention.qkv.bias.data[rows].clone()
-        self.proj = attention.projection or nn.Identity()
+                    part.bias.data = attention.qkv_proj.bias.data[rows].clone()
+        self.proj = attention.out_proj or nn.Identity()
 
     def forward(self, x):
         return self.proj(torch.cat([head(x) for head in self.heads], dim=-1))
@@ -58,11 +58,11 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     def __init__(self, block):
         super().__init__()
-        n_embd = block.attention.qkv.in_features
+        n_embd = block.attention.qkv_proj.in_features
         self.sa = MultiHeadAttention(block.attention)
         self.ffwd = FeedForward(n_embd)
-        self.ffwd.net[0].load_state_dict(block.feed_forward.expand.state_dict())
-        self.ffwd.net[2].load_state_dict(block.feed_forward.projection.state_dict())
+        self.ffwd.net[0].load_state_dict(block.feed_forward.up_proj.state_dict())
+        self.ffwd.net[2].load_state_dict(block.feed_forward.down_proj.state_dict())
         self.ln1 = nn.LayerNorm(n_embd)
         self.ln2 = nn.LayerNorm(n_embd)
         self.ln1.load_state_dict(block.attention_norm.state_dict())

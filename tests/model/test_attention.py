@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from chargpt.errors import Mistake
-from chargpt.model.attention import CausalSelfAttention, KeyValueCache
-from chargpt.model.block_context import Surroundings
+from chargpt.errors import UserError
+from chargpt.model.attention import CausalSelfAttention, LayerKVCache
+from chargpt.model.block_context import BlockContext
 from chargpt.model.position import Rotary
 from tests.model.lecture import MultiHeadAttention
 
@@ -31,8 +31,8 @@ def test_it_is_the_lectures_heads_side_by_side(n_head, projection, qkv_bias):
 
 
 def test_a_projection_without_bias_has_none():
-    assert CausalSelfAttention(12, 3, projection_bias=False).projection.bias is None
-    assert CausalSelfAttention(12, 3).projection.bias is not None
+    assert CausalSelfAttention(12, 3, projection_bias=False).out_proj.bias is None
+    assert CausalSelfAttention(12, 3).out_proj.bias is not None
 
 
 @pytest.mark.parametrize("t", range(6))
@@ -50,20 +50,20 @@ def test_normed_queries_and_keys_are_normed_head_by_head_before_they_meet(norm):
     torch.manual_seed(0)
     attention = CausalSelfAttention(12, 3, qk_norm=norm)
     x_BTC = 3 * noise(2, 6, 12)
-    q_BTC, k_BTC, v_BTC = attention.qkv(x_BTC).split(12, dim=-1)
+    q_BTC, k_BTC, v_BTC = attention.qkv_proj(x_BTC).split(12, dim=-1)
     heads = []
     for h in range(3):
         own = slice(4 * h, 4 * h + 4)
         q_BTD, k_BTD = norm(4)(q_BTC[..., own]), norm(4)(k_BTC[..., own])
         scores_BTT = (q_BTD @ k_BTD.mT / 2).masked_fill(torch.ones(6, 6).triu(1) == 1, -torch.inf)
-        torch.testing.assert_close(attention.weights(x_BTC)[:, h], scores_BTT.softmax(-1))
+        torch.testing.assert_close(attention.attention_weights(x_BTC)[:, h], scores_BTT.softmax(-1))
         heads.append(scores_BTT.softmax(-1) @ v_BTC[..., own])
-    torch.testing.assert_close(attention(x_BTC), attention.projection(torch.cat(heads, dim=-1)))
+    torch.testing.assert_close(attention(x_BTC), attention.out_proj(torch.cat(heads, dim=-1)))
 
 
-def fresh_cache(B: int, H: int, T: int, D: int) -> KeyValueCache:
+def fresh_cache(B: int, H: int, T: int, D: int) -> LayerKVCache:
     """As a model makes it: full of what was left in memory, here of what would be noticed."""
-    return KeyValueCache(torch.full((2, B, H, T, D), torch.nan))
+    return LayerKVCache(torch.full((2, B, H, T, D), torch.nan))
 
 
 @settings(max_examples=30, deadline=None)
@@ -100,7 +100,7 @@ def test_no_dropout_is_no_dropout_in_training_too():
 
 @pytest.mark.parametrize(("n_embd", "n_head"), [(130, 4), (384, 5), (4, 8), (7, 2), (1, 3)])
 def test_heads_that_do_not_divide_the_channels_are_refused_with_sizes_that_work(n_embd, n_head):
-    with pytest.raises(Mistake) as told:
+    with pytest.raises(UserError) as told:
         CausalSelfAttention(n_embd, n_head)
     message = str(told.value)
     assert f"n_head={n_head}" in message
@@ -119,11 +119,11 @@ def test_the_written_out_weights_are_those_of_the_fused_attention(T, n_head, rot
     attention = CausalSelfAttention(12, n_head, projection=False)
     x_BTC = 3 * noise(2, T, 12, seed=seed)
     rotation = Rotary(9, 12, 12 // n_head).rotation(torch.arange(T)) if rotary else None
-    surroundings = Surroundings(torch.zeros(2, T).long(), x_BTC, rotation)
-    weights_BHTT = attention.weights(x_BTC, rotation)
+    context = BlockContext(torch.zeros(2, T).long(), x_BTC, rotation)
+    weights_BHTT = attention.attention_weights(x_BTC, rotation)
     torch.testing.assert_close(weights_BHTT.sum(-1), torch.ones(2, n_head, T))
     assert (weights_BHTT.triu(1) == 0).all()
-    values_BTC = attention.qkv(x_BTC)[..., 24:]
+    values_BTC = attention.qkv_proj(x_BTC)[..., 24:]
     values_BHTD = values_BTC.unflatten(-1, (n_head, -1)).transpose(1, 2)
     gathered_BTC = (weights_BHTT @ values_BHTD).transpose(1, 2).flatten(-2)
-    torch.testing.assert_close(gathered_BTC, attention(x_BTC, surroundings), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gathered_BTC, attention(x_BTC, context), atol=1e-5, rtol=1e-5)

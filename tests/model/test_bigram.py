@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.bigram import Bigram
 from chargpt.model.loss import cross_entropy
 
@@ -43,7 +43,7 @@ def test_confident_guesses_of_the_lecture_start_above_the_loss_of_guessing():
 
 
 def test_a_negative_spread_is_refused():
-    with pytest.raises(Mistake, match=r"std=-1\.0"):
+    with pytest.raises(UserError, match=r"std=-1\.0"):
         Bigram(65, std=-1.0)
 
 

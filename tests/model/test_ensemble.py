@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from chargpt.errors import Mistake
-from chargpt.model.ensemble import Ensemble, together
+from chargpt.errors import UserError
+from chargpt.model.ensemble import Ensemble, average_logits
 from chargpt.model.transformer import Transformer
 from tests.model.conftest import SMALL
 
@@ -25,7 +25,7 @@ def test_its_probabilities_are_the_mean_of_its_members(tokens_BT):
 
 def test_logits_far_apart_and_impossible_tokens_stay_finite_where_one_member_says_so():
     logits = [torch.tensor([[0.0, -torch.inf]]), torch.tensor([[-300.0, 300.0]])]
-    torch.testing.assert_close(together(logits).exp(), torch.tensor([[0.5, 0.5]]))
+    torch.testing.assert_close(average_logits(logits).exp(), torch.tensor([[0.5, 0.5]]))
 
 
 def test_members_begin_apart():
@@ -65,13 +65,13 @@ def test_a_cache_is_for_all_members_also_in_training(tokens_BT):
 
 @pytest.mark.parametrize("members", [0, 10**9])
 def test_no_members_or_more_than_can_be_built_are_refused(members):
-    with pytest.raises(Mistake, match=rf"model\.members={members}: "):
+    with pytest.raises(UserError, match=rf"model\.members={members}: "):
         ensemble(members)
 
 
 def test_it_counts_what_its_members_have():
     one, three = Transformer(**SMALL), ensemble(3)
     assert three.parameter_count() == 3 * one.parameter_count()
-    assert len(three.hidden_matrices()) == 3 * len(one.hidden_matrices())
+    assert len(three.matrix_parameters()) == 3 * len(one.matrix_parameters())
     assert three.flops_per_token() == one.flops_per_token()
-    assert three.token_vectors() is three.members[0].token_embedding.weight
+    assert three.input_embeddings() is three.members[0].token_embedding.weight

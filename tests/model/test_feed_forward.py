@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.feed_forward import FeedForward, LinearReLU, SquaredReLU, SwiGLU
 
 LAYERS = [FeedForward, LinearReLU, SwiGLU]
@@ -30,8 +30,8 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("bias", [True, False])
 def test_feed_forward_is_out_and_back_around_its_activation(x_BTC, activation, bias):
     layer = FeedForward(12, activation=activation, bias=bias)
-    W1, W2 = layer.expand.weight, layer.projection.weight
-    b1, b2 = (layer.expand.bias, layer.projection.bias) if bias else (0.0, 0.0)
+    W1, W2 = layer.up_proj.weight, layer.down_proj.weight
+    b1, b2 = (layer.up_proj.bias, layer.down_proj.bias) if bias else (0.0, 0.0)
     assert W1.shape == (48, 12)
     close(layer(x_BTC), ACTIVATIONS[activation](x_BTC @ W1.T + b1) @ W2.T + b2)
 
@@ -51,8 +51,8 @@ def test_linear_relu_is_one_layer_and_a_relu(x_BTC, bias):
 @pytest.mark.parametrize("bias", [True, False])
 def test_swiglu_is_shazeers_formula(x_BTC, bias):
     layer = SwiGLU(12, bias=bias)
-    W, V, W2 = layer.gate.weight, layer.expand.weight, layer.projection.weight
-    b, c, b2 = (layer.gate.bias, layer.expand.bias, layer.projection.bias) if bias else (0.0, 0.0, 0.0)
+    W, V, W2 = layer.gate_proj.weight, layer.up_proj.weight, layer.down_proj.weight
+    b, c, b2 = (layer.gate_proj.bias, layer.up_proj.bias, layer.down_proj.bias) if bias else (0.0, 0.0, 0.0)
     gate = x_BTC @ W.T + b
     close(layer(x_BTC), (gate / (1 + torch.exp(-gate)) * (x_BTC @ V.T + c)) @ W2.T + b2)
 
@@ -64,14 +64,14 @@ def test_swiglu_has_the_parameters_of_a_feed_forward_of_four():
 
 @pytest.mark.parametrize(("n_embd", "expansion", "inner"), [(12, 2.0, 24), (12, 0.5, 6), (100, 8 / 3, 267)])
 def test_the_inner_width_is_rounded(n_embd, expansion, inner):
-    assert FeedForward(n_embd, expansion=expansion).expand.out_features == inner
-    assert SwiGLU(n_embd, expansion=expansion).gate.out_features == inner
+    assert FeedForward(n_embd, expansion=expansion).up_proj.out_features == inner
+    assert SwiGLU(n_embd, expansion=expansion).gate_proj.out_features == inner
 
 
 @pytest.mark.parametrize("layer", [FeedForward, SwiGLU])
 @pytest.mark.parametrize("expansion", [0.0, 0.04, -4.0])
 def test_an_expansion_to_nothing_is_refused(layer, expansion):
-    with pytest.raises(Mistake, match=f"expansion={expansion}"):
+    with pytest.raises(UserError, match=f"expansion={expansion}"):
         layer(12, expansion=expansion)
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.attention import CausalSelfAttention
-from chargpt.model.block_context import Surroundings
+from chargpt.model.block_context import BlockContext
 from chargpt.model.feed_forward import LinearReLU, SwiGLU
 from chargpt.model.initialization import gpt2, normal, torch_default, unit_embedding, zero_projections
 from chargpt.model.loss import cross_entropy
-from chargpt.model.ngram_embedding import NGrams
+from chargpt.model.ngram_embedding import NGramEmbedding
 from chargpt.model.position import Rotary
 from chargpt.model.value_residual import ValueEmbedding
 
@@ -87,9 +87,9 @@ def test_blocks_without_projections_are_initialized_too(small, initialization):
 def test_zero_projections_make_each_block_the_identity(small, parts):
     model = small(**SIZES, **parts, initialization=zero_projections)
     x_BTC = torch.randn(2, 5, 64)
-    surroundings = Surroundings(torch.zeros(2, 5).long(), x_BTC, model.position.rotation(torch.arange(5)))
+    context = BlockContext(torch.zeros(2, 5).long(), x_BTC, model.position.rotation(torch.arange(5)))
     for block in model.blocks:
-        assert block(x_BTC, surroundings).equal(x_BTC)
+        assert block(x_BTC, context).equal(x_BTC)
 
 
 def test_with_a_zero_head_training_starts_at_the_loss_of_guessing(small):
@@ -99,7 +99,7 @@ def test_with_a_zero_head_training_starts_at_the_loss_of_guessing(small):
 
 
 def test_a_zero_head_is_refused_where_it_would_blot_out_the_embeddings(small):
-    with pytest.raises(Mistake, match="tie_weights"):
+    with pytest.raises(UserError, match="tie_weights"):
         small(**SIZES, initialization=partial(zero_projections, head=True), tie_weights=True, bias=False)
 
 
@@ -119,7 +119,7 @@ def test_torchs_own_weights_are_left_as_they_are(small):
 
 @pytest.mark.parametrize("initialization", [normal, gpt2, zero_projections])
 def test_a_negative_spread_is_refused(small, initialization):
-    with pytest.raises(Mistake, match=r"std=-0\.02"):
+    with pytest.raises(UserError, match=r"std=-0\.02"):
         small(**SIZES, initialization=partial(initialization, std=-0.02))
 
 
@@ -134,15 +134,15 @@ def test_unit_embeddings_have_size_one_and_matrices_a_size_by_their_fan_in(small
     model = small(**SIZES, tie_weights=tied, bias=False, initialization=unit_embedding)
     assert spread(model.token_embedding.weight) == pytest.approx(0.5 / 64**0.5 if tied else 1.0, rel=0.05)
     for block in model.blocks:
-        assert spread(block.attention.qkv.weight) == pytest.approx(0.5 / 64**0.5, rel=0.05)
-        assert spread(block.feed_forward.expand.weight) == pytest.approx(0.5 / 64**0.5, rel=0.05)
+        assert spread(block.attention.qkv_proj.weight) == pytest.approx(0.5 / 64**0.5, rel=0.05)
+        assert spread(block.feed_forward.up_proj.weight) == pytest.approx(0.5 / 64**0.5, rel=0.05)
     assert not any(projection.weight.any() for projection in model.residual_projections())
     assert model.head.weight.any() == tied
 
 
 def test_parts_that_know_their_own_first_weights_keep_them(small):
     for initialization in (normal, unit_embedding):
-        parts = dict(n_grams=NGrams, values=partial(ValueEmbedding, std=0.7))
+        parts = dict(ngram_embedding=NGramEmbedding, value_residual=partial(ValueEmbedding, std=0.7))
         model = small(**SIZES, **parts, initialization=initialization)
-        assert not model.n_grams.tables[0].weight.any()
-        assert spread(model.values[0].embedding.weight) == pytest.approx(0.7, rel=0.05)
+        assert not model.ngram_embedding.tables[0].weight.any()
+        assert spread(model.value_residual[0].embedding.weight) == pytest.approx(0.7, rel=0.05)

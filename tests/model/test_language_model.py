@@ -22,7 +22,7 @@ def test_shared_parameters_count_once_and_frozen_ones_not_at_all():
 
 
 def test_the_further_names_of_shared_parameters_are_known():
-    assert Shared().tied_names() == {"two.weight": "one.weight"}
+    assert Shared().tied_weight_names() == {"two.weight": "one.weight"}
 
 
 def test_it_stands_where_its_parameters_stand():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chargpt.data.dataloader import IGNORE
+from chargpt.data.dataloader import IGNORE_INDEX
 from chargpt.model.loss import bits_per_character, cross_entropy, perplexity
 
 
@@ -35,7 +35,7 @@ def test_cross_entropy_is_the_negative_log_probability_of_the_targets(logits_BTV
 def test_ignored_targets_do_not_count(logits_BTV, targets_BT):
     ignored_BT = torch.arange(20).view(4, 5) % 3 == 0
     counted_N = nats_BT(logits_BTV, targets_BT)[~ignored_BT]
-    targets_BT[ignored_BT] = IGNORE
+    targets_BT[ignored_BT] = IGNORE_INDEX
     torch.testing.assert_close(cross_entropy(logits_BTV, targets_BT), counted_N.mean())
     torch.testing.assert_close(cross_entropy(logits_BTV, targets_BT, reduction="sum"), counted_N.sum())
     logits_BTV.requires_grad_()
@@ -44,7 +44,7 @@ def test_ignored_targets_do_not_count(logits_BTV, targets_BT):
 
 
 def test_a_batch_of_padding_adds_nothing_to_a_sum(logits_BTV):
-    targets_BT = torch.full((4, 5), IGNORE)
+    targets_BT = torch.full((4, 5), IGNORE_INDEX)
     assert cross_entropy(logits_BTV, targets_BT, reduction="sum").item() == 0
 
 

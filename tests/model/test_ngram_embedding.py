@@ -9,20 +9,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from chargpt.errors import Mistake
-from chargpt.model.ngram_embedding import NGrams
+from chargpt.errors import UserError
+from chargpt.model.ngram_embedding import NGramEmbedding
 
 
-def filled(*args, **kwargs) -> NGrams:
+def filled(*args, **kwargs) -> NGramEmbedding:
     torch.manual_seed(0)
-    part = NGrams(*args, **kwargs)
+    part = NGramEmbedding(*args, **kwargs)
     for table in part.tables:
         nn.init.normal_(table.weight)
     return part
 
 
 def test_they_change_nothing_at_the_start(tokens_BT):
-    assert not NGrams(11, 12, lengths=(2, 3))(tokens_BT).any()
+    assert not NGramEmbedding(11, 12, lengths=(2, 3))(tokens_BT).any()
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -35,7 +35,7 @@ def test_each_n_gram_has_a_row_of_its_own_where_there_are_rows_enough(n):
 
 
 def test_more_n_grams_than_rows_share_them_evenly():
-    part = NGrams(65, 1, lengths=(3,), buckets=1000)
+    part = NGramEmbedding(65, 1, lengths=(3,), buckets=1000)
     rows_B = part._rows(torch.cartesian_prod(*[torch.arange(65)] * 3), 3, 1000)[:, 0]
     counts = rows_B.bincount(minlength=1000).float()
     assert counts.shape == (1000,)
@@ -45,7 +45,7 @@ def test_more_n_grams_than_rows_share_them_evenly():
 @pytest.mark.parametrize("vocab_size", [64, 65, 100, 128, 256])
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_another_token_in_any_place_is_another_row_for_almost_all(vocab_size, n):
-    part = NGrams(vocab_size, 1, lengths=(n,), buckets=16384)
+    part = NGramEmbedding(vocab_size, 1, lengths=(n,), buckets=16384)
     for place in range(n):
         all_BS = torch.full((vocab_size, n), 7)
         all_BS[:, place] = torch.arange(vocab_size)
@@ -65,7 +65,7 @@ def test_an_n_gram_is_of_the_last_n_tokens_and_no_other(changed, n):
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chunks=st.lists(st.integers(1, 8), min_size=1, max_size=8).filter(lambda chunks: sum(chunks) <= 8))
 def test_a_model_with_them_gives_the_same_logits_with_a_cache_filled_in_any_chunks(small, chunks):
-    model = small(n_grams=partial(filled, lengths=(2, 4)))
+    model = small(ngram_embedding=partial(filled, lengths=(2, 4)))
     tokens_BT = torch.randint(11, (3, sum(chunks)))
     cache = model.new_cache(3)
     pieces = [model(piece_BT, cache) for piece_BT in tokens_BT.split(chunks, dim=1)]
@@ -103,5 +103,5 @@ def test_dropout_takes_whole_n_grams_each_by_itself():
     ],
 )
 def test_settings_without_sense_are_refused(wrong):
-    with pytest.raises(Mistake, match=r"n_grams"):
-        NGrams(11, 12, **wrong)
+    with pytest.raises(UserError, match=r"ngram_embedding"):
+        NGramEmbedding(11, 12, **wrong)

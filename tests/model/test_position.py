@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.position import Learned, PositionEncoding, Rotary, rotate
 
 T_12 = torch.arange(12)
@@ -84,5 +84,5 @@ def test_a_rotation_keeps_the_type_of_half_precision(rotary):
 
 
 def test_an_odd_head_size_is_refused_with_what_to_change():
-    with pytest.raises(Mistake, match=r"head size .* is 5: change model\.n_embd or model\.n_head"):
+    with pytest.raises(UserError, match=r"head size .* is 5: change model\.n_embd or model\.n_head"):
         Rotary(12, 15, 5)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.softcap import SoftCap
 
 
@@ -19,12 +19,12 @@ def test_a_capped_logit_is_cap_tanh_x_over_cap(x, cap):
 
 
 def test_the_model_caps_its_logits(small, tokens_BT):
-    plain, capped = small(), small(logits=SoftCap(0.1))
+    plain, capped = small(), small(softcap=SoftCap(0.1))
     assert plain(tokens_BT).abs().max() > 0.2
     torch.testing.assert_close(capped(tokens_BT), 0.1 * torch.tanh(plain(tokens_BT) / 0.1))
 
 
 @pytest.mark.parametrize("cap", [0, -1.0, math.nan, math.inf])
 def test_a_cap_that_is_none_is_refused(cap):
-    with pytest.raises(Mistake, match=r"model\.logits\.cap"):
+    with pytest.raises(UserError, match=r"model\.softcap\.cap"):
         SoftCap(cap)

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.attention import CausalSelfAttention
-from chargpt.model.block_context import Surroundings
+from chargpt.model.block_context import BlockContext
 from chargpt.model.feed_forward import FeedForward, LinearReLU, SquaredReLU, SwiGLU
 from chargpt.model.initialization import gpt2, normal
 from chargpt.model.loss import cross_entropy
-from chargpt.model.ngram_embedding import NGrams
+from chargpt.model.ngram_embedding import NGramEmbedding
 from chargpt.model.position import Learned, PositionEncoding, Rotary
 from chargpt.model.transformer import Block, Transformer
 from tests.model.lecture import GPTLanguageModel
@@ -53,10 +53,10 @@ def test_logits_loss_and_gradients_are_those_of_the_lectures_script(small, token
     expected_loss.backward()
     close(model.token_embedding.weight.grad, lecture.token_embedding_table.weight.grad)
     close(model.position.embedding.weight.grad, lecture.position_embedding_table.weight.grad)
-    close(model.blocks[0].feed_forward.expand.weight.grad, lecture.blocks[0].ffwd.net[0].weight.grad)
+    close(model.blocks[0].feed_forward.up_proj.weight.grad, lecture.blocks[0].ffwd.net[0].weight.grad)
     for name, rows in (("query", slice(0, 12)), ("key", slice(12, 24)), ("value", slice(24, 36))):
         heads = [getattr(head, name).weight.grad for head in lecture.blocks[1].sa.heads]
-        close(model.blocks[1].attention.qkv.weight.grad[rows], torch.cat(heads))
+        close(model.blocks[1].attention.qkv_proj.weight.grad[rows], torch.cat(heads))
 
 
 def test_the_composed_model_of_the_lecture_is_the_lectures(composed):
@@ -187,7 +187,7 @@ def test_tied_weights_are_one_tensor_that_counts_once(small, tokens_BT):
 
 
 def test_tied_weights_with_a_bias_are_refused(small):
-    with pytest.raises(Mistake, match=r"tie_weights=true wants model\.bias=false"):
+    with pytest.raises(UserError, match=r"tie_weights=true wants model\.bias=false"):
         small(tie_weights=True, bias=True)
 
 
@@ -232,7 +232,7 @@ def test_each_part_adds_to_the_stream_or_replaces_it(residual, feed_forward):
     if feed_forward:
         thought = block.feed_forward(block.feed_forward_norm(expected))
         expected = expected + thought if residual else thought
-    assert block(x_BTC, Surroundings(torch.zeros(2, 5).long(), x_BTC)).equal(expected)
+    assert block(x_BTC, BlockContext(torch.zeros(2, 5).long(), x_BTC)).equal(expected)
 
 
 @pytest.mark.parametrize("residual", [True, False])
@@ -257,9 +257,7 @@ def test_the_final_norm_can_be_left_out(small, tokens_BT):
 
 
 def test_norms_are_those_of_torch(composed):
-    layer_normed = composed(
-        "model=gpt_nano", "model/norm=layer_norm", "model.bias=true", "model.tie_weights=false"
-    )
+    layer_normed = composed("model=gpt_nano", "model/norm=layer_norm", "model.bias=true", "model.tie_weights=false")
     rms_normed = composed("model=gpt_nano", "model/norm=rms_norm")
     bare = composed("model=gpt_nano", "model/norm=none")
     x_BTC = 5 + torch.randn(2, 3, 128)
@@ -273,10 +271,10 @@ def test_norms_are_those_of_torch(composed):
 class WithMemory(Block):
     """Adds the embeddings and the mean of the earlier blocks' outputs: a variant that reads all it is given."""
 
-    def forward(self, x_BTC, surroundings, cache=None):
-        x_BTC, earlier = super().forward(x_BTC, surroundings, cache), surroundings.outputs
+    def forward(self, x_BTC, context, cache=None):
+        x_BTC, earlier = super().forward(x_BTC, context, cache), context.outputs
         memory = torch.stack(earlier).mean(dim=0) if earlier else torch.zeros_like(x_BTC)
-        return x_BTC + surroundings.embeddings_BTC + memory
+        return x_BTC + context.embeddings_BTC + memory
 
 
 def test_a_block_of_ones_own_reads_the_embeddings_and_the_earlier_blocks(small, tokens_BT):
@@ -285,7 +283,7 @@ def test_a_block_of_ones_own_reads_the_embeddings_and_the_earlier_blocks(small, 
     embeddings_BTC = model.token_embedding(tokens_BT) + model.position.embedding(positions_T)
     x_BTC, earlier = embeddings_BTC, []
     for block in model.blocks:
-        x_BTC = Block.forward(block, x_BTC, Surroundings(tokens_BT, embeddings_BTC)) + embeddings_BTC
+        x_BTC = Block.forward(block, x_BTC, BlockContext(tokens_BT, embeddings_BTC)) + embeddings_BTC
         if earlier:
             x_BTC = x_BTC + sum(earlier) / len(earlier)
         earlier.append(x_BTC)
@@ -335,7 +333,7 @@ def test_every_parameter_learns(small, tokens_BT, feed_forward, position):
         [NANO, "model/attention=causal_no_projection", "model/feed_forward=linear_relu", "model/norm=none"],
         [NANO, "model/feed_forward=none", "model/initialization=torch_default"],
         ["model=gpt_modern", "model.n_layer=2"],
-        ["model=gpt_modern", "model/values=residual", "model/skips=u_net", "model/logits=soft_cap"],
+        ["model=gpt_modern", "model/value_residual=residual", "model/unet_skips=u_net", "model/softcap=soft_cap"],
     ],
     ids=" ".join,
 )
@@ -359,35 +357,35 @@ def test_a_few_steps_of_any_composition_fit_a_single_batch(composed, overrides):
 @pytest.mark.parametrize("size", ["block_size", "n_layer", "n_head", "n_embd"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_sizes_that_cannot_be_are_refused_by_name_and_value(small, size, value):
-    with pytest.raises(Mistake, match=rf"model\.{size}={value}: it must be 1 or more"):
+    with pytest.raises(UserError, match=rf"model\.{size}={value}: it must be 1 or more"):
         small(**{size: value})
 
 
 def test_more_blocks_than_can_be_built_are_refused_at_once(small):
-    with pytest.raises(Mistake, match=r"model\.n_layer=1000000000: it must be at most 10,000"):
+    with pytest.raises(UserError, match=r"model\.n_layer=1000000000: it must be at most 10,000"):
         small(n_layer=10**9)
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, float("nan")])
 def test_a_dropout_outside_its_range_is_refused(small, dropout):
-    with pytest.raises(Mistake, match=rf"model\.dropout={dropout}: .*less than 1"):
+    with pytest.raises(UserError, match=rf"model\.dropout={dropout}: .*less than 1"):
         small(dropout=dropout)
 
 
 def test_heads_that_do_not_divide_the_channels_are_refused_with_what_to_change(small):
-    with pytest.raises(Mistake, match=r"n_head=5 does not divide model\.n_embd=12: take n_embd=10 or 15"):
+    with pytest.raises(UserError, match=r"n_head=5 does not divide model\.n_embd=12: take n_embd=10 or 15"):
         small(n_head=5)
 
 
 def test_rotary_positions_refuse_an_odd_head_size(small):
-    with pytest.raises(Mistake, match="head size"):
+    with pytest.raises(UserError, match="head size"):
         small(n_head=4, position=Rotary)
 
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_token_dropout_takes_tokens_with_their_n_grams_and_leaves_their_positions(small, tokens_BT, position):
-    model = small(position=position, n_grams=NGrams, token_dropout=0.4)
-    nn.init.normal_(model.n_grams.tables[0].weight)
+    model = small(position=position, ngram_embedding=NGramEmbedding, token_dropout=0.4)
+    nn.init.normal_(model.ngram_embedding.tables[0].weight)
     whole_BTC = model.eval()._embed(tokens_BT, torch.arange(8), None)
     nothing_BTC = model.position.add(torch.zeros_like(whole_BTC), torch.arange(8))
     dropped = 0
@@ -402,5 +400,5 @@ def test_token_dropout_takes_tokens_with_their_n_grams_and_leaves_their_position
 
 @pytest.mark.parametrize("p", [-0.1, 1.0])
 def test_token_dropout_outside_of_its_range_is_refused(small, p):
-    with pytest.raises(Mistake, match="token_dropout"):
+    with pytest.raises(UserError, match="token_dropout"):
         small(token_dropout=p)

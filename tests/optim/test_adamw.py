@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chargpt.config.instantiate import build
+from chargpt.config.instantiate import instantiate
 from chargpt.optim.adamw import adamw
 from chargpt.optim.parameter_groups import decay_groups
 from chargpt.optim.sgd import sgd
-from tests.training import reading
+from tests.training import run_artifacts
 from tests.training.stepping import gradients, train
 
 
@@ -38,8 +38,8 @@ def test_matrices_decay_and_vectors_do_not(model):
 @pytest.mark.parametrize("part", ["ours", "a real model"])
 def test_every_parameter_is_in_just_one_group(part, model, finished):
     if part == "a real model":  # its head is tied to its embedding
-        saved = reading.checkpoint(finished)["chargpt"]["config"]["model"]
-        model = build(saved, "model", vocab_size=30)
+        saved = run_artifacts.checkpoint(finished)["chargpt"]["config"]["model"]
+        model = instantiate(saved, "model", vocab_size=30)
     grouped = [id(p) for group in decay_groups(model, 0.1) for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
 

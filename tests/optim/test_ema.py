@@ -7,12 +7,12 @@ import lightning as L
 import pytest
 import torch
 
-from chargpt.inference.evaluate import measure
+from chargpt.inference.evaluate import mean_loss
 from chargpt.inference.pretrained import load
-from chargpt.optim.ema import MovingAverage
+from chargpt.optim.ema import EMA
 from chargpt.training.lightning_module import LanguageModeling
 from tests.conftest import process
-from tests.training import reading
+from tests.training import run_artifacts
 
 WORDS = ["trainer.ema_decay=0.8", "hydra.run.dir=run"]
 
@@ -38,17 +38,17 @@ def averaged(weights: list[dict[str, torch.Tensor]], decay: float) -> dict[str, 
     return mean
 
 
-def test_what_is_saved_and_validated_is_the_average(verb, tiny, weights, tmp_path: Path):
-    outcome = verb("train", *tiny, *WORDS, "trainer.max_steps=40", "trainer.val_check_interval=10")
+def test_what_is_saved_and_validated_is_the_average(run_cli, tiny, weights, tmp_path: Path):
+    outcome = run_cli("train", *tiny, *WORDS, "trainer.max_steps=40", "trainer.val_check_interval=10")
     assert outcome.code == 0, outcome.err
-    previous = reading.checkpoint(tmp_path / "run", "previous")
+    previous = run_artifacts.checkpoint(tmp_path / "run", "previous")
     assert previous["global_step"] == 30
     kept, own = ({k: v.double() for k, v in previous[key].items()} for key in ("state_dict", "trained_state_dict"))
     for name, mean in averaged(weights[:31], 0.8).items():
         torch.testing.assert_close(kept[f"model.{name}"], mean, rtol=1e-4, atol=1e-6)
         assert own[f"model.{name}"].float().equal(weights[30][name])
     trained = load(tmp_path / "run" / "checkpoints" / "previous.ckpt")
-    (row,) = [row for row in reading.history(tmp_path / "run") if row["step"] == "30"]
+    (row,) = [row for row in run_artifacts.history(tmp_path / "run") if row["step"] == "30"]
     assert float(row["val_loss"]) == pytest.approx(loss_of(trained, tiny), rel=1e-4)
 
 
@@ -58,65 +58,65 @@ def loss_of(trained, tiny: list[str]) -> float:
     path = next(word.removeprefix("data.path=") for word in tiny if word.startswith("data.path="))
     data = TextDataModule.from_files(path, block_size=16, batch_size=4)
     data.read(trained.tokenizer)
-    return measure(trained.model, data.split("val"), 16)
+    return mean_loss(trained.model, data.split("val"), 16)
 
 
-def test_with_accumulated_gradients_a_step_counts_once(verb, tiny, weights, tmp_path: Path):
+def test_with_accumulated_gradients_a_step_counts_once(run_cli, tiny, weights, tmp_path: Path):
     words = ["trainer.accumulate_grad_batches=2", "trainer.max_steps=6", "trainer.val_check_interval=3"]
-    outcome = verb("train", *tiny, *WORDS, *words)
+    outcome = run_cli("train", *tiny, *WORDS, *words)
     assert outcome.code == 0, outcome.err
-    kept = reading.checkpoint(tmp_path / "run", "previous")["state_dict"]
+    kept = run_artifacts.checkpoint(tmp_path / "run", "previous")["state_dict"]
     for name, mean in averaged(weights[:7:2], 0.8).items():
         torch.testing.assert_close(kept[f"model.{name}"].double(), mean, rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_that_goes_on_ends_at_the_same_bits(verb, tiny, tmp_path: Path):
+def test_a_run_that_goes_on_ends_at_the_same_bits(run_cli, tiny, tmp_path: Path):
     whole, words = tmp_path / "whole", [*tiny, "schedule=constant", "trainer.ema_decay=0.8"]
-    assert verb("train", *words, "trainer.max_steps=20", f"hydra.run.dir={whole}").code == 0
-    assert verb("train", *words, "trainer.max_steps=10", "hydra.run.dir=run").code == 0
-    outcome = verb("train", "resume=run", "trainer.max_steps=20")
+    assert run_cli("train", *words, "trainer.max_steps=20", f"hydra.run.dir={whole}").code == 0
+    assert run_cli("train", *words, "trainer.max_steps=10", "hydra.run.dir=run").code == 0
+    outcome = run_cli("train", "resume=run", "trainer.max_steps=20")
     assert outcome.code == 0, outcome.err
-    one, other = (reading.checkpoint(run) for run in (tmp_path / "run", whole))
+    one, other = (run_artifacts.checkpoint(run) for run in (tmp_path / "run", whole))
     for key in ("state_dict", "trained_state_dict", "optimizer_states"):
-        assert not reading.differences(one[key], other[key]), key
-    assert reading.metrics(tmp_path / "run")["final_val_loss"] == reading.metrics(whole)["final_val_loss"]
+        assert not run_artifacts.differences(one[key], other[key]), key
+    assert run_artifacts.metrics(tmp_path / "run")["final_val_loss"] == run_artifacts.metrics(whole)["final_val_loss"]
 
 
 @pytest.mark.parametrize("decay", ["0", "1", "1.5", "-0.1"])
-def test_a_decay_that_is_none_is_refused(verb, tiny, tmp_path: Path, decay):
-    outcome = verb("train", *tiny, f"trainer.ema_decay={decay}", "hydra.run.dir=run")
+def test_a_decay_that_is_none_is_refused(run_cli, tiny, tmp_path: Path, decay):
+    outcome = run_cli("train", *tiny, f"trainer.ema_decay={decay}", "hydra.run.dir=run")
     assert outcome.code == 2
     assert "trainer.ema_decay" in outcome.err and len(outcome.err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_the_run_itself_is_the_one_without_an_average(verb, tiny, tmp_path: Path):
-    assert verb("train", *tiny, "trainer.ema_decay=0.8", "hydra.run.dir=with").code == 0
-    assert verb("train", *tiny, "hydra.run.dir=without").code == 0
-    one, other = reading.checkpoint(tmp_path / "with"), reading.checkpoint(tmp_path / "without")
-    assert not reading.differences(one["trained_state_dict"], other["state_dict"])
-    assert not reading.differences(one["optimizer_states"], other["optimizer_states"])
+def test_the_run_itself_is_the_one_without_an_average(run_cli, tiny, tmp_path: Path):
+    assert run_cli("train", *tiny, "trainer.ema_decay=0.8", "hydra.run.dir=with").code == 0
+    assert run_cli("train", *tiny, "hydra.run.dir=without").code == 0
+    one, other = run_artifacts.checkpoint(tmp_path / "with"), run_artifacts.checkpoint(tmp_path / "without")
+    assert not run_artifacts.differences(one["trained_state_dict"], other["state_dict"])
+    assert not run_artifacts.differences(one["optimizer_states"], other["optimizer_states"])
     assert "trained_state_dict" not in other
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
-def test_in_bfloat16_the_average_is_in_float32_also_after_a_resume(verb, tiny, tmp_path: Path, precision):
+def test_in_bfloat16_the_average_is_in_float32_also_after_a_resume(run_cli, tiny, tmp_path: Path, precision):
     words = [*tiny, "trainer.ema_decay=0.99", "schedule=constant", f"trainer.precision={precision}"]
     whole = tmp_path / "whole"
-    assert verb("train", *words, "trainer.max_steps=20", f"hydra.run.dir={whole}").code == 0
-    assert verb("train", *words, "trainer.max_steps=10", "hydra.run.dir=run").code == 0
-    outcome = verb("train", "resume=run", "trainer.max_steps=20")
+    assert run_cli("train", *words, "trainer.max_steps=20", f"hydra.run.dir={whole}").code == 0
+    assert run_cli("train", *words, "trainer.max_steps=10", "hydra.run.dir=run").code == 0
+    outcome = run_cli("train", "resume=run", "trainer.max_steps=20")
     assert outcome.code == 0, outcome.err
-    mine, theirs = (reading.checkpoint(run)["state_dict"] for run in (tmp_path / "run", whole))
+    mine, theirs = (run_artifacts.checkpoint(run)["state_dict"] for run in (tmp_path / "run", whole))
     assert {weight.dtype for weight in theirs.values()} == {torch.float32}
-    assert not reading.differences(mine, theirs)
+    assert not run_artifacts.differences(mine, theirs)
 
 
 def test_what_is_saved_while_the_average_stands_in_is_the_same():
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     module = L.LightningModule()
     module.layer = torch.nn.Linear(3, 2)
-    part, own = MovingAverage(0.9), copy.deepcopy(module.state_dict())
+    part, own = EMA(0.9), copy.deepcopy(module.state_dict())
     part.on_train_start(trainer, module)
     for average in part._average.values():
         average.fill_(7.0)
@@ -127,24 +127,25 @@ def test_what_is_saved_while_the_average_stands_in_is_the_same():
         saved = {"state_dict": dict(module.state_dict())}
         part.on_save_checkpoint(trainer, module, saved)
         assert all(weight.eq(7.0).all() for weight in saved["state_dict"].values())
-        assert not reading.differences(dict(saved["trained_state_dict"]), dict(own))
+        assert not run_artifacts.differences(dict(saved["trained_state_dict"]), dict(own))
     part.on_exception(trainer, module, ValueError())
-    assert not reading.differences(dict(module.state_dict()), dict(own))
+    assert not run_artifacts.differences(dict(module.state_dict()), dict(own))
 
 
-def test_a_run_that_is_cut_off_between_two_validations_goes_on_to_the_same_bits(verb, tiny, tmp_path: Path):
+def test_a_run_that_is_cut_off_between_two_validations_goes_on_to_the_same_bits(run_cli, tiny, tmp_path: Path):
     words, whole = [*tiny, "trainer.ema_decay=0.9"], tmp_path / "whole"
-    assert verb("train", *words, f"hydra.run.dir={whole}").code == 0
+    assert run_cli("train", *words, f"hydra.run.dir={whole}").code == 0
     cut = [
-        f"+callbacks.cut.{word}" for word in ("_target_=tests.training.staged.SignalAt", "name=SIGTERM", "batch=7")
+        f"+callbacks.cut.{word}"
+        for word in ("_target_=tests.training.fault_injection.SignalAt", "name=SIGTERM", "batch=7")
     ]
-    assert verb("train", *words, *cut, "hydra.run.dir=run").code == 3
-    assert reading.status(tmp_path / "run")["step"] == 7
-    outcome = verb("train", "resume=run")
+    assert run_cli("train", *words, *cut, "hydra.run.dir=run").code == 3
+    assert run_artifacts.status(tmp_path / "run")["step"] == 7
+    outcome = run_cli("train", "resume=run")
     assert outcome.code == 0, outcome.err
-    one, other = (reading.checkpoint(run) for run in (tmp_path / "run", whole))
+    one, other = (run_artifacts.checkpoint(run) for run in (tmp_path / "run", whole))
     for key in ("state_dict", "trained_state_dict"):
-        assert not reading.differences(one[key], other[key]), key
+        assert not run_artifacts.differences(one[key], other[key]), key
 
 
 @pytest.mark.slow
@@ -153,5 +154,5 @@ def test_two_processes_have_one_average(tiny, tmp_path: Path):
     for devices in (1, 2):
         outcome = process(tmp_path, "train", *words, f"trainer.devices={devices}", f"hydra.run.dir=on_{devices}")
         assert outcome.code == 0, outcome.err
-    alone, both = (reading.metrics(tmp_path / f"on_{devices}")["final_val_loss"] for devices in (1, 2))
+    alone, both = (run_artifacts.metrics(tmp_path / f"on_{devices}")["final_val_loss"] for devices in (1, 2))
     assert both == pytest.approx(alone, abs=1e-4)

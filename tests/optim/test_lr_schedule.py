@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.optim.lr_schedule import Constant, WarmupCosine, WarmupStableDecay
 
 
@@ -129,5 +129,5 @@ def test_time_that_runs_ahead_of_the_steps_pulls_the_factor_along():
     ],
 )
 def test_a_bad_value_is_a_mistake_that_names_it(make, named):
-    with pytest.raises(Mistake, match=named):
+    with pytest.raises(UserError, match=named):
         make()

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.attention import CausalSelfAttention
 from chargpt.model.bigram import Bigram
 from chargpt.model.feed_forward import FeedForward
 from chargpt.model.initialization import torch_default
-from chargpt.model.ngram_embedding import NGrams
+from chargpt.model.ngram_embedding import NGramEmbedding
 from chargpt.model.position import Learned
 from chargpt.model.transformer import Transformer
 from chargpt.optim import muon as module
@@ -24,14 +24,14 @@ from tests.training.stepping import gradients, train
 
 @pytest.fixture(autouse=True)
 def in_float32(monkeypatch):
-    monkeypatch.setattr(module, "is_fast", lambda device: False)
+    monkeypatch.setattr(module, "has_fast_bfloat16", lambda device: False)
 
 
 @pytest.fixture
 def model() -> Transformer:
     torch.manual_seed(0)
     parts = dict(attention=CausalSelfAttention, position=Learned, norm=nn.LayerNorm, feed_forward=FeedForward)
-    return Transformer(11, 8, 2, 3, 12, 0.0, **parts, n_grams=NGrams, initialization=torch_default)
+    return Transformer(11, 8, 2, 3, 12, 0.0, **parts, ngram_embedding=NGramEmbedding, initialization=torch_default)
 
 
 # Orthogonal
@@ -105,7 +105,7 @@ def test_matrices_take_the_papers_step_and_all_else_adamws(model, steps):
     optimizer = muon(model, lr=0.03, momentum=0.8, weight_decay=0.2, **rest)
     twin = copy.deepcopy(model)
     theirs = torch.optim.AdamW(twin.parameters(), lr=0.01, betas=(0.7, 0.9), weight_decay=0.1, eps=1e-8)
-    maps = {id(weight): maps for weight, maps in model.hidden_matrices()}
+    maps = {id(weight): maps for weight, maps in model.matrix_parameters()}
     expected = {}
     for i, (name, p) in enumerate(model.named_parameters()):
         if id(p) in maps:
@@ -121,14 +121,12 @@ def test_matrices_take_the_papers_step_and_all_else_adamws(model, steps):
 def test_every_parameter_is_in_just_one_group(model):
     groups = muon(model, lr=0.02).param_groups
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())
-    taken = {
-        name: g["maps"] for g in groups for name, p in model.named_parameters() for q in g["params"] if p is q
-    }
-    assert {taken[f"blocks.{i}.attention.qkv.weight"] for i in range(2)} == {3}
-    assert taken["blocks.0.feed_forward.expand.weight"] == 1
+    taken = {name: g["maps"] for g in groups for name, p in model.named_parameters() for q in g["params"] if p is q}
+    assert {taken[f"blocks.{i}.attention.qkv_proj.weight"] for i in range(2)} == {3}
+    assert taken["blocks.0.feed_forward.up_proj.weight"] == 1
     for name in (
         "token_embedding.weight",
-        "n_grams.tables.0.weight",
+        "ngram_embedding.tables.0.weight",
         "head.weight",
         "blocks.0.attention_norm.weight",
     ):
@@ -157,7 +155,7 @@ def test_it_goes_on_from_its_state_to_the_same_bits(model):
 
 def test_a_part_without_a_gradient_stays(model):
     optimizer = muon(model, lr=0.02)
-    cold = [model.blocks[1].feed_forward.expand.weight, model.head.weight]
+    cold = [model.blocks[1].feed_forward.up_proj.weight, model.head.weight]
     before = [p.clone() for p in cold]
     for p, grad in zip(model.parameters(), gradients(model, 0), strict=True):
         p.grad = None if any(p is q for q in cold) else grad
@@ -184,22 +182,20 @@ def test_infinite_gradients_of_float16_take_no_step(model):
     ids=str,
 )
 def test_settings_without_sense_are_refused(model, wrong):
-    with pytest.raises(Mistake, match=next(iter(wrong))):
+    with pytest.raises(UserError, match=next(iter(wrong))):
         muon(model, **{"lr": 0.02, **wrong})
 
 
 def test_orthogonalization_takes_the_type_it_is_given(monkeypatch, model):
     seen = []
     real = module.orthogonalize
-    monkeypatch.setattr(module, "is_fast", lambda device: True)
-    monkeypatch.setattr(
-        module, "orthogonalize", lambda m, steps, dtype: seen.append(dtype) or real(m, steps, dtype)
-    )
+    monkeypatch.setattr(module, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(module, "orthogonalize", lambda m, steps, dtype: seen.append(dtype) or real(m, steps, dtype))
     for choice in ("auto", "float32", "bfloat16"):
         train(model, muon(model, lr=0.02, orthogonalization_dtype=choice), [0])
     count = len(seen) // 3
     assert seen == [torch.bfloat16] * count + [torch.float32] * count + [torch.bfloat16] * count
-    with pytest.raises(Mistake, match="auto"):
+    with pytest.raises(UserError, match="auto"):
         muon(model, lr=0.02, orthogonalization_dtype="float8")
 
 

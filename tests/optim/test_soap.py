@@ -10,11 +10,11 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.language_model import LanguageModel
 from chargpt.optim.soap import BatchedSOAP, full_float32, refresh, soap
 from tests.conftest import REPO
-from tests.training import reading
+from tests.training import run_artifacts
 
 
 class One(LanguageModel):
@@ -24,7 +24,7 @@ class One(LanguageModel):
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight.clone()), nn.Parameter(torch.zeros(3))
 
-    def hidden_matrices(self) -> list[tuple[nn.Parameter, int]]:
+    def matrix_parameters(self) -> list[tuple[nn.Parameter, int]]:
         return [(self.weight, 1)]
 
 
@@ -97,7 +97,7 @@ def test_it_goes_on_from_its_state_to_the_same_bits():
     "wrong", [dict(frequency=0), dict(betas=(1.0, 0.9)), dict(shampoo_beta=2), dict(eps=0), dict(lr=-1)], ids=str
 )
 def test_settings_without_sense_are_refused(wrong):
-    with pytest.raises(Mistake, match=next(iter(wrong))):
+    with pytest.raises(UserError, match=next(iter(wrong))):
         soap(One(torch.zeros(2, 2)), **{"lr": 0.01, **wrong})
 
 
@@ -192,7 +192,7 @@ class Several(LanguageModel):
         self.matrices = nn.ParameterList(torch.randn(shape, generator=draw) for shape in self.SHAPES)
         self.bias = nn.Parameter(torch.zeros(3))
 
-    def hidden_matrices(self) -> list[tuple[nn.Parameter, int]]:
+    def matrix_parameters(self) -> list[tuple[nn.Parameter, int]]:
         return [(matrix, 1) for matrix in self.matrices]
 
     def take(self, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -287,10 +287,10 @@ def test_the_config_chooses(words, kind):
 
 
 @pytest.mark.parametrize("model", ["gpt_nano", "gpt_modern"])
-def test_in_batches_it_trains_from_the_command_line(verb, tiny, tmp_path: Path, model):
+def test_in_batches_it_trains_from_the_command_line(run_cli, tiny, tmp_path: Path, model):
     """gpt_modern's projections start at 0: some matrices start a step later than others."""
     words = [*tiny, f"model={model}", "optimizer=soap", "hydra.run.dir=run"]
-    outcome = verb("train", *words, "optimizer.batched=true", "trainer.max_steps=20")
+    outcome = run_cli("train", *words, "optimizer.batched=true", "trainer.max_steps=20")
     assert outcome.code == 0, outcome.err
-    losses = [float(row["val_loss"]) for row in reading.history(tmp_path / "run") if row["val_loss"]]
+    losses = [float(row["val_loss"]) for row in run_artifacts.history(tmp_path / "run") if row["val_loss"]]
     assert losses[-1] < losses[0]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.runs.directory import RunDirectory
 
 
-def at_once(work: Callable[[], RunDirectory], count: int) -> list[RunDirectory]:
+def max_parallel_jobs(work: Callable[[], RunDirectory], count: int) -> list[RunDirectory]:
     """What `work` makes in `count` threads that begin together."""
     start, made = threading.Barrier(count), []
 
@@ -65,7 +65,7 @@ def test_runs_that_claim_one_name_at_the_same_moment_get_different_directories(t
         return run
 
     for _ in range(20):
-        made = at_once(claimed, 4)
+        made = max_parallel_jobs(claimed, 4)
         assert len({run.path for run in made}) == 4
         assert all(run.path.is_dir() for run in made)
 
@@ -73,7 +73,7 @@ def test_runs_that_claim_one_name_at_the_same_moment_get_different_directories(t
 def test_a_place_that_was_chosen_and_holds_a_run_is_a_mistake(tmp_path: Path):
     RunDirectory(tmp_path / "mine").claim(chosen=True)
     (tmp_path / "mine" / "status.json").touch()
-    with pytest.raises(Mistake, match=r"mine is already there.*resume="):
+    with pytest.raises(UserError, match=r"mine is already there.*resume="):
         RunDirectory(tmp_path / "mine").claim(chosen=True)
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
@@ -87,7 +87,7 @@ def test_a_chosen_folder_that_is_empty_is_taken(tmp_path: Path):
 @pytest.mark.parametrize("chosen", [True, False])
 def test_a_place_inside_a_file_is_a_mistake(tmp_path: Path, chosen):
     (tmp_path / "file").touch()
-    with pytest.raises(Mistake, match=r"cannot be made.*hydra.run.dir="):
+    with pytest.raises(UserError, match=r"cannot be made.*hydra.run.dir="):
         RunDirectory(tmp_path / "file" / "run").claim(chosen)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.runs.discover import common_folder, find_runs
 
 NAMES = ["+lecture=bigram,seed=1", "+lecture=head,seed=1", "a run with blanks", "[odd]"]
@@ -34,9 +34,7 @@ def test_a_run_is_found_by_its_path_whatever_signs_it_holds(here, name):
     assert find_runs(f"{here}/outputs/lecture/{name}/") == [here / "outputs" / "lecture" / name]
 
 
-@pytest.mark.parametrize(
-    "asked", ["outputs", "outputs/lecture", "outputs/lecture/*", "out*", "outputs/**/*.json", "."]
-)
+@pytest.mark.parametrize("asked", ["outputs", "outputs/lecture", "outputs/lecture/*", "out*", "outputs/**/*.json", "."])
 def test_a_folder_or_a_glob_means_all_runs_below(here, asked):
     assert names(asked) == set(NAMES)
 
@@ -79,5 +77,5 @@ def test_the_common_folder_holds_all_runs_and_is_none_of_them(here):
     ],
 )
 def test_what_means_no_run_is_a_mistake(here, asked, told):
-    with pytest.raises(Mistake, match=told):
+    with pytest.raises(UserError, match=told):
         find_runs(asked)

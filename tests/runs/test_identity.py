@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from chargpt.runs.identity import FREE, LATER, LENGTH, MACHINE, MAY_CHANGE, identity
+from chargpt.runs.identity import LENGTH, MACHINE, MAY_CHANGE, NOT_IDENTITY, OLDER_DEFAULTS, identity
 from chargpt.sweeps.naming import job_name
 
 CONFIG = {
@@ -33,12 +33,12 @@ def test_every_other_setting_makes_it_another_run(key):
     assert changed(key, 7) != identity(OmegaConf.create(CONFIG))
 
 
-@pytest.mark.parametrize("key", LATER)
+@pytest.mark.parametrize("key", OLDER_DEFAULTS)
 def test_a_setting_that_came_later_means_what_was_before(key):
-    assert changed(key, LATER[key]) == identity(OmegaConf.create(CONFIG))
+    assert changed(key, OLDER_DEFAULTS[key]) == identity(OmegaConf.create(CONFIG))
 
 
-@pytest.mark.parametrize("key", [*FREE, *LENGTH])
+@pytest.mark.parametrize("key", [*NOT_IDENTITY, *LENGTH])
 def test_what_may_change_on_resuming_is_not_in_the_name_of_a_folder(key):
     assert job_name(["model.n_layer=2", f"{key}=1"], swept=[]) == "model.n_layer=2"
 

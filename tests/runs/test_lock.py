@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.runs import lock
 
 
@@ -16,7 +16,7 @@ def released():
     lock.release_all()
 
 
-HOLD = "import sys, time; from pathlib import Path; from chargpt.runs import lock; lock.hold(Path(sys.argv[1])); "
+HOLD = "import sys, time; from pathlib import Path; from chargpt.runs import lock; lock.acquire(Path(sys.argv[1])); "
 
 
 def other(folder, then: str) -> subprocess.Popen:
@@ -31,19 +31,19 @@ def test_a_second_process_is_refused_and_told_so(tmp_path):
     process = other(tmp_path, "time.sleep(60)")
     try:
         assert lock.is_held(tmp_path)
-        with pytest.raises(Mistake, match="is being trained by another process"):
-            lock.hold(tmp_path, patience=0.3)
+        with pytest.raises(UserError, match="is being trained by another process"):
+            lock.acquire(tmp_path, patience=0.3)
     finally:
         process.kill()
         process.wait()
     assert not lock.is_held(tmp_path), "the dead hold nothing"
-    lock.hold(tmp_path, patience=0)
+    lock.acquire(tmp_path, patience=0)
 
 
 def test_whoever_waits_gets_it_when_the_other_ends(tmp_path):
     process = other(tmp_path, "time.sleep(1)")
     start = time.monotonic()
-    lock.hold(tmp_path, patience=float("inf"))
+    lock.acquire(tmp_path, patience=float("inf"))
     assert process.wait() == 0
     assert time.monotonic() - start < 30
     assert lock.is_held(tmp_path)
@@ -52,17 +52,17 @@ def test_whoever_waits_gets_it_when_the_other_ends(tmp_path):
 def test_it_is_held_as_long_as_one_lives_who_was_handed_it(tmp_path):
     hand_on = (
         "import subprocess; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(2)'], "
-        "pass_fds=[lock.descriptor_of(Path(sys.argv[1]))])"
+        "pass_fds=[lock.file_descriptor(Path(sys.argv[1]))])"
     )
     process = other(tmp_path, hand_on)
     assert process.wait() == 0
     assert lock.is_held(tmp_path), "its child lives"
-    lock.hold(tmp_path, patience=30)
+    lock.acquire(tmp_path, patience=30)
 
 
 def test_holding_twice_is_holding_once_and_giving_up_leaves_it_to_others(tmp_path):
-    lock.hold(tmp_path)
-    lock.hold(tmp_path)
+    lock.acquire(tmp_path)
+    lock.acquire(tmp_path)
     lock.release(tmp_path)
     assert lock.is_held(tmp_path) is False
     lock.release(tmp_path)
@@ -73,19 +73,19 @@ def test_where_there_are_no_locks_one_can_train_all_the_same_and_is_told(tmp_pat
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(lock, "lock_descriptor", refused)
-    lock.hold(tmp_path)
-    assert lock.holds(tmp_path)
+    lock.acquire(tmp_path)
+    assert lock.is_held_here(tmp_path)
     assert lock.is_held(tmp_path) is None
     assert "cannot be locked" in caplog.text
 
 
 def test_nothing_is_left_where_nothing_came_of_it(tmp_path):
     assert lock.is_held(tmp_path) is None
-    lock.hold(tmp_path)
-    lock.undo_all()
+    lock.acquire(tmp_path)
+    lock.release_and_remove_all()
     assert not list(tmp_path.iterdir())
-    lock.hold(tmp_path)
+    lock.acquire(tmp_path)
     lock.release_all()
-    lock.hold(tmp_path)
-    lock.undo_all()
+    lock.acquire(tmp_path)
+    lock.release_and_remove_all()
     assert [file.name for file in tmp_path.iterdir()] == [lock.NAME], "it was there before"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.training import reading
+from tests.training import run_artifacts
 
 QUIET = "callbacks.samples.max_new_tokens=0"
 
@@ -20,7 +20,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def figures(run: Path) -> dict:
-    return {k: v for k, v in reading.metrics(run).items() if not k.endswith(("_seconds", "_second"))}
+    return {k: v for k, v in run_artifacts.metrics(run).items() if not k.endswith(("_seconds", "_second"))}
 
 
 def new_run(folder: Path) -> Path:
@@ -28,35 +28,35 @@ def new_run(folder: Path) -> Path:
     return found
 
 
-def test_a_rerun_has_the_figures_of_the_run_in_a_directory_of_its_own(verb, run, tmp_path: Path, caplog):
+def test_a_rerun_has_the_figures_of_the_run_in_a_directory_of_its_own(run_cli, run, tmp_path: Path, caplog):
     caplog.set_level(logging.INFO)
-    before = reading.content(run)
-    outcome = verb("train", "rerun=run", QUIET)
+    before = run_artifacts.content(run)
+    outcome = run_cli("train", "rerun=run", QUIET)
     assert outcome.code == 0, outcome.err
     again = new_run(tmp_path)
     assert figures(again) == figures(run)
-    assert not reading.differences(reading.learned(again), reading.learned(run))
+    assert not run_artifacts.differences(run_artifacts.learned(again), run_artifacts.learned(run))
     assert "every figure is that of run" in caplog.text
     assert again.parent.name == yaml.safe_load((run / ".hydra" / "config.yaml").read_text())["name"]
     assert (again / ".hydra" / "overrides.yaml").read_text() == (run / ".hydra" / "overrides.yaml").read_text()
-    assert reading.provenance(again)["command"][1:] == ["rerun=run", QUIET]
-    assert reading.content(run) == before
+    assert run_artifacts.provenance(again)["command"][1:] == ["rerun=run", QUIET]
+    assert run_artifacts.content(run) == before
 
 
-def test_a_rerun_of_a_rerun_that_was_cut_off_goes_on_as_any_run(verb, run, tmp_path: Path):
-    cut = ["+callbacks.cut._target_=tests.training.staged.SignalAt", "+callbacks.cut.name=SIGTERM"]
+def test_a_rerun_of_a_rerun_that_was_cut_off_goes_on_as_any_run(run_cli, run, tmp_path: Path):
+    cut = ["+callbacks.cut._target_=tests.training.fault_injection.SignalAt", "+callbacks.cut.name=SIGTERM"]
     place = "hydra.run.dir=again"
-    assert verb("train", "rerun=run", QUIET, place, *cut, "+callbacks.cut.batch=13").code == 3
-    assert verb("train", "resume=again", QUIET).code == 0
+    assert run_cli("train", "rerun=run", QUIET, place, *cut, "+callbacks.cut.batch=13").code == 3
+    assert run_cli("train", "resume=again", QUIET).code == 0
     assert figures(tmp_path / "again") == figures(run)
 
 
-def test_what_came_out_otherwise_is_told(verb, run, caplog):
-    metrics = reading.metrics(run) | {"val_loss": 9.0}
+def test_what_came_out_otherwise_is_told(run_cli, run, caplog):
+    metrics = run_artifacts.metrics(run) | {"val_loss": 9.0}
     (run / "metrics.json").write_text(json.dumps(metrics))
-    record = reading.provenance(run) | {"processor": "an abacus"}
+    record = run_artifacts.provenance(run) | {"processor": "an abacus"}
     (run / "provenance.json").write_text(json.dumps(record))
-    assert verb("train", "rerun=run", QUIET).code == 0
+    assert run_cli("train", "rerun=run", QUIET).code == 0
     assert "(there 9.0)" in caplog.text
     assert "which had processor an abacus" in caplog.text
 
@@ -70,35 +70,35 @@ def test_what_came_out_otherwise_is_told(verb, run, caplog):
         (["rerun=run", "hydra.run.dir=run"], "run is already there"),
     ],
 )
-def test_what_cannot_be_repeated_is_a_mistake(verb, run, words, told):
-    before = reading.content(run)
-    outcome = verb("train", *words)
+def test_what_cannot_be_repeated_is_a_mistake(run_cli, run, words, told):
+    before = run_artifacts.content(run)
+    outcome = run_cli("train", *words)
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert told in outcome.err
-    assert reading.content(run) == before
+    assert run_artifacts.content(run) == before
 
 
-def test_another_text_is_a_mistake(verb, run):
-    record = reading.provenance(run) | {"corpus_sha256": "0" * 64}
+def test_another_text_is_a_mistake(run_cli, run):
+    record = run_artifacts.provenance(run) | {"corpus_sha256": "0" * 64}
     (run / "provenance.json").write_text(json.dumps(record))
-    outcome = verb("train", "rerun=run")
+    outcome = run_cli("train", "rerun=run")
     assert outcome.code == 2
     assert "another text" in outcome.err
 
 
-def test_a_config_that_is_an_order_is_not_followed(verb, run, monkeypatch):
+def test_a_config_that_is_an_order_is_not_followed(run_cli, run, monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")
     path = run / ".hydra" / "config.yaml"
     path.write_text(path.read_text().replace("name: gpt_nano", "name: ${oc.env:SECRET}"))
-    outcome = verb("train", "rerun=run")
+    outcome = run_cli("train", "rerun=run")
     assert outcome.code == 2
     assert "hunter2" not in outcome.err
     assert "config.yaml is missing or damaged" in outcome.err
 
 
-def test_the_text_may_have_moved(verb, run, text, tmp_path: Path):
+def test_the_text_may_have_moved(run_cli, run, text, tmp_path: Path):
     (tmp_path / "moved.txt").write_text(text)
-    outcome = verb("train", "rerun=run", "data.path=moved.txt", QUIET)
+    outcome = run_cli("train", "rerun=run", "data.path=moved.txt", QUIET)
     assert outcome.code == 0, outcome.err
     assert figures(new_run(tmp_path)) | {"corpus": ""} == figures(run) | {"corpus": ""}
 
@@ -121,7 +121,7 @@ def test_the_text_may_have_moved(verb, run, text, tmp_path: Path):
         ("data.path", "${oc.env:HOME}"),
     ],
 )
-def test_a_config_that_cannot_be_is_a_mistake(verb, run, tmp_path: Path, path, value):
+def test_a_config_that_cannot_be_is_a_mistake(run_cli, run, tmp_path: Path, path, value):
     file = run / ".hydra" / "config.yaml"
     config = yaml.safe_load(file.read_text())
     *parts, key = path.split(".")
@@ -132,6 +132,6 @@ def test_a_config_that_cannot_be_is_a_mistake(verb, run, tmp_path: Path, path, v
     if value is ...:
         del part[key]
     file.write_text(yaml.safe_dump(config))
-    outcome = verb("train", "rerun=run", QUIET)
+    outcome = run_cli("train", "rerun=run", QUIET)
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1), outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -55,7 +55,7 @@ class Sweep:
         return self.process.wait(timeout)
 
     @property
-    def words(self) -> str:
+    def output(self) -> str:
         self.output.seek(0)
         return self.output.read()
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 from PIL import Image
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.sweeps.compare import compare
-from tests.config.test_mistakes import tree
+from tests.config.test_user_errors import tree
 from tests.conftest import REPO
 
 
@@ -21,11 +21,11 @@ def assert_picture(path):
         assert len(set(picture.convert("RGB").resize((50, 50)).getdata())) > 5, "not an empty sheet"
 
 
-def test_it_prints_the_table_and_leaves_two_files_beside_the_runs(verb, run, tmp_path):
+def test_it_prints_the_table_and_leaves_two_files_beside_the_runs(run_cli, run, tmp_path):
     for n in (1, 2):
         run(f"+lecture=x,n_layer={n}", f"model.n_layer={n}", loss=2.0 / n)
     before = tree(tmp_path)
-    outcome = verb("compare")
+    outcome = run_cli("compare")
     assert outcome.code == 0, outcome.err
     assert [line.split()[0] for line in outcome.out.splitlines()[2:4]] == ["2", "1"]
     outputs = tmp_path / "outputs"
@@ -34,19 +34,19 @@ def test_it_prints_the_table_and_leaves_two_files_beside_the_runs(verb, run, tmp
     with (outputs / "sweep.csv").open(newline="") as file:
         assert [row["run"] for row in csv.DictReader(file)] == ["+lecture=x,n_layer=2", "+lecture=x,n_layer=1"]
     assert_picture(outputs / "sweep.png")
-    assert verb("compare").out == outcome.out, "its own files are no runs"
+    assert run_cli("compare").out == outcome.out, "its own files are no runs"
 
 
-def test_a_path_with_commas_and_equals_signs_needs_no_quotes(verb, run, tmp_path):
+def test_a_path_with_commas_and_equals_signs_needs_no_quotes(run_cli, run, tmp_path):
     paths = [run(f"+lecture=x,seed={n}", f"seed={n}", loss=2.0) for n in (1, 2, 3)]
-    outcome = verb("compare", f"runs=[{paths[0]},{paths[2]}]", "folder=a,b=c")
+    outcome = run_cli("compare", f"runs=[{paths[0]},{paths[2]}]", "folder=a,b=c")
     assert outcome.code == 0, outcome.err
     assert {path.name for path in (tmp_path / "a,b=c").iterdir()} == {"sweep.csv", "sweep.png"}
     assert outcome.out.splitlines()[2].split()[-1] == "finished"
     assert "±" in outcome.out
 
 
-def test_a_real_run_beside_strange_ones(verb, finished, tmp_path, run):
+def test_a_real_run_beside_strange_ones(run_cli, finished, tmp_path, run):
     outputs = tmp_path / "outputs"
     shutil.copytree(finished, outputs / "real")
     for n, state in enumerate(("waiting", "running", "interrupted", "failed", "diverged", "pruned")):
@@ -57,7 +57,7 @@ def test_a_real_run_beside_strange_ones(verb, finished, tmp_path, run):
          ("metrics.json", '{"val_loss": 1' + 400 * "0" + "}"), ("metrics.json", '{"val_loss": "low"}')]
     ):  # fmt: skip
         (run(f"strange{n}", f"seed={n}", loss=2.0) / name).write_text(content)
-    outcome = verb("compare")
+    outcome = run_cli("compare")
     assert outcome.code == 0, outcome.err
     for word in ("waiting", "running", "because diverged", "metrics.json is damaged", "config.yaml is damaged"):
         assert word in outcome.out
@@ -74,17 +74,17 @@ def test_runs_of_which_none_finished_are_compared_too(run, tmp_path, capsys):
 
 def test_a_table_that_cannot_be_kept_is_printed_all_the_same(run, tmp_path, capsys):
     (tmp_path / "here" / "sweep.csv" / "in the way").mkdir(parents=True)
-    with pytest.raises(Mistake, match="folder=FOLDER"):
+    with pytest.raises(UserError, match="folder=FOLDER"):
         compare([run("a", loss=2.0)], tmp_path / "here")
     assert "2.0000" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"sweep.csv"}
 
 
-def test_runs_of_two_monitors_have_a_table_and_a_picture_each(verb, run, accurate, tmp_path):
+def test_runs_of_two_monitors_have_a_table_and_a_picture_each(run_cli, run, accurate, tmp_path):
     for n in (1, 2):
         run(f"loss{n}", f"model.n_layer={n}", loss=2.0 / n)
         accurate(f"accuracy{n}", n / 4, f"model.n_layer={n}")
-    outcome = verb("compare")
+    outcome = run_cli("compare")
     assert outcome.code == 0, outcome.err
     lines = [line.split() for line in outcome.out.splitlines()]
     titles = {" ".join(line): n for n, line in enumerate(lines) if "better" in line}

@@ -2,22 +2,20 @@
 
 import csv
 
-from chargpt.runs.record import read_any
+from chargpt.runs.record import read_run
 from chargpt.sweeps.csv_report import write_csv
 from chargpt.sweeps.ranking import rank_apart
 
 
 def rows(folder, *paths) -> list[dict[str, str]]:
-    write_csv(rank_apart([read_any(path) for path in paths]), folder / "sweep.csv")
+    write_csv(rank_apart([read_run(path) for path in paths]), folder / "sweep.csv")
     with (folder / "sweep.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def test_a_row_a_run_with_all_its_figures_in_full(run, tmp_path):
     loss = 2.0 / 3.0
-    paths = [
-        run("a,b=1", "model.n_layer=4", "optimizer.lr=0.0001234567890123", "seed=2", loss=loss, odd=[1, None])
-    ]
+    paths = [run("a,b=1", "model.n_layer=4", "optimizer.lr=0.0001234567890123", "seed=2", loss=loss, odd=[1, None])]
     paths += [run("b", "seed=1", loss=3.0), run("c", "seed=2", loss=3.1)]
     best, *others = rows(tmp_path, *paths)
     assert (best["run"], best["state"], best["reason"]) == ("outputs/a,b=1", "finished", "")
@@ -26,7 +24,7 @@ def test_a_row_a_run_with_all_its_figures_in_full(run, tmp_path):
     assert float(best["val_loss"]) == loss
     assert float(best["training_flops"]) == 30_000 * 20 * 4 * 16
     assert [(row["seed"], row["odd"]) for row in others] == [("1", ""), ("2", "")]
-    assert set(read_any(paths[0]).metrics) < set(best)
+    assert set(read_run(paths[0]).metrics) < set(best)
 
 
 def test_an_unfinished_run_has_its_row(run, tmp_path):

@@ -13,7 +13,7 @@ from chargpt.sweeps.swept_params import ABSENT
     [
         (["model.n_layer", "optimizer.lr"], ["n_layer", "lr"]),
         (["model.attention.bias", "model.norm.bias"], ["attention.bias", "norm.bias"]),
-        (["model/feed_forward", "data/blocks@data", "lecture"], ["feed_forward", "blocks", "lecture"]),
+        (["model/feed_forward", "data/dataloader@data", "lecture"], ["feed_forward", "dataloader", "lecture"]),
         (["model.bias", "model.norm.bias"], ["model.bias", "norm.bias"]),
     ],
 )

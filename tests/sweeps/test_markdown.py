@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.sweeps.markdown import mean_and_spread, put, table
 
 
@@ -31,6 +31,6 @@ def test_only_what_stands_between_the_marks_is_replaced(tmp_path):
 def test_a_file_without_the_marks_is_a_mistake_and_stays(tmp_path):
     file = tmp_path / "README.md"
     file.write_text("# A\n")
-    with pytest.raises(Mistake, match="<!-- one -->"):
+    with pytest.raises(UserError, match="<!-- one -->"):
         put(file, "one", "new\n")
     assert file.read_text() == "# A\n"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from chargpt.sweeps.naming import folder_name, job_name
 
 OVERRIDES = st.lists(
-    st.tuples(st.sampled_from(["seed", "model.n_layer", "+trainer.x", "data/blocks@data"]), st.text()), min_size=1
+    st.tuples(st.sampled_from(["seed", "model.n_layer", "+trainer.x", "data/dataloader@data"]), st.text()), min_size=1
 ).map(lambda pairs: ",".join(f"{key}={value}" for key, value in pairs))
 
 
@@ -56,3 +56,13 @@ def test_the_order_of_the_words_does_not_matter_and_the_model_comes_first():
     words = ["+lecture=head", "seed=2", "model.n_layer=1"]
     name = job_name(words, swept=["seed"])
     assert name == job_name(words[::-1], swept=["seed"]) == "model.n_layer=1,+lecture=head,seed=2"
+
+
+@pytest.mark.parametrize("earlier", ["model/n_grams=none,seed=2", "model/n_grams=none,on_divergence=stop,seed=2"])
+def test_a_folder_that_0_2_named_is_found_again(tmp_path, earlier):
+    words, swept = ["model/ngram_embedding=none", "seed=2", "on_divergence=stop"], ["model.ngram_embedding", "seed"]
+    assert job_name(words, swept, str(tmp_path)) == folder_name("model/ngram_embedding=none,seed=2")
+    (tmp_path / folder_name(earlier)).mkdir()
+    assert job_name(words, swept, str(tmp_path)) == folder_name(earlier)
+    (tmp_path / folder_name("model/ngram_embedding=none,seed=2")).mkdir()
+    assert job_name(words, swept, str(tmp_path)) == folder_name("model/ngram_embedding=none,seed=2")

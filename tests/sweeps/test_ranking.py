@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chargpt.runs.record import RecordedRun, read_any
+from chargpt.runs.record import RunRecord, read_run
 from chargpt.runs.score import BETWEEN_TOKENIZERS, Monitor
 from chargpt.sweeps.ranking import rank, rank_apart
 from tests.sweeps.conftest import WORD_PIECES
 
 
 def ranked(*paths):
-    return rank([read_any(path) for path in paths])
+    return rank([read_run(path) for path in paths])
 
 
 def test_the_best_comes_first_and_the_unfinished_last(run):
@@ -83,7 +83,7 @@ def test_each_monitor_has_a_ranking_and_what_nobody_can_read_joins_the_first(run
     lost = run("c", state="failed")
     (lost / ".hydra" / "config.yaml").unlink()
     paths = [accurate("a", 0.5), run("b", loss=2.0), lost, accurate("d", 0.6, "model.n_layer=4")]
-    rankings = rank_apart([read_any(path) for path in paths])
+    rankings = rank_apart([read_run(path) for path in paths])
     assert [ranking.own for ranking in rankings] == [Monitor("accuracy", "max"), Monitor()]
     assert [[run.path.name for run in ranking.runs] for ranking in rankings] == [["d", "a", "c"], ["b"]]
     with pytest.raises(ValueError, match="unpack"):
@@ -100,7 +100,7 @@ def test_word_pieces_with_more_nats_and_fewer_bits_beat_characters(run, monitor)
         run("died", "model.n_layer=3", state="failed", history=[(5, 2.0)], column="val_bpc", **pieces),
         run("died early", "model.n_layer=4", state="failed", history=[(5, 0.1)], **pieces),
     ]
-    ranking = rank([read_any(path) for path in paths])
+    ranking = rank([read_run(path) for path in paths])
     assert ranking.monitor == BETWEEN_TOKENIZERS
     assert [run.path.name for run in ranking.runs][:3] == ["pieces", "characters", "older"]
     assert [row.lasts for row in ranking.rows][-2:] == [[(5, 2.0)], []]
@@ -118,7 +118,7 @@ def test_the_order_is_that_of_the_figure_that_ranks(runs, mode):
     for n, (score, bits, tokenizer) in enumerate(runs):
         metrics = {"monitor": monitor.name, "mode": mode, "score": score, "val_bpc": bits}
         config = {"seed": 1, "model": {"n_layer": n}, "data": {"tokenizer": {"name": tokenizer}}}
-        recorded.append(RecordedRun(Path(f"{n}"), "finished", metrics=metrics, config=config, monitor=monitor))
+        recorded.append(RunRecord(Path(f"{n}"), "finished", metrics=metrics, config=config, monitor=monitor))
     apart = mode == "min" and len({tokenizer for *_, tokenizer in runs}) > 1
     expected = sorted((bits if apart else score for score, bits, _ in runs), reverse=mode == "max")
     assert [row.score for row in rank(recorded).rows] == expected

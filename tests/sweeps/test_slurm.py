@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import REPO
 from tests.sweeps.processes import Sweep, finished, losses, steps_done
-from tests.training import reading
+from tests.training import run_artifacts
 
 slurm = pytest.importorskip("submitit.slurm.slurm")
 
@@ -21,9 +21,7 @@ def test_what_is_submitted_asks_for_the_devices_of_a_job_and_to_be_queued_again(
         words = ["hydra/launcher=slurm", "trainer.devices=4", "name=deep", "hydra.launcher.partition=long"]
         config = compose("train", words, return_hydra_config=True)
         launcher = OmegaConf.to_container(config.hydra.launcher, resolve=False)
-        asked = {
-            key: OmegaConf.select(config, f"hydra.launcher.{key}") for key in launcher if key != "submitit_folder"
-        }
+        asked = {key: OmegaConf.select(config, f"hydra.launcher.{key}") for key in launcher if key != "submitit_folder"}
     renamed = {"name": "job_name", "timeout_min": "time"}
     mine = {renamed.get(k, k): OmegaConf.to_object(v) if OmegaConf.is_config(v) else v for k, v in asked.items()}
     for key in ("_target_", "max_num_timeout", "tasks_per_node", "mem_gb"):
@@ -48,14 +46,14 @@ def test_a_job_that_is_preempted_saves_itself_and_goes_on_when_it_is_queued_agai
     assert Sweep(tmp_path / "undisturbed", *words).wait() == 0
     sweep = Sweep(tmp_path / "preempted", "hydra/launcher=submitit_local", *words)
     while steps_done(tmp_path) < 400 + 10:
-        assert sweep.process.poll() is None, sweep.words
+        assert sweep.process.poll() is None, sweep.output
         time.sleep(0.01)
     commands = {pid: (Path("/proc") / str(pid) / "cmdline").read_bytes() for pid in sweep.alive()}
     (worker,) = [pid for pid, command in commands.items() if b"submitit.core._submit" in command]
     os.kill(worker, signal.SIGUSR2)  # what Slurm sends before it takes the node away
-    assert sweep.wait() == 0, sweep.words
+    assert sweep.wait() == 0, sweep.output
     (run,) = finished(tmp_path / "preempted").values()
     log = (run / "job.log").read_text()
     assert "interrupted after step" in log and "goes on where it stopped" in log
-    assert [row["step"] for row in reading.history(run)] == [str(step) for step in range(1, 401)]
+    assert [row["step"] for row in run_artifacts.history(run)] == [str(step) for step in range(1, 401)]
     assert set(losses(tmp_path / "preempted").values()) == set(losses(tmp_path / "undisturbed").values())

@@ -19,8 +19,8 @@ from optuna.distributions import FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from chargpt.sweeps.sweep import defaults
-from chargpt.sweeps.trials import INSTEAD_OF, counted, make_up_for_cut_off
+from chargpt.sweeps.sweep import default_overrides
+from chargpt.sweeps.trials import INSTEAD_OF, counted_trials, replace_interrupted_trials
 from tests.conftest import REPO
 
 RATES = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
@@ -35,9 +35,7 @@ ACCURACY = {"monitor": "accuracy", "mode": "max"}
 class Pretender:
     """A launcher whose jobs have these metrics at once; the search is cut off in job number `cut`."""
 
-    def __init__(
-        self, loader, config: DictConfig, figures: Callable[[DictConfig], dict[str, Any]], cut: int | None
-    ):
+    def __init__(self, loader, config: DictConfig, figures: Callable[[DictConfig], dict[str, Any]], cut: int | None):
         self._loader, self._config, self._figures, self._cut = loader, config, figures, cut
         self.jobs: list[list[str]] = []
 
@@ -70,7 +68,7 @@ def search(tmp_path):
         words = ["model=gpt_nano", "trainer.max_steps=60", f"hydra.sweep.dir={tmp_path}/sweep", *words]
         if not any(word.startswith("hydra/sweeper=") for word in words):
             words.append("hydra/sweeper=random")
-        words += defaults(words)
+        words += default_overrides(words)
         with hydra.initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
             loader = GlobalHydra.instance().hydra.config_loader
             config = loader.load_configuration("train", words, RunMode.MULTIRUN)
@@ -78,9 +76,7 @@ def search(tmp_path):
             with open_dict(config):
                 config.update(settings or {})
             context = HydraContext(config_loader=loader, callbacks=None)
-            sweeper = Plugins.instance().instantiate_sweeper(
-                config=config, hydra_context=context, task_function=None
-            )
+            sweeper = Plugins.instance().instantiate_sweeper(config=config, hydra_context=context, task_function=None)
             sweeper._launcher = launcher = Pretender(loader, config, figures, cut)
             try:
                 sweeper.sweep(words)
@@ -124,9 +120,7 @@ def test_the_highest_is_the_best_where_more_is_better(search, tmp_path, caplog):
     assert study.best_value == max(rates)
     assert f"accuracy {max(rates):.4f}" in caplog.text
     search(RATES, "hydra.sweeper.n_trials=1")
-    assert {study.direction for study in studies(tmp_path).values()} == {*StudyDirection} - {
-        StudyDirection.NOT_SET
-    }
+    assert {study.direction for study in studies(tmp_path).values()} == {*StudyDirection} - {StudyDirection.NOT_SET}
 
 
 @pytest.mark.parametrize("word", ["data/tokenizer=character,pieces", "+data.tokenizer.size=256,512"])
@@ -137,10 +131,10 @@ def test_a_search_over_tokenizers_compares_bits(search, tmp_path, word):
     more = ["hydra.sweeper.n_trials=2", "hydra/sweeper=halving", f"hydra.searchpath=[file://{tmp_path}/mine]"]
     jobs = search(word, *more, figures=figures)
     (study,) = studies(tmp_path).values()
-    assert [trial.value for trial in counted(study)] == [1.5, 1.5]
+    assert [trial.value for trial in counted_trials(study)] == [1.5, 1.5]
     assert all("+callbacks.pruning.monitor='val_bpc'" in words for words in jobs)
     assert [words[-2] for words in jobs] == [
-        f"+callbacks.pruning.trial={trial.number}" for trial in counted(study)
+        f"+callbacks.pruning.trial={trial.number}" for trial in counted_trials(study)
     ]
 
 
@@ -165,7 +159,7 @@ def test_a_trial_that_was_cut_off_twice_is_made_up_for_and_does_not_count(search
     (study,) = studies(tmp_path).values()
     states = [trial.state for trial in study.trials]
     assert states == [TrialState.COMPLETE] * 2 + [TrialState.FAIL] * 2 + [TrialState.COMPLETE] * 2
-    assert [trial.number for trial in counted(study)] == [0, 1, 4, 5]
+    assert [trial.number for trial in counted_trials(study)] == [0, 1, 4, 5]
     cut, again, last = (study.trials[n] for n in (2, 3, 4))
     assert cut.params == again.params == last.params
     assert cut.user_attrs["home"] == last.user_attrs["home"]
@@ -176,16 +170,16 @@ def test_who_is_cut_off_while_it_makes_up_does_so_once():
     study = optuna.create_study()
     trial = study.ask({"rate": FloatDistribution(0, 1)})
     study.enqueue_trial(trial.params, user_attrs={INSTEAD_OF: trial.number})  # and then it was killed
-    make_up_for_cut_off(study)
+    replace_interrupted_trials(study)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
-    assert counted(study) == []
+    assert counted_trials(study) == []
 
 
 def test_a_trial_that_was_cut_off_as_it_was_drawn_is_drawn_again_to_the_end():
     study = optuna.create_study()
     study.ask()
-    make_up_for_cut_off(study)
+    replace_interrupted_trials(study)
     again = study.ask({"rate": FloatDistribution(0, 1)})
     assert again.params.keys() == {"rate"}
     study.tell(again, 1.0)
-    assert [trial.number for trial in counted(study)] == [1]
+    assert [trial.number for trial in counted_trials(study)] == [1]

@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 
 from tests.conftest import process
 from tests.sweeps.processes import Sweep, finished, losses, steps_done, touched
-from tests.training import reading
+from tests.training import run_artifacts
 
 pytestmark = pytest.mark.slow
 
-DIE = "+callbacks.die._target_=tests.training.staged.DieInRank"
+DIE = "+callbacks.die._target_=tests.training.fault_injection.DieInRank"
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_sweep_runs_every_combination_to_its_end(tiny, tmp_path):
     runs = finished(tmp_path)
     configs = [OmegaConf.load(run / ".hydra" / "config.yaml").model for run in runs.values()]
     assert sorted((c.n_layer, c.dropout) for c in configs) == [(1, 0), (1, 0.1), (2, 0), (2, 0.1)]
-    assert {reading.status(run)["state"] for run in runs.values()} == {"finished"}
+    assert {run_artifacts.status(run)["state"] for run in runs.values()} == {"finished"}
     assert "n_layer" in outcome.out and "dropout" in outcome.out, "it ends in a table of what varies"
 
 
@@ -42,19 +42,19 @@ def test_two_devices_a_job_are_two_processes_and_one_directory_and_what_a_single
     while sweep.process.poll() is None:
         most = max(most, len(sweep.alive()))
         time.sleep(0.1)
-    assert sweep.wait() == 0, sweep.words
+    assert sweep.wait() == 0, sweep.output
     assert most <= 1 + 1 + 2, "the sweep, who started the ranks, and two ranks"
     assert not sweep.alive()
     runs = finished(tmp_path)
     assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"gpt_nano"}
     below = {path.name for path in (tmp_path / "outputs" / "gpt_nano").iterdir()}
     assert below == {*runs, "multirun.yaml", "sweep.csv", "sweep.png"}
-    assert [reading.metrics(run)["devices"] for run in runs.values()] == [2, 2]
+    assert [run_artifacts.metrics(run)["devices"] for run in runs.values()] == [2, 2]
     for name, run in runs.items():
         depth = OmegaConf.load(run / ".hydra" / "config.yaml").model.n_layer
         alone = process(tmp_path, "train", f"model.n_layer={depth}", *words, *two, f"hydra.run.dir=one{depth}")
         assert alone.code == 0, alone.err
-        single = reading.metrics(tmp_path / f"one{depth}")["final_val_loss"]
+        single = run_artifacts.metrics(tmp_path / f"one{depth}")["final_val_loss"]
         assert losses(tmp_path / "outputs")[name] == pytest.approx(single, abs=1e-6)
 
 
@@ -63,12 +63,12 @@ def test_a_rank_that_dies_ends_its_job_and_not_the_sweep(words, tmp_path, rank, 
     die = [DIE, f"+callbacks.die.rank={rank}", "+callbacks.die.step=7", f"+callbacks.die.how={how}"]
     die += ["+callbacks.die.value=${model.n_layer}", "+callbacks.die.where=2"]
     sweep = Sweep(tmp_path, "model.n_layer=1,2,3", *words, "trainer.devices=2", *die)
-    assert sweep.wait() == 1, sweep.words
+    assert sweep.wait() == 1, sweep.output
     assert not sweep.alive()
     states = {}
     for file in (tmp_path / "outputs").rglob("status.json"):
         depth = OmegaConf.load(file.parent / ".hydra" / "config.yaml").model.n_layer
-        states[depth] = reading.status(file.parent)
+        states[depth] = run_artifacts.status(file.parent)
     assert {depth: status["state"] for depth, status in states.items()} == {
         1: "finished",
         2: "failed",
@@ -76,7 +76,7 @@ def test_a_rank_that_dies_ends_its_job_and_not_the_sweep(words, tmp_path, rank, 
     }
     reason = "RuntimeError: a rank is broken" if how == "raise" else "was killed by SIGKILL"
     assert states[2]["reason"].startswith(f"rank {rank} ") and reason in states[2]["reason"]
-    table = sweep.words[sweep.words.rindex("val loss") :]
+    table = sweep.output[sweep.output.rindex("val loss") :]
     assert table.count("finished") == 2 and reason in table
 
 
@@ -94,31 +94,31 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_been(word
         sweep = Sweep(place, *over, *words, *more)
         while steps_done(place) < step and sweep.process.poll() is None:
             time.sleep(0.005)
-        assert sweep.process.poll() is None, sweep.words
+        assert sweep.process.poll() is None, sweep.output
         sweep.kill()
         for name, run in finished(place).items():
             done.setdefault(name, touched(run))
     last = Sweep(place, *over, *words, *more)
-    assert last.wait() == 0, last.words
+    assert last.wait() == 0, last.output
     runs = finished(place)
     assert len(runs) == 4
     assert done, "some run was finished before the last kill"
     for name, before in done.items():
         assert touched(runs[name]) == before
-        assert f"{name} is finished already" in last.words
+        assert f"{name} is finished already" in last.output
     assert losses(place) == losses(tmp_path / "undisturbed")
 
 
 def test_the_same_sweep_from_two_shells_runs_each_job_once(words, tmp_path):
     more = ["model.n_layer=1,2", "trainer.max_steps=40", "trainer.log_every_n_steps=1"]
     sweeps = [Sweep(tmp_path, *words, *more) for _ in range(2)]
-    assert [sweep.wait() for sweep in sweeps] == [0, 0], "\n".join(sweep.words for sweep in sweeps)
+    assert [sweep.wait() for sweep in sweeps] == [0, 0], "\n".join(sweep.output for sweep in sweeps)
     runs = finished(tmp_path)
     assert len(runs) == 2
     for run in runs.values():
-        assert [row["step"] for row in reading.history(run)] == [str(step) for step in range(1, 41)]
+        assert [row["step"] for row in run_artifacts.history(run)] == [str(step) for step in range(1, 41)]
         assert (run / "train.log").read_text().count("parameters") == 1, "it began once"
-    said = "".join(sweep.words for sweep in sweeps)
+    said = "".join(sweep.output for sweep in sweeps)
     assert said.count("is finished already") == 2
 
 
@@ -128,7 +128,7 @@ def test_the_same_sweep_with_a_later_end_goes_on_and_another_run_in_its_place_is
     further = process(tmp_path, "train", "-m", *over, *words, "trainer.max_steps=30")
     assert further.code == 0, further.err
     runs = finished(tmp_path)
-    assert {reading.metrics(run)["steps"] for run in runs.values()} == {30}
+    assert {run_artifacts.metrics(run)["steps"] for run in runs.values()} == {30}
     assert len(runs) == 2
     for run in runs.values():
         config = run / ".hydra" / "config.yaml"
@@ -192,7 +192,7 @@ def test_a_signal_to_the_sweep_alone_ends_it_however_early(words, tmp_path, numb
         time.sleep(0.002)
     time.sleep(1.0)  # the job imports what it needs
     sweep.process.send_signal(number)
-    assert sweep.wait(60) == 3, sweep.words
+    assert sweep.wait(60) == 3, sweep.output
     assert not sweep.alive()
 
 
@@ -200,14 +200,14 @@ def test_ctrl_c_ends_the_sweep_with_code_3_and_the_same_command_goes_on(words, t
     more = ["model.n_layer=1,2", "trainer.max_steps=4000", "trainer.log_every_n_steps=1"]
     sweep = Sweep(tmp_path, *words, *more)
     while steps_done(tmp_path) < 20:
-        assert sweep.process.poll() is None, sweep.words
+        assert sweep.process.poll() is None, sweep.output
         time.sleep(0.01)
     os.killpg(sweep.process.pid, signal.SIGINT)  # as the terminal does
-    assert sweep.wait() == 3, sweep.words
-    assert "The same command goes on where it stopped" in sweep.words
-    assert "Traceback" not in sweep.words
+    assert sweep.wait() == 3, sweep.output
+    assert "The same command goes on where it stopped" in sweep.output
+    assert "Traceback" not in sweep.output
     (run,) = (file.parent for file in Path(tmp_path).rglob("status.json"))
-    assert reading.status(run)["state"] == "interrupted"
-    step = reading.checkpoint(run)["global_step"]
+    assert run_artifacts.status(run)["state"] == "interrupted"
+    step = run_artifacts.checkpoint(run)["global_step"]
     again = process(tmp_path, "train", "-m", *words, "model.n_layer=1", f"trainer.max_steps={step + 5}")
     assert again.code == 2 and "planned for 4000" in again.err

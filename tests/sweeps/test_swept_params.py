@@ -1,13 +1,13 @@
 """What varies, and that each thing is said once and in the words one would type."""
 
-from chargpt.runs.record import read_any
-from chargpt.sweeps.swept_params import ABSENT, varying
+from chargpt.runs.record import read_run
+from chargpt.sweeps.swept_params import ABSENT, swept_params
 
 RMS = {"model.norm._target_": "torch.nn.RMSNorm", "model.norm.bias": False}
 
 
 def columns(*paths):
-    return varying([read_any(path) for path in paths])
+    return swept_params([read_run(path) for path in paths])
 
 
 def test_only_what_differs_is_a_key(run):

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from chargpt.runs.record import read_any
+from chargpt.runs.record import read_run
 from chargpt.sweeps import table
 from chargpt.sweeps.ranking import rank
 from tests.sweeps.conftest import WORD_PIECES
@@ -17,7 +17,7 @@ def shown(capsys, tmp_path, monkeypatch):
         if columns:
             made = lambda **settings: Console(force_terminal=True, width=columns, color_system=None, **settings)  # noqa: E731
             monkeypatch.setattr(table, "_Console", made)
-        table.print_ranking(rank([read_any(path) for path in paths]), tmp_path)
+        table.print_ranking(rank([read_run(path) for path in paths]), tmp_path)
         return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
     return shown

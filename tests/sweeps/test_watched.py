@@ -6,7 +6,7 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from hydra_plugins.chargpt_ray_launcher import _Watched
+from hydra_plugins.chargpt_ray_launcher import _JobStatus
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_a_line_says_how_a_job_ended(tmp_path, caplog, metrics, state, told):
     (tmp_path / "job" / "status.json").write_text(json.dumps(status))
     outcome = {"home": str(tmp_path / "job"), "code": 0, "metrics": metrics, "reason": ""}
     caplog.set_level("INFO")
-    _Watched(3, OmegaConf.create({"hydra": hydra}), set()).tell_end(
+    _JobStatus(3, OmegaConf.create({"hydra": hydra}), set()).log_result(
         JobReturn(_return_value=outcome, status=JobStatus.COMPLETED), "1 of 2"
     )
     assert caplog.messages == [told]

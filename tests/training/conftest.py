@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from chargpt.inference.pretrained import TrainedModel
+from chargpt.inference.pretrained import PretrainedModel
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the processes that the tests start take it over
 
@@ -22,10 +22,10 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch: pytest.MonkeyPatch):
     """A run in this process leaves a sample of 20 characters; that of `finished` is whole."""
-    generate = TrainedModel.generate
+    generate = PretrainedModel.generate
 
     @functools.wraps(generate)
     def short(self, *args, max_new_tokens, **settings):
         return generate(self, *args, max_new_tokens=min(20, max_new_tokens), **settings)
 
-    monkeypatch.setattr(TrainedModel, "generate", short)
+    monkeypatch.setattr(PretrainedModel, "generate", short)

@@ -20,7 +20,7 @@ import pytest
 
 from tests.conftest import REPO, Outcome, process
 from tests.sweeps.processes import finished, touched
-from tests.training import reading
+from tests.training import run_artifacts
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ TWO = "model.n_layer=2"
 SETTINGS = ["trainer.compile=false", "trainer.devices=1", "data.batch_size=8"]
 LATER_SETTINGS = {"0.1": [], "0.2": ["on_divergence=rollback"]}
 
-STAGED = "+callbacks.end._target_=tests.training.staged"
+STAGED = "+callbacks.end._target_=tests.training.fault_injection"
 
 
 def signal_at(name: str, batch: int) -> list[str]:
@@ -156,7 +156,7 @@ def current(work: Path, name: str, *words: str) -> Outcome:
 
 def figures(run: Path) -> dict[str, float]:
     """The results of training in metrics.json."""
-    return {key: reading.metrics(run)[key] for key in ("steps", "best_step", "val_loss", "final_val_loss")}
+    return {key: run_artifacts.metrics(run)[key] for key in ("steps", "best_step", "val_loss", "final_val_loss")}
 
 
 def approximately(figures: dict[str, float]) -> dict[str, float]:
@@ -178,7 +178,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def test_an_interrupted_run_comes_out_as_one_that_was_not(old):
     shutil.copytree(old.work / "stopped", old.work / "by_file")
-    assert reading.status(old.work / "stopped")["state"] == "interrupted"
+    assert run_artifacts.status(old.work / "stopped")["state"] == "interrupted"
     in_parallel(
         [
             lambda: current(old.work, "train", "resume=auto", "hydra.run.dir=stopped", *NANO, TWO),
@@ -189,14 +189,14 @@ def test_an_interrupted_run_comes_out_as_one_that_was_not(old):
     uncut = old.work / "run"
     for resumed in (old.work / "stopped", old.work / "by_file"):
         assert figures(resumed) == figures(uncut)
-        assert reading.history(resumed, "step", "val_loss") == reading.history(uncut, "step", "val_loss")
-        weights = [reading.checkpoint(run)["state_dict"] for run in (resumed, uncut)]
-        assert not reading.differences(*weights)
+        assert run_artifacts.history(resumed, "step", "val_loss") == run_artifacts.history(uncut, "step", "val_loss")
+        weights = [run_artifacts.checkpoint(run)["state_dict"] for run in (resumed, uncut)]
+        assert not run_artifacts.differences(*weights)
     assert figures(old.work / "killed") == approximately(figures(old.work / "modern"))
 
 
 def test_a_finished_run_goes_on_to_a_later_end(old):
-    extended = reading.status(old.work / "extended")
+    extended = run_artifacts.status(old.work / "extended")
     assert (extended["state"], extended["step"]) == ("interrupted", 33)
     in_parallel(
         [
@@ -204,7 +204,7 @@ def test_a_finished_run_goes_on_to_a_later_end(old):
             lambda: current(old.work, "train", "resume=extended"),
         ]
     )
-    assert reading.metrics(old.work / "run")["steps"] == 40
+    assert run_artifacts.metrics(old.work / "run")["steps"] == 40
     assert figures(old.work / "extended") == figures(old.work / "run")
 
 
@@ -222,14 +222,14 @@ def test_a_trained_model_is_used_as_it_was(old):
     exported, looked = in_parallel(
         [
             lambda: current(old.work, "export", "run=modern", "file=exported.safetensors"),
-            lambda: current(old.work, "look", "run=modern"),
+            lambda: current(old.work, "visualize", "run=modern"),
         ]
     )
     for name, sample, measure in zip(names, sampled, measured, strict=True):
         written = (old.work / name / "sample.txt").read_text()  # by the earlier code
         assert len(written) > 500
         assert sample.out == written
-        assert f"{reading.metrics(old.work / name)['val_loss']:.4f} nats a token" in measure.out
+        assert f"{run_artifacts.metrics(old.work / name)['val_loss']:.4f} nats a token" in measure.out
     assert "after 20 steps" in exported.out
     assert current(old.work, "sample", "run=exported.safetensors").out == sampled[1].out
     pictures = {path.name for path in (old.work / "modern" / "pictures").iterdir()}
@@ -269,7 +269,7 @@ def test_a_run_is_repeated(old):
     outcome = current(old.work, "train", "rerun=run", "hydra.run.dir=again")
     assert figures(old.work / "again") == figures(old.work / "run")
     columns = ("step", "train_loss", "val_loss")
-    assert reading.history(old.work / "again", *columns) == reading.history(old.work / "run", *columns)
+    assert run_artifacts.history(old.work / "again", *columns) == run_artifacts.history(old.work / "run", *columns)
     assert "every figure is that of run" in outcome.err
 
 
@@ -290,7 +290,7 @@ def test_runs_of_all_versions_stand_in_one_table(versions, tmp_path):
     for name, run in runs.items():
         if (run / "metrics.json").exists():
             assert table[name]["state"] == "finished"
-            assert float(table[name]["val_loss"]) == reading.metrics(run)["val_loss"]
+            assert float(table[name]["val_loss"]) == run_artifacts.metrics(run)["val_loss"]
         else:
             assert table[name]["state"] == "interrupted"
     assert table["new"]["val_loss"] == table["0.1/run"]["val_loss"] == table["0.2/run"]["val_loss"]

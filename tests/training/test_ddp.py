@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import Outcome, process
-from tests.training import reading
+from tests.training import run_artifacts
 
 PLAIN = ["model.dropout=0.0", "optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0.0", "schedule=constant"]
 PLAIN += ["data.validation_tokens=48", "trainer.gradient_clip_val=null", "trainer.log_every_n_steps=1"]
@@ -34,8 +34,8 @@ def run_of(two: tuple[Path, Outcome]) -> Path:
 
 
 @pytest.fixture
-def one(verb, tiny, tmp_path: Path) -> Path:
-    outcome = verb("train", *tiny, *PLAIN, "hydra.run.dir=one")
+def one(run_cli, tiny, tmp_path: Path) -> Path:
+    outcome = run_cli("train", *tiny, *PLAIN, "hydra.run.dir=one")
     assert outcome.code == 0, outcome.err
     return tmp_path / "one"
 
@@ -45,10 +45,10 @@ def test_two_processes_share_one_run_directory_under_the_runs_name(two):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", run.name)
     assert [p.name for p in two[0].iterdir()] == ["outputs"]
     assert [p.name for p in (two[0] / "outputs").iterdir()] == ["two"]
-    assert reading.provenance(run)["devices"] == reading.metrics(run)["devices"] == 2
-    assert reading.status(run)["state"] == "finished"
+    assert run_artifacts.provenance(run)["devices"] == run_artifacts.metrics(run)["devices"] == 2
+    assert run_artifacts.status(run)["state"] == "finished"
     assert len(list((run / "tensorboard").iterdir())) == 1
-    assert [row["step"] for row in reading.history(run)] == ["1", "2"]
+    assert [row["step"] for row in run_artifacts.history(run)] == ["1", "2"]
     files = {p.name for p in (run / "checkpoints").iterdir()}
     assert files == {"last.ckpt", "best.ckpt"}
 
@@ -64,23 +64,23 @@ def test_two_processes_speak_with_one_voice(two):
 
 def test_two_processes_learn_what_one_learns(two, one):
     run = run_of(two)
-    for mine, theirs in zip(reading.history(one), reading.history(run), strict=True):
+    for mine, theirs in zip(run_artifacts.history(one), run_artifacts.history(run), strict=True):
         for column in ("train_loss", "grad_norm", "lr"):
             assert float(theirs[column]) == pytest.approx(float(mine[column]), rel=1e-5), column
-    mine, theirs = (reading.checkpoint(r)["state_dict"] for r in (one, run))
+    mine, theirs = (run_artifacts.checkpoint(r)["state_dict"] for r in (one, run))
     assert mine.keys() == theirs.keys()
     for name, weights in mine.items():
         torch.testing.assert_close(theirs[name], weights, rtol=0, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow
-def test_members_learn_from_the_same_sequences_in_two_processes(verb, tiny, tmp_path: Path):
-    members = ["model=gpt_ensemble", "model.members=2", "model.n_grams.dropout=0", "model.token_dropout=0"]
+def test_members_learn_from_the_same_sequences_in_two_processes(run_cli, tiny, tmp_path: Path):
+    members = ["model=gpt_ensemble", "model.members=2", "model.ngram_embedding.dropout=0", "model.token_dropout=0"]
     words = [*tiny, *members, *PLAIN]
-    assert verb("train", *words, "hydra.run.dir=one").code == 0
+    assert run_cli("train", *words, "hydra.run.dir=one").code == 0
     outcome = process(tmp_path, "train", *words, "trainer.devices=2", "hydra.run.dir=two")
     assert outcome.code == 0, outcome.err
-    mine, theirs = (reading.checkpoint(tmp_path / r)["state_dict"] for r in ("one", "two"))
+    mine, theirs = (run_artifacts.checkpoint(tmp_path / r)["state_dict"] for r in ("one", "two"))
     for name, weights in mine.items():
         torch.testing.assert_close(theirs[name], weights, rtol=0, atol=1e-5, msg=name)
 
@@ -89,38 +89,38 @@ def test_two_processes_measure_what_one_measures_although_the_blocks_do_not_divi
     predictions = len(text) - int(0.9 * len(text)) - 1
     blocks = -(-predictions // 16)
     assert blocks % (2 * 3), "this text would not show padding: 3 blocks make a pass, on each of two processes"
-    losses = [reading.metrics(r)["final_val_loss"] for r in (one, run_of(two))]
+    losses = [run_artifacts.metrics(r)["final_val_loss"] for r in (one, run_of(two))]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
-def test_a_run_of_two_goes_on_with_one_and_the_log_says_so(two, verb, tiny, tmp_path: Path, caplog):
+def test_a_run_of_two_goes_on_with_one_and_the_log_says_so(two, run_cli, tiny, tmp_path: Path, caplog):
     caplog.set_level(logging.INFO)
     run = tmp_path / "run"
     shutil.copytree(run_of(two), run)
-    outcome = verb("train", "resume=run", "trainer.devices=1", "trainer.max_steps=4")
+    outcome = run_cli("train", "resume=run", "trainer.devices=1", "trainer.max_steps=4")
     assert outcome.code == 0, outcome.err
     log = (run / "train.log").read_text()
     assert "instead of 2" in log
-    assert verb("train", *tiny, *PLAIN, "trainer.max_steps=4", "hydra.run.dir=one").code == 0
-    mine, theirs = (reading.checkpoint(r)["state_dict"] for r in (tmp_path / "one", run))
+    assert run_cli("train", *tiny, *PLAIN, "trainer.max_steps=4", "hydra.run.dir=one").code == 0
+    mine, theirs = (run_artifacts.checkpoint(r)["state_dict"] for r in (tmp_path / "one", run))
     for name, weights in mine.items():
         torch.testing.assert_close(theirs[name], weights, rtol=0, atol=1e-4, msg=name)
-    assert [row["step"] for row in reading.history(run)] == ["1", "2", "3", "4"]
-    assert (reading.metrics(run)["steps"], reading.metrics(run)["devices"]) == (4, 1)
+    assert [row["step"] for row in run_artifacts.history(run)] == ["1", "2", "3", "4"]
+    assert (run_artifacts.metrics(run)["steps"], run_artifacts.metrics(run)["devices"]) == (4, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_each_process_draws_its_own_dropout(verb, tiny, tmp_path: Path, dropout):
+def test_each_process_draws_its_own_dropout(run_cli, tiny, tmp_path: Path, dropout):
     """The text holds one block only, so both processes see the same; what differs is what they drop."""
     text = tmp_path / "short.txt"
     text.write_text("O what a night, men")  # 17 characters to train on
     words = [*PLAIN, f"data.path={text}", f"model.dropout={dropout}", "trainer.max_steps=1"]
     two = process(tmp_path, "train", *tiny, *words, "data.batch_size=2", "trainer.devices=2", "hydra.run.dir=two")
     assert two.code == 0, two.err
-    one = verb("train", *tiny, *words, "data.batch_size=1", "hydra.run.dir=one")
+    one = run_cli("train", *tiny, *words, "data.batch_size=1", "hydra.run.dir=one")
     assert one.code == 0, one.err
-    one, two = (float(reading.history(tmp_path / name)[0]["train_loss"]) for name in ("one", "two"))
+    one, two = (float(run_artifacts.history(tmp_path / name)[0]["train_loss"]) for name in ("one", "two"))
     assert (one == pytest.approx(two, abs=1e-6)) == (dropout == 0)
 
 
@@ -131,4 +131,4 @@ def test_two_processes_that_diverge_say_so_once(tiny, tmp_path: Path):
     assert outcome.code == 1
     assert outcome.err.count("train.py: ") == 1
     assert "Traceback" not in outcome.err
-    assert reading.status(tmp_path / "run")["state"] == "diverged"
+    assert run_artifacts.status(tmp_path / "run")["state"] == "diverged"

@@ -13,9 +13,9 @@ import torch
 from omegaconf import OmegaConf
 
 import chargpt
-from chargpt.utils.atomic_write import whole
+from chargpt.utils.atomic_write import atomic_write
 from tests.conftest import REPO
-from tests.training import reading
+from tests.training import run_artifacts
 
 METRICS = {
     *("val_loss", "final_val_loss", "initial_loss", "val_bpc", "val_perplexity", "best_step", "steps"),
@@ -37,12 +37,12 @@ def test_a_finished_run_holds_the_files_of_the_contract_and_no_others(finished):
 
 
 def test_the_status_says_finished_at_the_last_step(finished):
-    status = reading.status(finished)
+    status = run_artifacts.status(finished)
     assert (status["state"], status["step"], status["reason"]) == ("finished", 20, "")
 
 
 def test_history_has_the_columns_of_the_contract_and_a_row_a_logged_step(finished):
-    rows = reading.history(finished)
+    rows = run_artifacts.history(finished)
     assert list(rows[0]) == ["step", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "val_bpc"]
     assert [row["step"] for row in rows] == ["1", "5", "10", "15", "20"]
     assert [row["step"] for row in rows if row["val_loss"]] == ["10", "20"]
@@ -50,13 +50,13 @@ def test_history_has_the_columns_of_the_contract_and_a_row_a_logged_step(finishe
 
 
 def test_metrics_are_flat_and_have_the_keys_of_the_contract(finished):
-    metrics = reading.metrics(finished)
+    metrics = run_artifacts.metrics(finished)
     assert metrics.keys() >= METRICS
     assert {type(value) for value in metrics.values()} <= {int, float, str}
 
 
 def test_metrics_agree_with_history_and_with_each_other(finished, text):
-    metrics, rows = reading.metrics(finished), reading.history(finished)
+    metrics, rows = run_artifacts.metrics(finished), run_artifacts.history(finished)
     losses = {int(row["step"]): float(row["val_loss"]) for row in rows if row["val_loss"]}
     assert metrics["val_loss"] == min(losses.values()) == losses[metrics["best_step"]]
     assert metrics["final_val_loss"] == losses[metrics["steps"]]
@@ -73,7 +73,7 @@ def test_metrics_agree_with_history_and_with_each_other(finished, text):
 
 
 def test_provenance_says_what_ran_on_what(finished, text, tiny):
-    record = reading.provenance(finished)
+    record = run_artifacts.provenance(finished)
     assert record["corpus_sha256"] == hashlib.sha256(text.encode()).hexdigest()
     assert record["versions"]["torch"] == version("torch")
     assert record["versions"].keys() >= {"chargpt", "torch", "lightning", "hydra-core", "numpy"}
@@ -87,7 +87,7 @@ def test_provenance_names_the_commit_of_the_code(finished):
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPO, capture_output=True, text=True, check=False)
     if git.returncode:
         pytest.skip("the code is not in a git repository here")
-    commit = reading.provenance(finished)["git_commit"]
+    commit = run_artifacts.provenance(finished)["git_commit"]
     known = subprocess.run(["git", "cat-file", "-t", commit], cwd=REPO, capture_output=True, text=True, check=True)
     assert known.stdout.strip() == "commit"
 
@@ -102,7 +102,7 @@ def plain(data) -> bool:
 
 @pytest.mark.parametrize(("name", "step"), [("best", 20), ("last", 20), ("previous", 10)])
 def test_each_checkpoint_is_self_contained_plain_data_and_safe_to_load(finished, text, name, step):
-    checkpoint = reading.checkpoint(finished, name)  # with weights_only=True
+    checkpoint = run_artifacts.checkpoint(finished, name)  # with weights_only=True
     assert checkpoint["global_step"] == step
     ours = checkpoint["chargpt"]
     assert plain(ours)
@@ -115,8 +115,8 @@ def test_each_checkpoint_is_self_contained_plain_data_and_safe_to_load(finished,
 
 
 def test_the_checkpoints_are_one_validation_apart(finished):
-    last, previous = reading.checkpoint(finished, "last"), reading.checkpoint(finished, "previous")
-    assert reading.differences(last["state_dict"], previous["state_dict"])
+    last, previous = run_artifacts.checkpoint(finished, "last"), run_artifacts.checkpoint(finished, "previous")
+    assert run_artifacts.differences(last["state_dict"], previous["state_dict"])
 
 
 def test_the_sample_is_the_best_checkpoints(finished):
@@ -132,88 +132,88 @@ def test_the_log_holds_the_opening_and_each_validation_as_plain_text(finished):
     assert not re.search(r"[^\n -~]", log)
 
 
-def test_the_best_model_is_kept_when_later_ones_are_worse(verb, tiny, tmp_path: Path):
+def test_the_best_model_is_kept_when_later_ones_are_worse(run_cli, tiny, tmp_path: Path):
     """A step too far before step 9 spoils the model: the validations at 9 and 12 are worse than that at 6."""
     words = ["trainer.max_steps=12", "trainer.val_check_interval=3", "optimizer.lr=0.01", "schedule=constant"]
-    fault = ["_target_=tests.training.staged.Fault", "step=8", "lr=3.0"]
-    outcome = verb("train", *tiny, *words, *(f"+callbacks.fault.{word}" for word in fault), "hydra.run.dir=run")
+    fault = ["_target_=tests.training.fault_injection.Fault", "step=8", "lr=3.0"]
+    outcome = run_cli("train", *tiny, *words, *(f"+callbacks.fault.{word}" for word in fault), "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     run = tmp_path / "run"
-    metrics = reading.metrics(run)
-    losses = {int(row["step"]): float(row["val_loss"]) for row in reading.history(run) if row["val_loss"]}
+    metrics = run_artifacts.metrics(run)
+    losses = {int(row["step"]): float(row["val_loss"]) for row in run_artifacts.history(run) if row["val_loss"]}
     assert list(losses) == [3, 6, 9, 12]
     assert metrics["best_step"] == min(losses, key=losses.get) == 6
     assert (metrics["val_loss"], metrics["final_val_loss"]) == (losses[6], losses[12])
-    assert reading.checkpoint(run, "best")["global_step"] == 6
+    assert run_artifacts.checkpoint(run, "best")["global_step"] == 6
     assert chargpt.load(run).step == 6
-    best = reading.checkpoint(run, "best")
+    best = run_artifacts.checkpoint(run, "best")
     assert best["callbacks"]["Curves"]["best_val_loss"] == best["callbacks"]["Curves"]["val_loss"] == losses[6]
 
 
 def test_steps_are_the_optimizers_all_passes_count_as_tokens_and_the_last_step_is_validated(
-    verb, tiny, tmp_path: Path
+    run_cli, tiny, tmp_path: Path
 ):
     words = ["trainer.accumulate_grad_batches=3", "trainer.max_steps=5", "trainer.val_check_interval=2"]
-    outcome = verb("train", *tiny, *words, "hydra.run.dir=run")
+    outcome = run_cli("train", *tiny, *words, "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     run = tmp_path / "run"
-    metrics = reading.metrics(run)
-    assert metrics["steps"] == reading.checkpoint(run)["global_step"] == 5
+    metrics = run_artifacts.metrics(run)
+    assert metrics["steps"] == run_artifacts.checkpoint(run)["global_step"] == 5
     assert metrics["tokens_per_second"] * metrics["train_seconds"] == pytest.approx(5 * 3 * 4 * 16)
-    rows = reading.history(run)
+    rows = run_artifacts.history(run)
     assert [row["step"] for row in rows if row["val_loss"]] == ["2", "4", "5"]
     assert metrics["final_val_loss"] == float(rows[-1]["val_loss"])
 
 
 @pytest.mark.parametrize("word", ["trainer.accelerator=abacus", "optimizer.lr=-1.0", "~callbacks.curves"])
-def test_a_mistake_is_told_in_one_line_and_leaves_nothing_behind(verb, tiny, tmp_path: Path, word):
-    outcome = verb("train", *tiny, word)
+def test_a_mistake_is_told_in_one_line_and_leaves_nothing_behind(run_cli, tiny, tmp_path: Path, word):
+    outcome = run_cli("train", *tiny, word)
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1].startswith("train.py: ")
     assert "Traceback" not in outcome.err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_batch_that_the_devices_cannot_share_is_a_mistake(verb, tiny, tmp_path: Path):
-    outcome = verb("train", *tiny, "trainer.devices=2", "data.batch_size=3")
+def test_a_batch_that_the_devices_cannot_share_is_a_mistake(run_cli, tiny, tmp_path: Path):
+    outcome = run_cli("train", *tiny, "trainer.devices=2", "data.batch_size=3")
     assert outcome.code == 2
     assert "data.batch_size=3" in outcome.err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_breaks_says_why_in_its_status(verb, tiny, tmp_path: Path):
-    breaks = ["+callbacks.breaks._target_=tests.training.staged.Break", "+callbacks.breaks.step=12"]
+def test_a_run_that_breaks_says_why_in_its_status(run_cli, tiny, tmp_path: Path):
+    breaks = ["+callbacks.breaks._target_=tests.training.fault_injection.Break", "+callbacks.breaks.step=12"]
     with pytest.raises(RuntimeError, match="a part is broken"):
-        verb("train", *tiny, *breaks, "hydra.run.dir=run")
-    status = reading.status(tmp_path / "run")
+        run_cli("train", *tiny, *breaks, "hydra.run.dir=run")
+    status = run_artifacts.status(tmp_path / "run")
     assert (status["state"], status["step"]) == ("failed", 12)
     assert status["reason"] == "RuntimeError: a part is broken"
     assert not (tmp_path / "run" / "metrics.json").exists()
-    assert reading.checkpoint(tmp_path / "run")["global_step"] == 10
+    assert run_artifacts.checkpoint(tmp_path / "run")["global_step"] == 10
 
 
-def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_says_so(verb, tiny, tmp_path: Path, monkeypatch):
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_says_so(run_cli, tiny, tmp_path: Path, monkeypatch):
     left = [2]  # checkpoints that fit
 
     @contextlib.contextmanager
     def full(path: Path):
         left[0] -= 1
-        with whole(path) as file:
+        with atomic_write(path) as file:
             yield file
             if left[0] < 0:
                 raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("chargpt.checkpoint.torch_file.whole", full)
+    monkeypatch.setattr("chargpt.checkpoint.torch_file.atomic_write", full)
     words = ["trainer.val_check_interval=5", "callbacks.samples.max_new_tokens=0", "hydra.run.dir=run"]
-    outcome = verb("train", *tiny, *words)
+    outcome = run_cli("train", *tiny, *words)
     assert outcome.code == 1
     assert re.fullmatch(r"train.py: .*No space left on device.*resume=", outcome.err.splitlines()[-1])
     assert "Traceback" not in outcome.err
     run = tmp_path / "run"
-    assert reading.status(run)["state"] == "failed"
-    assert "No space left on device" in reading.status(run)["reason"]
-    assert reading.checkpoint(run)["global_step"] == 10
+    assert run_artifacts.status(run)["state"] == "failed"
+    assert "No space left on device" in run_artifacts.status(run)["reason"]
+    assert run_artifacts.checkpoint(run)["global_step"] == 10
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     monkeypatch.undo()
-    assert verb("train", "resume=run", "callbacks.samples.max_new_tokens=0").code == 0
-    assert reading.status(run)["state"] == "finished"
+    assert run_cli("train", "resume=run", "callbacks.samples.max_new_tokens=0").code == 0
+    assert run_artifacts.status(run)["state"] == "finished"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from chargpt.config.instantiate import build
+from chargpt.config.instantiate import instantiate
 from chargpt.training.lightning_module import LanguageModeling
-from chargpt.training.out_of_memory import estimate, fewer, is_out_of_memory, told, told_by_gpu
+from chargpt.training.out_of_memory import describe, describe_gpu, estimate, is_out_of_memory, smallest_split
 from tests.conftest import REPO
 
 
@@ -19,7 +19,7 @@ def module(n_layer: int = 2) -> LanguageModeling:
 
     config = yaml.safe_load((REPO / "conf" / "model" / "bigram.yaml").read_text())
     config.pop("defaults", None)
-    model = build(config, "model", vocab_size=65)
+    model = instantiate(config, "model", vocab_size=65)
     return LanguageModeling(model, lambda model: torch.optim.SGD(model.parameters()), lambda *_: 1.0, seed=0)
 
 
@@ -27,7 +27,7 @@ def module(n_layer: int = 2) -> LanguageModeling:
     ("batch", "multiple", "parts"), [(64, 1, 2), (9, 1, 3), (12, 4, 3), (4, 4, 0), (1, 1, 0), (7, 1, 7)]
 )
 def test_a_batch_is_cut_into_the_fewest_parts_that_the_devices_can_share(batch, multiple, parts):
-    assert fewer(batch, multiple) == parts
+    assert smallest_split(batch, multiple) == parts
     assert not parts or (batch % parts, batch // parts % multiple) == (0, 0)
 
 
@@ -50,13 +50,13 @@ def test_the_estimate_grows_with_the_batch_and_is_more_than_the_parameters():
 
 
 def test_a_batch_that_cannot_be_cut_gets_other_advice():
-    assert "data.batch_size=32 trainer.accumulate_grad_batches=2" in told(module(), 64, 16, 1, 1)
-    assert "data.batch_size=32 trainer.accumulate_grad_batches=6" in told(module(), 64, 16, 1, 3)
-    assert "smaller model.block_size" in told(module(), 1, 16, 1, 1)
+    assert "data.batch_size=32 trainer.accumulate_grad_batches=2" in describe(module(), 64, 16, 1, 1)
+    assert "data.batch_size=32 trainer.accumulate_grad_batches=6" in describe(module(), 64, 16, 1, 3)
+    assert "smaller model.block_size" in describe(module(), 1, 16, 1, 1)
 
 
-def test_what_the_machine_has_not_is_told_before_anything_is_written(verb, tiny, tmp_path: Path):
-    outcome = verb("train", *tiny, "data.batch_size=1000000000", "hydra.run.dir=run")
+def test_what_the_machine_has_not_is_told_before_anything_is_written(run_cli, tiny, tmp_path: Path):
+    outcome = run_cli("train", *tiny, "data.batch_size=1000000000", "hydra.run.dir=run")
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert "out of memory: 1000000000 blocks of 16 tokens" in outcome.err
     assert "to be had on this machine" in outcome.err
@@ -104,7 +104,7 @@ GPU_ERROR = (
 def test_on_a_gpu_the_figures_are_those_of_its_allocator(monkeypatch, text, figures):
     gpu = torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: {gpu: 76 * 2**30}[device])
-    line = told_by_gpu(torch.OutOfMemoryError(text), gpu, 1, 64, 256, devices=1, passes=1)
+    line = describe_gpu(torch.OutOfMemoryError(text), gpu, 1, 64, 256, devices=1, passes=1)
     assert line.startswith(f"out of memory: 64 blocks of 256 tokens in one pass. {figures} ")
     assert "data.batch_size=32 trainer.accumulate_grad_batches=2" in line
     assert "\n" not in line

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chargpt.training.report import millions
-from tests.training import reading
+from chargpt.training.report import format_count
+from tests.training import run_artifacts
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +17,13 @@ def ended() -> dict[str, Path | str]:
 
 
 @pytest.fixture
-def end(ended, verb, tiny, tmp_path: Path) -> dict[str, str]:
+def end(ended, run_cli, tiny, tmp_path: Path) -> dict[str, str]:
     """The last lines of a run in a folder with a blank in its name, by their first words; the run lies here."""
     place = tmp_path / "my runs" / "first"
     if ended:
         shutil.copytree(ended["run"], place)
     else:
-        outcome = verb("train", *tiny, "trainer.max_steps=2", 'hydra.run.dir="my runs/first"')
+        outcome = run_cli("train", *tiny, "trainer.max_steps=2", 'hydra.run.dir="my runs/first"')
         assert outcome.code == 0, outcome.err
         ended |= {"run": place, "out": outcome.out}
     lines = ended["out"].splitlines()[-6:]
@@ -31,7 +31,7 @@ def end(ended, verb, tiny, tmp_path: Path) -> dict[str, str]:
 
 
 def test_the_figures_are_those_of_metrics_json(end, tmp_path: Path):
-    metrics = reading.metrics(tmp_path / "my runs" / "first")
+    metrics = run_artifacts.metrics(tmp_path / "my runs" / "first")
     assert end["loss"].startswith(f"{metrics['val_loss']:.4f} nats")
     assert f"(step {metrics['best_step']})" in end["loss"]
     assert f"{metrics['val_bpc']:.3f} bits" in end["loss"]
@@ -39,20 +39,20 @@ def test_the_figures_are_those_of_metrics_json(end, tmp_path: Path):
     assert f"{metrics['tokens_per_second']:,.0f} tokens/s" in end["time"]
 
 
-def test_the_command_for_a_sample_can_be_typed_as_it_stands(end, verb):
+def test_the_command_for_a_sample_can_be_typed_as_it_stands(end, run_cli):
     """Also after a text that has no capital R."""
     _, script, *words = shlex.split(end["sample"])
     assert script == "sample.py"
-    outcome = verb("sample", *words, "max_new_tokens=5")
+    outcome = run_cli("sample", *words, "max_new_tokens=5")
     assert outcome.code == 0, outcome.err
 
 
-def test_the_command_to_go_on_can_be_typed_as_it_stands(end, verb, tmp_path: Path):
+def test_the_command_to_go_on_can_be_typed_as_it_stands(end, run_cli, tmp_path: Path):
     _, script, *words = shlex.split(end["go on"])
     assert script == "train.py"
-    outcome = verb("train", *words)
+    outcome = run_cli("train", *words)
     assert outcome.code == 0, outcome.err
-    assert reading.metrics(tmp_path / "my runs" / "first")["steps"] == 4
+    assert run_artifacts.metrics(tmp_path / "my runs" / "first")["steps"] == 4
 
 
 def test_the_command_to_look_names_a_folder_that_holds_the_run(end, tmp_path: Path):
@@ -63,4 +63,4 @@ def test_the_command_to_look_names_a_folder_that_holds_the_run(end, tmp_path: Pa
 
 def test_big_counts_are_told_in_millions():
     counts = (0, 999, 12_345, 99_999, 100_000, 12_345_678)
-    assert [millions(n) for n in counts] == ["0", "999", "12,345", "99,999", "0.10M", "12.35M"]
+    assert [format_count(n) for n in counts] == ["0", "999", "12,345", "99,999", "0.10M", "12.35M"]

@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 
 from chargpt.training.strategies import WRAPPER, ShardedStrategy, make_strategy
 from tests.conftest import process
-from tests.training import reading
+from tests.training import run_artifacts
 
 SHARDED = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
 PARALLEL = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 # Value residuals pass from block to block what the wrapper of a block must not copy.
-WORDS = ["model.dropout=0", "model/values=residual", "schedule=constant", "trainer.log_every_n_steps=1"]
+WORDS = ["model.dropout=0", "model/value_residual=residual", "schedule=constant", "trainer.log_every_n_steps=1"]
 WORDS += ["callbacks.samples.max_new_tokens=0", "trainer.gradient_clip_val=0.5"]
-UNITS = "+callbacks.units._target_=tests.training.staged.CountUnits"
+UNITS = "+callbacks.units._target_=tests.training.fault_injection.CountUnits"
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,11 @@ def runs(tiny, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_fsdp_learns_what_ddp_learns(runs):
-    mine, theirs = (reading.checkpoint(runs / name)["state_dict"] for name in ("fsdp", "ddp"))
+    mine, theirs = (run_artifacts.checkpoint(runs / name)["state_dict"] for name in ("fsdp", "ddp"))
     assert mine.keys() == theirs.keys()
     for name, weights in mine.items():
         torch.testing.assert_close(weights, theirs[name], rtol=0, atol=1e-5, msg=name)
-    mine, theirs = (reading.metrics(runs / name) for name in ("fsdp", "ddp"))
+    mine, theirs = (run_artifacts.metrics(runs / name) for name in ("fsdp", "ddp"))
     assert mine["final_val_loss"] == pytest.approx(theirs["final_val_loss"], abs=1e-5)
     assert {k: mine[k] for k in ("parameters", "flops_per_token")} == {
         k: theirs[k] for k in ("parameters", "flops_per_token")
@@ -54,7 +54,7 @@ def test_each_block_is_a_unit_of_fsdp(runs):
 
 @pytest.mark.slow
 def test_fsdp_decays_matrices_alone_and_numbers_its_state_as_ddp_does(runs):
-    mine, theirs = (reading.checkpoint(runs / name)["optimizer_states"][0] for name in ("fsdp", "ddp"))
+    mine, theirs = (run_artifacts.checkpoint(runs / name)["optimizer_states"][0] for name in ("fsdp", "ddp"))
     assert [group["weight_decay"] for group in mine["param_groups"]] == [0.1, 0.0]
     assert [group["params"] for group in mine["param_groups"]] == [g["params"] for g in theirs["param_groups"]]
     for number, state in theirs["state"].items():
@@ -70,7 +70,7 @@ def test_a_run_is_resumed_with_either_strategy(runs, tiny, tmp_path, first, then
     assert outcome.code == 0, outcome.err
     uncut = [*tiny, *WORDS, "trainer=cpu", "trainer.max_steps=30", "hydra.run.dir=uncut"]
     assert process(tmp_path, "train", *uncut).code == 0
-    resumed, uncut = (reading.history(tmp_path / name, "step", "train_loss") for name in ("run", "uncut"))
+    resumed, uncut = (run_artifacts.history(tmp_path / name, "step", "train_loss") for name in ("run", "uncut"))
     assert [row["step"] for row in resumed] == [row["step"] for row in uncut]
     for mine, theirs in zip(resumed, uncut, strict=True):
         assert float(mine["train_loss"]) == pytest.approx(float(theirs["train_loss"]), abs=1e-5)

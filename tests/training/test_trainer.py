@@ -9,9 +9,9 @@ import torch
 import torch._inductor.config
 from omegaconf import OmegaConf
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.training import bfloat16_support
-from chargpt.training.trainer import best_precision, device_name, make_trainer
+from chargpt.training.trainer import best_precision, build_trainer, device_name
 from tests.conftest import REPO
 
 
@@ -41,28 +41,27 @@ def settings(**changed) -> dict:
     ids=str,
 )
 def test_a_setting_that_cannot_be_is_a_mistake_that_names_it(changed, named):
-    with pytest.raises(Mistake, match=named) as told:
-        make_trainer(settings(**changed))
+    with pytest.raises(UserError, match=named) as told:
+        build_trainer(settings(**changed))
     assert "\n" not in str(told.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_a_mistake_that_says_what_is():
-    with pytest.raises(Mistake, match="no CUDA GPU"):
-        make_trainer(settings(accelerator="gpu"))
+    with pytest.raises(UserError, match="no CUDA GPU"):
+        build_trainer(settings(accelerator="gpu"))
 
 
 def test_a_run_ends_by_steps_or_time_and_never_by_epochs(tmp_path: Path):
-    trainer = make_trainer(settings(max_steps=7), logger=False, default_root_dir=tmp_path)
+    trainer = build_trainer(settings(max_steps=7), logger=False, default_root_dir=tmp_path)
     assert (trainer.max_steps, trainer.max_epochs) == (7, -1)
-    trainer = make_trainer(settings(max_steps=-1, max_time=5), logger=False, default_root_dir=tmp_path)
+    trainer = build_trainer(settings(max_steps=-1, max_time=5), logger=False, default_root_dir=tmp_path)
     assert (trainer.max_steps, trainer.max_epochs) == (-1, -1)
 
 
 def test_on_a_cpu_numbers_have_32_bits_unless_asked_otherwise(tmp_path: Path):
     made = [
-        make_trainer(settings(precision=p), logger=False, default_root_dir=tmp_path)
-        for p in ("auto", "bf16-mixed")
+        build_trainer(settings(precision=p), logger=False, default_root_dir=tmp_path) for p in ("auto", "bf16-mixed")
     ]
     assert [trainer.precision for trainer in made] == ["32-true", "bf16-mixed"]
     assert device_name(made[0].strategy.root_device) == "cpu"
@@ -74,8 +73,8 @@ def test_the_fastest_precision_of_a_cpu_is_bfloat16_where_it_has_products_for_it
 ):
     monkeypatch.setattr(bfloat16_support, "_has_amx", lambda: fast)
     made = dict(logger=False, default_root_dir=tmp_path)
-    assert make_trainer(settings(precision="fastest"), **made).precision == precision
-    assert make_trainer(settings(precision="auto"), **made).precision == "32-true"
+    assert build_trainer(settings(precision="fastest"), **made).precision == precision
+    assert build_trainer(settings(precision="auto"), **made).precision == "32-true"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_a_gpu_gets_the_16_bit_numbers_that_it_multiplies_in_hardware(monkeypatc
 def test_a_deterministic_run_is_deterministic_when_compiled_too(tmp_path, choice, wanted):
     """torch sets the compiler's mode with its own; without it inductor chooses kernels by timing them."""
     with torch._inductor.config.patch(deterministic=False):
-        make_trainer(settings(deterministic=choice), logger=False, default_root_dir=tmp_path)
+        build_trainer(settings(deterministic=choice), logger=False, default_root_dir=tmp_path)
         assert torch._inductor.config.deterministic is wanted
     torch.use_deterministic_algorithms(False)
 
@@ -110,7 +109,7 @@ def test_a_deterministic_run_is_deterministic_when_compiled_too(tmp_path, choice
 def test_the_settings_stay_as_they_were(tmp_path: Path):
     given = settings(accumulate_grad_batches=3)
     before = dict(given)
-    make_trainer(given, logger=False, default_root_dir=tmp_path)
+    build_trainer(given, logger=False, default_root_dir=tmp_path)
     assert given == before
 
 
@@ -123,7 +122,7 @@ def test_the_private_methods_that_are_replaced_are_still_those_that_handle_sigte
         assert signal.getsignal(signal.SIGTERM) != before
         assert callable(bare.fit_loop.epoch_loop._broadcast_sigterm_tensor)
         signal.signal(signal.SIGTERM, before)
-        ours = make_trainer(settings(), logger=False, default_root_dir=tmp_path)
+        ours = build_trainer(settings(), logger=False, default_root_dir=tmp_path)
         ours._signal_connector.register_signal_handlers()
         assert signal.getsignal(signal.SIGTERM) == before
     finally:

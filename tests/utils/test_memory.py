@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from chargpt.utils.memory import available, keep_heap
+from chargpt.utils.memory import available_memory, disable_malloc_trim
 
 COUNT = """
 import resource, sys, torch
-from chargpt.utils.memory import keep_heap
-if sys.argv[1] == "keep" and not keep_heap():
+from chargpt.utils.memory import disable_malloc_trim
+if sys.argv[1] == "keep" and not disable_malloc_trim():
     raise SystemExit("not here")
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -35,7 +35,7 @@ def faults(word: str) -> int:
 
 @pytest.mark.slow
 def test_memory_that_is_used_again_is_not_fetched_again():
-    if not keep_heap():
+    if not disable_malloc_trim():
         pytest.skip("not glibc")
     assert faults("keep") < faults("leave") / 10
 
@@ -55,9 +55,7 @@ def refuse() -> None:
         (None, None, None, math.inf),
     ],
 )
-def test_what_can_be_had_is_what_machine_and_container_still_have(
-    monkeypatch, tmp_path, machine, limit, used, found
-):
+def test_what_can_be_had_is_what_machine_and_container_still_have(monkeypatch, tmp_path, machine, limit, used, found):
     def memory():
         return SimpleNamespace(available=machine - 20) if machine else refuse()
 
@@ -66,9 +64,9 @@ def test_what_can_be_had_is_what_machine_and_container_still_have(
     if limit:
         (tmp_path / "memory.max").write_text(limit)
         (tmp_path / "memory.current").write_text(used)
-    assert available(tmp_path) == found
+    assert available_memory(tmp_path) == found
 
 
 def test_this_machine_has_some_memory_but_not_more_than_it_has():
     whole = psutil.virtual_memory().total + psutil.swap_memory().total
-    assert 2**20 < available() <= whole
+    assert 2**20 < available_memory() <= whole

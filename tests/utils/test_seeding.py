@@ -2,12 +2,12 @@
 
 import torch
 
-from chargpt.utils.seeding import derive, generator, seed_device
+from chargpt.utils.seeding import fold_in, generator, seed_device
 
 
 def test_a_stream_is_a_function_of_its_names():
-    assert derive(1, 2, 3) == derive(1, 2, 3)
-    seeds = {derive(seed, use, k) for seed in range(20) for use in range(4) for k in range(20)}
+    assert fold_in(1, 2, 3) == fold_in(1, 2, 3)
+    seeds = {fold_in(seed, use, k) for seed in range(20) for use in range(4) for k in range(20)}
     assert len(seeds) == 20 * 4 * 20 and all(0 <= seed < 2**63 for seed in seeds)
 
 
@@ -17,9 +17,9 @@ def test_generators_of_one_stream_draw_the_same():
 
 
 def test_seeding_the_cpu_is_what_manual_seed_does_there():
-    torch.manual_seed(derive(5))
+    torch.manual_seed(fold_in(5))
     expected = torch.rand(10)
-    seed_device(derive(5), torch.device("cpu"))
+    seed_device(fold_in(5), torch.device("cpu"))
     assert torch.equal(torch.rand(10), expected)
 
 

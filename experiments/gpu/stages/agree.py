@@ -16,8 +16,8 @@ STEPS = 20
 REFERENCE = HERE / "reference.csv"
 MODELS = {
     "small": ["model=gpt_small", "model.dropout=0", "data.batch_size=2"],
-    "modern": ["model=gpt_modern", "model.dropout=0", "model.n_grams.dropout=0", "model.token_dropout=0"],
-    "ensemble": ["model=gpt_ensemble", "model.members=2", "model.n_grams.dropout=0", "model.token_dropout=0"],
+    "modern": ["model=gpt_modern", "model.dropout=0", "model.ngram_embedding.dropout=0", "model.token_dropout=0"],
+    "ensemble": ["model=gpt_ensemble", "model.members=2", "model.ngram_embedding.dropout=0", "model.token_dropout=0"],
 }
 FLOAT32 = "optimizer.orthogonalization_dtype=float32"
 # Rates at which 20 steps change the loss, and rounding does not grow.

@@ -18,7 +18,7 @@ TINY = ["model.n_layer=1", "model.n_head=1", "model.n_embd=32", "model.block_siz
 PRECISIONS = {"float32": ("32-true", "<= 1e-4"), "bf16": ("bf16-mixed", "<= 1e-3")}
 LOSS = "without dropout, largest difference of the loss to eager"
 COUNTS = ("graph breaks", "CUDA graphs skipped", "recompilations")
-NO_DROPOUT = {"small": ["model.dropout=0"], "modern": ["model.n_grams.dropout=0", "model.token_dropout=0"]}
+NO_DROPOUT = {"small": ["model.dropout=0"], "modern": ["model.ngram_embedding.dropout=0", "model.token_dropout=0"]}
 DROPOUT = {"small": ["model.dropout=0.2"], "modern": ["model.dropout=0.2"]}
 
 

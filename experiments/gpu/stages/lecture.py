@@ -32,9 +32,7 @@ def run(stage: Stage) -> None:
         values["the whole process"] = whole.seconds
         reached = seconds_until(whole, TARGET, metrics)
         values[f"training until {TARGET}"] = "not reached" if reached is None else reached
-        values[f"training and compilation until {TARGET}"] = (
-            "not reached" if reached is None else reached + compiling
-        )
+        values[f"training and compilation until {TARGET}"] = "not reached" if reached is None else reached + compiling
         for metric, value in values.items():
             stage.row("gpt_small", metric, value, seconds=whole.seconds)
 

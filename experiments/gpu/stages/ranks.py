@@ -82,9 +82,7 @@ def run(stage: Stage) -> None:
     ddp = [*base, "trainer.strategy=ddp"]
     fsdp = [*base, "trainer.strategy=fsdp"]
     half = f"trainer.max_steps={STEPS // 2}"
-    breaks = [
-        f"+callbacks.raise.{key}={value}" for key, value in dict(_target_="probes.Raise", rank=1, step=5).items()
-    ]
+    breaks = [f"+callbacks.raise.{key}={value}" for key, value in dict(_target_="probes.Raise", rank=1, step=5).items()]
     groups = {
         "one process": [stage.run("one process", *base)],
         "one rank": ranks(stage, "one rank", *ddp, world=1),
@@ -106,9 +104,7 @@ def run(stage: Stage) -> None:
             continue
         with stage.attempt(name):
             (alone,) = groups["one process"]
-            losses = [
-                group[0].json("metrics")["final_val_loss"] for group in map(checked, ([alone], groups[name]))
-            ]
+            losses = [group[0].json("metrics")["final_val_loss"] for group in map(checked, ([alone], groups[name]))]
             world = groups[name][0].json("metrics")["devices"]
             if world != (1 if name == "one rank" else 2):
                 raise Failure(f"it was trained by {world} processes")

@@ -27,10 +27,7 @@ CASES = [
         for graph in ("", ", cuda graph")[: 1 + cuda]
         for texts in ("one text", "eight texts")
     ),
-    *(
-        Case(f"nanogpt, {device}, one text", SPEED, "characters/s", "> 0", cuda)
-        for device, cuda in DEVICES.items()
-    ),
+    *(Case(f"nanogpt, {device}, one text", SPEED, "characters/s", "> 0", cuda) for device, cuda in DEVICES.items()),
 ]
 TINY = ["model.n_layer=2", "model.n_head=2", "model.n_embd=64", "model.block_size=64"]
 
@@ -75,9 +72,7 @@ def report(stage: Stage, device: str, outcome: dict[str, Any], expected: str) ->
     for name, found in outcome.items():
         case = f"{device}, {name}"
         if "error" in found:
-            stage.skip(found["error"], case) if found["error"].startswith("no ") else stage.fail(
-                found["error"], case
-            )
+            stage.skip(found["error"], case) if found["error"].startswith("no ") else stage.fail(found["error"], case)
             continue
         stage.row(case, SPEED, found["speed"], seconds=found["seconds"])
         if stage.declared(case, SAME):
@@ -101,8 +96,7 @@ def texts(run: Run, device: str, length: int) -> dict[str, Any]:
     for graph, settings in graphs.items():
         if settings and "cuda_graph" not in inspect.signature(trained.generate).parameters:
             found |= {
-                f"{texts}{graph}": {"error": "no cuda_graph in generate()"}
-                for texts in ("one text", "eight texts")
+                f"{texts}{graph}": {"error": "no cuda_graph in generate()"} for texts in ("one text", "eight texts")
             }
             continue
         for texts, count in (("one text", 1), ("eight texts", 8)):

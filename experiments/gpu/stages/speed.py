@@ -71,9 +71,7 @@ def one(stage: Stage, name: str, number: int, count: int) -> Run:
         return stage.run(name, threads=1, timeout=240, work=work)
     trainer = dict(max_steps=steps, val_check_interval=steps, log_every_n_steps=5 if stage.dry else EVERY)
     trainer |= dict(compile=how if how in WAYS else "false", gradient_clip_val="null")
-    probe = dict(
-        _target_=f"probes.{'Turn' if who == 'ours' else 'BareLoop'}", folder=folder, name=number, count=count
-    )
+    probe = dict(_target_=f"probes.{'Turn' if who == 'ours' else 'BareLoop'}", folder=folder, name=number, count=count)
     probe |= {} if who == "ours" else dict(steps=steps)
     words = [*MODELS[model], *SOAPS.get(how, []), *stage.corpus(), *(TINY if stage.dry else []), *stage.words()]
     words += [f"trainer.{key}={value}" for key, value in trainer.items()]

@@ -14,21 +14,21 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from chargpt.analysis.fonts import families
+from chargpt.analysis.fonts import font_families
 
-CELL = 0.15  # inches of a character: readable as it is
-LINE = 64  # characters of one line of text
+CELL_INCHES = 0.15  # inches of a character: readable as it is
+TOKENS_PER_ROW = 64  # characters of one line of text
 CANDIDATES = 6  # expected characters shown at each place
-WORST_BITS = 8.0  # where the scale of surprise ends
+MAX_BITS = 8.0  # where the scale of surprise ends
 DPI = 100
 
 
-def draw_attention(maps_HTT: Float[Tensor, "H T T"], labels: list[str], title: str) -> Figure:
+def plot_attention(maps_HTT: Float[Tensor, "H T T"], labels: list[str], title: str) -> Figure:
     """The heads of one layer side by side, the characters on both axes."""
     heads, T = len(maps_HTT), len(labels)
     columns = min(heads, max(1, ceil(heads**0.5)))
     rows = ceil(heads / columns)
-    side = max(T * CELL, 2.0) + 0.7
+    side = max(T * CELL_INCHES, 2.0) + 0.7
     figure = Figure(figsize=(columns * side + 0.9, rows * (side + 0.2) + 0.5), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     norm = PowerNorm(0.5, vmin=0, vmax=1)
@@ -51,7 +51,7 @@ def draw_attention(maps_HTT: Float[Tensor, "H T T"], labels: list[str], title: s
     return figure
 
 
-def draw_surprise(
+def plot_surprisal(
     log_probabilities_TV: Float[Tensor, "T V"],
     tokens_T: Integer[Tensor, " T"],
     labels: list[str],
@@ -68,20 +68,20 @@ def draw_surprise(
     T = len(labels)
     bits_T = np.full(T, np.nan)  # nothing was expected of the first
     bits_T[1:] = -log_probabilities_TV[:-1].gather(1, tokens_T[1:, None].long())[:, 0].numpy() / log(2)
-    lines = ceil(T / LINE)
-    heights = [1.1, CANDIDATES * CELL * 1.15] * lines
-    width = min(T, LINE) * CELL + 1.6
+    lines = ceil(T / TOKENS_PER_ROW)
+    heights = [1.1, CANDIDATES * CELL_INCHES * 1.15] * lines
+    width = min(T, TOKENS_PER_ROW) * CELL_INCHES + 1.6
     figure = Figure(figsize=(max(width, 5.5), sum(heights) + 0.55 * lines + 0.7), dpi=DPI, layout="constrained")
     grid = figure.subplots(2 * lines, 1, squeeze=False, height_ratios=heights)[:, 0]
     for line, (above, below) in enumerate(zip(grid[::2], grid[1::2], strict=True)):
-        part = slice(line * LINE, min(T, (line + 1) * LINE))
-        _surprise(above, bits_T[part], labels[part])
+        part = slice(line * TOKENS_PER_ROW, min(T, (line + 1) * TOKENS_PER_ROW))
+        _plot_surprisal_row(above, bits_T[part], labels[part])
         start, end = part.start, part.stop
         before = slice(max(start - 1, 0), end - 1)  # the rows that predict this part
         offset = 1 if start == 0 else 0
-        _expected(below, log_probabilities_TV[before], tokens_T[start + offset : end], vocabulary, offset)
+        _plot_candidates(below, log_probabilities_TV[before], tokens_T[start + offset : end], vocabulary, offset)
         for axes in (above, below):
-            axes.set_xlim(-0.5, min(T, LINE) - 0.5)
+            axes.set_xlim(-0.5, min(T, TOKENS_PER_ROW) - 0.5)
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), "Blues"), ax=list(grid), fraction=0.02, pad=0.01)
     bar.set_label("probability", fontsize=8)
     bar.ax.tick_params(labelsize=8)
@@ -90,17 +90,17 @@ def draw_surprise(
 
 
 def _font() -> dict[str, Any]:
-    return {"family": families(), "size": 8}
+    return {"family": font_families(), "size": 8}
 
 
-def _surprise(axes: Axes, bits_T: np.ndarray, labels: list[str]) -> None:
-    norm, colours = Normalize(0, WORST_BITS), matplotlib.colormaps["turbo"]
+def _plot_surprisal_row(axes: Axes, bits_T: np.ndarray, labels: list[str]) -> None:
+    norm, colours = Normalize(0, MAX_BITS), matplotlib.colormaps["turbo"]
     points = np.stack([np.arange(len(bits_T)), bits_T], axis=1)
     pieces = np.stack([points[:-1], points[1:]], axis=1)
     pieces = pieces[~np.isnan(pieces).any(axis=(1, 2))]
     axes.add_collection(LineCollection(pieces, array=pieces[:, :, 1].max(axis=1), cmap=colours, norm=norm))
     axes.scatter(points[:, 0], points[:, 1], c=bits_T, cmap=colours, norm=norm, s=9, zorder=3)
-    axes.set_ylim(0, max(WORST_BITS, np.nanmax(bits_T, initial=0) + 0.5))
+    axes.set_ylim(0, max(MAX_BITS, np.nanmax(bits_T, initial=0) + 0.5))
     axes.set_ylabel("bits", fontsize=8)
     axes.tick_params(axis="y", labelsize=7)
     axes.grid(axis="y", alpha=0.3)
@@ -108,7 +108,7 @@ def _surprise(axes: Axes, bits_T: np.ndarray, labels: list[str]) -> None:
     axes.tick_params(axis="x", length=0, pad=3)
 
 
-def _expected(
+def _plot_candidates(
     axes: Axes,
     log_probabilities_TV: Float[Tensor, "T V"],
     tokens_T: Integer[Tensor, " T"],
@@ -130,7 +130,5 @@ def _expected(
                 corner = (place + offset - 0.5, rank - 0.5)
                 axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="tab:red", linewidth=1.2))
     axes.set_xticks([])
-    axes.set_yticks(
-        [0, height - 1] if height > 1 else [0], ["likeliest", f"{height}th"][: min(height, 2)], fontsize=7
-    )
+    axes.set_yticks([0, height - 1] if height > 1 else [0], ["likeliest", f"{height}th"][: min(height, 2)], fontsize=7)
     axes.tick_params(length=0)

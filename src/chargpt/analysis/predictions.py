@@ -46,7 +46,7 @@ def attention_maps(model: LanguageModel, tokens_T: Integer[Tensor, " T"]) -> lis
     layers = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
     hooks = [
         layer.register_forward_pre_hook(
-            lambda layer, given: maps.append(layer.weights(given[0], given[1].rotation)[0].float().cpu())
+            lambda layer, given: maps.append(layer.attention_weights(given[0], given[1].rotation)[0].float().cpu())
         )
         for layer in layers
     ]

@@ -1,13 +1,13 @@
-"""What saved configs of earlier versions call by another name, in one table.
+"""Names that earlier versions used, in one table: targets, settings, groups and state-dict keys.
 
-Runs, checkpoints and exports carry the `_target_`s of the version that wrote them. They are translated where a
-file is read, so that nothing else in the project knows the old names. A target that a user types by its old name
-works too.
+Runs, checkpoints and exports are translated where a file is read, so the rest of the code knows only the new names.
+The old names of settings and groups are also accepted on the command line, with a warning, until 0.4.
 """
 
+import re
 from typing import Any
 
-# Modules that have moved, old name -> new name.
+# Modules that have moved.
 MODULES = {
     "chargpt.model.logits": "chargpt.model.softcap",
     "chargpt.model.n_grams": "chargpt.model.ngram_embedding",
@@ -21,21 +21,104 @@ MODULES = {
     "chargpt.training.soap": "chargpt.optim.soap",
     "chargpt.training.tensorboard": "chargpt.training.loggers.tensorboard",
 }
-# Functions and classes that have moved by themselves.
-TARGETS = {"chargpt.training.optimizer.sgd": "chargpt.optim.sgd.sgd"}
+# Functions and classes that have a new name, or have moved out of their module.
+TARGETS = {
+    "chargpt.model.n_grams.NGrams": "chargpt.model.ngram_embedding.NGramEmbedding",
+    "chargpt.model.skips.UNet": "chargpt.model.unet_skips.UNetSkips",
+    "chargpt.training.optimizer.sgd": "chargpt.optim.sgd.sgd",
+    "chargpt.training.progress.Progress": "chargpt.training.callbacks.progress_bar.TrainingProgressBar",
+}
+# Settings, and everything below them.
+SETTINGS = {
+    "model.logits": "model.softcap",
+    "model.n_grams": "model.ngram_embedding",
+    "model.skips": "model.unet_skips",
+    "model.values": "model.value_residual",
+}
+# Config groups.
+GROUPS = {old.replace(".", "/"): new.replace(".", "/") for old, new in SETTINGS.items()}
+GROUPS["data/blocks"] = "data/dataloader"
+# Patterns of state-dict keys. A checkpoint has the prefix `model.`, an ensemble `members.N.`.
+_PREFIX, _BLOCK = r"^((?:model\.)?(?:members\.\d+\.)?)", r"(blocks\.\d+\.)"
+STATE_DICT_KEYS = {
+    _PREFIX + r"n_grams\.": r"\1ngram_embedding.",
+    _PREFIX + r"skips\.": r"\1unet_skips.",
+    _PREFIX + r"values\.": r"\1value_residual.",
+    _PREFIX + _BLOCK + r"attention\.projection\.": r"\1\2attention.out_proj.",
+    _PREFIX + _BLOCK + r"attention\.qkv\.": r"\1\2attention.qkv_proj.",
+    _PREFIX + _BLOCK + r"feed_forward\.expand\.": r"\1\2feed_forward.up_proj.",
+    _PREFIX + _BLOCK + r"feed_forward\.gate\.": r"\1\2feed_forward.gate_proj.",
+    _PREFIX + _BLOCK + r"feed_forward\.projection\.": r"\1\2feed_forward.down_proj.",
+}
+# Models whose settings and state-dict keys these are.
+MODELS = ("chargpt.model.transformer.Transformer", "chargpt.model.ensemble.Ensemble")
 
 
 def migrate_target(target: str) -> str:
-    """The name that a `_target_` has now."""
+    """The current name of a `_target_`."""
     module, _, name = target.rpartition(".")
     return TARGETS.get(target) or f"{MODULES.get(module, module)}.{name}".removeprefix(".")
 
 
 def migrate(config: Any) -> Any:
-    """A saved config, plain data, as this version would write it. What is not a config is returned as it is."""
-    if isinstance(config, dict):
-        found = {key: migrate(value) for key, value in config.items()}
-        if isinstance(found.get("_target_"), str):
-            found["_target_"] = migrate_target(found["_target_"])
-        return found
-    return [migrate(item) for item in config] if isinstance(config, list) else config
+    """A saved config (plain data) with current targets and settings. Anything else is returned unchanged."""
+    if isinstance(config, list):
+        return [migrate(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    found = {key: migrate(value) for key, value in config.items()}
+    if isinstance(found.get("_target_"), str):
+        found["_target_"] = migrate_target(found["_target_"])
+    model = found.get("model")
+    if isinstance(model, dict) and model.get("_target_") in MODELS:
+        found["model"] = {SETTINGS.get(f"model.{key}", f"model.{key}")[6:]: value for key, value in model.items()}
+    return found
+
+
+def migrate_state_dict(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The state dict of a model with current keys, in the same order.
+
+    Args:
+        config: of the run, as `migrate` returns it.
+    """
+    model = config.get("model")
+    if not isinstance(model, dict) or model.get("_target_") not in MODELS:
+        return state
+
+    def current(key: str) -> str:
+        for pattern, name in STATE_DICT_KEYS.items():
+            key = re.sub(pattern, name, key)
+        return key
+
+    return {current(key): value for key, value in state.items()}
+
+
+def migrate_key(key: str) -> str:
+    """The current name of a setting (`model.n_grams.dropout`) or group (`model/n_grams`, also `GROUP@PACKAGE`)."""
+    return _rename(key, SETTINGS, GROUPS)
+
+
+def migrate_override(override: str) -> str:
+    """An override with the current name of its setting or group."""
+    return _rename_override(override, SETTINGS, GROUPS)
+
+
+def legacy_override(override: str) -> str:
+    """An override as 0.2 wrote it: the folders of its sweeps are named so."""
+    return _rename_override(override, *({new: old for old, new in names.items()} for names in (SETTINGS, GROUPS)))
+
+
+def _rename_override(override: str, settings: dict[str, str], groups: dict[str, str]) -> str:
+    signs, key, rest = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()
+    return f"{signs}{_rename(key, settings, groups)}{rest}"
+
+
+def _rename(key: str, settings: dict[str, str], groups: dict[str, str]) -> str:
+    group, at, package = key.partition("@")
+    if at:
+        return f"{_rename(group, settings, groups)}@{_rename(package, settings, groups)}"
+    for names, separator in ((settings, "."), (groups, "/")):
+        for old, new in names.items():
+            if key == old or key.startswith(old + separator):
+                return new + key[len(old) :]
+    return key

@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def not_plain(value: Any, path: str) -> str:
+def find_non_plain(value: Any, path: str) -> str:
     """Where something is not plain data, and what it is; empty if all is.
 
     An interpolation is an order to look something up, in the environment for one, and no data. What is saved has

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from chargpt.checkpoint import torch_file
-from chargpt.checkpoint.migrations import migrate
+from chargpt.checkpoint.migrations import migrate, migrate_state_dict
 from chargpt.checkpoint.torch_file import KEY
-from chargpt.errors import Mistake
-from chargpt.utils.atomic_write import whole
+from chargpt.errors import UserError
+from chargpt.utils.atomic_write import atomic_write
 
 SUFFIX = ".safetensors"
-_TEXTS = ("version", "corpus_sha256")  # in the metadata as they are
-_JSON = ("config", "tokenizer", "step")  # in the metadata as JSON
-_DIGEST = "sha256"
+_TEXT_KEYS = ("version", "corpus_sha256")  # in the metadata as they are
+_JSON_KEYS = ("config", "tokenizer", "step")  # in the metadata as JSON
+_DIGEST_KEY = "sha256"
 
 
-def recognised(path: Path) -> bool:
+def is_safetensors(path: Path) -> bool:
     """Whether a file is named like one of these, or begins like one: the length of a header, and its brace."""
     if path.suffix == SUFFIX:
         return True
@@ -50,10 +50,10 @@ def save(content: dict[str, Any], path: Path) -> str:
     weights = {name: weight.detach().cpu().contiguous() for name, weight in content["state_dict"].items()}
     said = content[KEY] | {"step": content["global_step"]}
     metadata = {"format": "pt"}  # some loaders ask for it
-    metadata |= {key: said[key] for key in _TEXTS}
-    metadata |= {key: json.dumps(said[key]) for key in _JSON}
-    metadata[_DIGEST] = digest = _digest(weights, metadata)
-    with whole(path) as file:
+    metadata |= {key: said[key] for key in _TEXT_KEYS}
+    metadata |= {key: json.dumps(said[key]) for key in _JSON_KEYS}
+    metadata[_DIGEST_KEY] = digest = _digest(weights, metadata)
+    with atomic_write(path) as file:
         file.write(to_bytes(weights, metadata))
     return digest
 
@@ -62,7 +62,7 @@ def read(path: Path) -> dict[str, Any]:
     """What of a checkpoint's content is in the file, under the same keys; the weights by their names in the model.
 
     Raises:
-        Mistake: unreadable, damaged, of a later version, or not of this bench.
+        UserError: unreadable, damaged, of a later version, or not of this bench.
     """
     from safetensors import safe_open
 
@@ -70,29 +70,33 @@ def read(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        digest = metadata.pop(_DIGEST, None)
+        digest = metadata.pop(_DIGEST_KEY, None)
         intact = digest == _digest(weights, metadata)
     except OSError as error:
-        raise Mistake(f"{path} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a header may say anything
-        raise Mistake(
+        raise UserError(
             f"{path} is damaged or no safetensors file ({type(error).__name__}): nothing was loaded from it"
         ) from error
-    if lacking := [key for key in (*_TEXTS, *_JSON) if key not in metadata] or [_DIGEST] * (digest is None):
-        raise Mistake(
+    if lacking := [key for key in (*_TEXT_KEYS, *_JSON_KEYS) if key not in metadata] or [_DIGEST_KEY] * (
+        digest is None
+    ):
+        raise UserError(
             f"{path} is a safetensors file, but not one of this bench: its metadata has no {lacking[0]}. "
             f"export.py writes such files"
         )
     if not intact:
-        raise Mistake(f"{path} is damaged: its digest is not that of its content. Export it again, export.py")
+        raise UserError(f"{path} is damaged: its digest is not that of its content. Export it again, export.py")
     try:
-        said = {key: json.loads(metadata[key]) for key in _JSON}
+        said = {key: json.loads(metadata[key]) for key in _JSON_KEYS}
     except (ValueError, RecursionError) as error:
-        raise Mistake(f"{path} is not one of this bench: its metadata is no JSON") from error
-    ours = {key: metadata[key] for key in _TEXTS} | {key: said[key] for key in ("config", "tokenizer")}
+        raise UserError(f"{path} is not one of this bench: its metadata is no JSON") from error
+    ours = {key: metadata[key] for key in _TEXT_KEYS} | {key: said[key] for key in ("config", "tokenizer")}
     content = {"state_dict": weights, "global_step": said["step"], KEY: ours}
     torch_file.check(content, path, "safetensors")
-    return content | {KEY: migrate(ours)}
+    content[KEY] = migrate(ours)
+    content["state_dict"] = migrate_state_dict(weights, content[KEY]["config"])
+    return content
 
 
 def _digest(weights: dict[str, Tensor], metadata: dict[str, str]) -> str:

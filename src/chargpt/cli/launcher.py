@@ -15,41 +15,41 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
-from chargpt.config.overrides import quoted
+from chargpt.config.overrides import quote_value
 from chargpt.distributed.env import (
-    ASKING,
-    MEETING,
-    MISTAKES,
-    OURS,
-    READY,
-    STARTER,
-    signals_to_pass_on,
-    starter_is_gone,
+    ERROR_PIPE_ENV,
+    LOCK_FD_ENV,
+    PARENT_PID_ENV,
+    READY_PIPE_ENV,
+    RENDEZVOUS_FILE_ENV,
+    STOP_SIGNALS,
+    forwarded_signals,
+    parent_exited,
 )
-from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE
+from chargpt.errors import ExitCode
 from chargpt.runs import lock
 from chargpt.runs.directory import RunDirectory
 
-GRACE = 8.0  # seconds that the other ranks have to leave by themselves, once one is gone or has failed
-LAST_GRACE = 3.0  # seconds that all have after a second signal
+GRACE_SECONDS = 8.0  # seconds that the other ranks have to leave by themselves, once one is gone or has failed
+KILL_SECONDS = 3.0  # seconds that all have after a second signal
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def block_signals() -> Iterator[None]:
     """Signals that come meanwhile wait until the end of it; and, in a process that is started in it, until
-    `let_through`: nobody dies of one before he can handle it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    `unblock_signals`: nobody dies of one before he can handle it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def let_through() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+def unblock_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-class Ranks:
+class WorkerGroup:
     """The processes of one run on this machine.
 
     Args:
@@ -61,33 +61,33 @@ class Ranks:
     def __init__(self, count: int, resume: str, directory: RunDirectory):
         self._directory = directory
         self._logs = [directory.path / f"rank_{rank}.log" for rank in range(count)]
-        directory.tidy()
+        directory.remove_temporary_files()
         replaced = ("resume=", "hydra.run.dir=")
         words = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(replaced)]
-        words += [f"resume={quoted(resume)}", f"hydra.run.dir={quoted(str(directory.path))}"]
-        descriptor = lock.descriptor_of(directory.path)
+        words += [f"resume={quote_value(resume)}", f"hydra.run.dir={quote_value(str(directory.path))}"]
+        descriptor = lock.file_descriptor(directory.path)
         self._folder = tempfile.TemporaryDirectory(prefix="chargpt-")
         environment = os.environ | {
-            MEETING: str(Path(self._folder.name) / "meeting"),
-            OURS: str(descriptor),
-            STARTER: str(os.getpid()),
+            RENDEZVOUS_FILE_ENV: str(Path(self._folder.name) / "meeting"),
+            LOCK_FD_ENV: str(descriptor),
+            PARENT_PID_ENV: str(os.getpid()),
         }
         self._command = [sys.executable, sys.argv[0], *words]
         self._environment, self._descriptor = environment, descriptor
         self._processes: list[subprocess.Popen] = []
         self._killed: set[int] = set()
-        self._mistakes = [int(os.environ[MISTAKES])] if MISTAKES in os.environ else []
+        self._mistakes = [int(os.environ[ERROR_PIPE_ENV])] if ERROR_PIPE_ENV in os.environ else []
         self._asked = 0  # the signal that came
         self._deadline = float("inf")  # when those that are left are killed
         self._ready, ready = os.pipe()
-        self._handlers = {number: signal.signal(number, self._pass_on) for number in signals_to_pass_on()}
-        self._start(0, {READY: str(ready)}, [ready])
+        self._handlers = {number: signal.signal(number, self._forward_signal) for number in forwarded_signals()}
+        self._start(0, {READY_PIPE_ENV: str(ready)}, [ready])
         os.close(ready)
 
     def _start(self, rank: int, more: dict[str, str], descriptors: list[int]) -> None:
         # The first speaks to the terminal, the others to a file. Each has a process group of its own: a Ctrl-C at
         # the terminal reaches it once, from here.
-        with held_back(), self._logs[rank].open("wb") if rank else nullcontext() as output:
+        with block_signals(), self._logs[rank].open("wb") if rank else nullcontext() as output:
             self._processes.append(
                 subprocess.Popen(
                     self._command,
@@ -123,15 +123,15 @@ class Ranks:
                 ended = [code for code in codes if code is not None]
                 # The first one has more to do than the others: it writes the sample and the figures.
                 # One that failed may never end: under NCCL it can wait for the others.
-                failed = any(ended) or bool(self._directory.first_error())
+                failed = any(ended) or bool(self._directory.first_rank_error())
                 if failed or codes[0] is not None:
-                    self._end_within(GRACE if failed else 5 * GRACE)
+                    self._terminate(GRACE_SECONDS if failed else 5 * GRACE_SECONDS)
                 if time.monotonic() > self._deadline:
                     self._kill()
-                if not asked and starter_is_gone():
+                if not asked and parent_exited():
                     asked = True
                     if not self._asked:
-                        self._pass_on(signal.SIGTERM, None)
+                        self._forward_signal(signal.SIGTERM, None)
                 time.sleep(0.05)
         finally:
             self._kill()
@@ -144,17 +144,17 @@ class Ranks:
                 file.unlink()
         codes = [process.returncode for process in self._processes]
         if not any(codes):
-            return DONE
-        if self._asked or set(codes) <= {DONE, INTERRUPTED}:
-            return INTERRUPTED
-        return MISTAKE if set(codes) <= {DONE, MISTAKE} else FAILED
+            return ExitCode.DONE
+        if self._asked or set(codes) <= {ExitCode.DONE, ExitCode.INTERRUPTED}:
+            return ExitCode.INTERRUPTED
+        return ExitCode.USER_ERROR if set(codes) <= {ExitCode.DONE, ExitCode.USER_ERROR} else ExitCode.FAILED
 
-    def cause(self) -> str:
+    def first_failure(self) -> str:
         """The rank that died first, and of what; empty if the run has said so itself."""
         for rank, process in enumerate(self._processes):
             if process.returncode < 0 and rank not in self._killed:
                 return f"rank {rank} was killed by {signal.Signals(-process.returncode).name}"
-        if reason := self._directory.first_error():
+        if reason := self._directory.first_rank_error():
             return reason
         if self._directory.read_status()["state"] in ("diverged", "failed"):
             return ""
@@ -169,13 +169,13 @@ class Ranks:
                 process.kill()
                 process.wait()
 
-    def _end_within(self, seconds: float) -> None:
+    def _terminate(self, seconds: float) -> None:
         if self._deadline == float("inf"):
             self._deadline = time.monotonic() + seconds
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def _forward_signal(self, number: int, frame: FrameType | None) -> None:
         if self._asked:  # a rank that waits for another one in a C++ call handles no signal
-            self._deadline = min(self._deadline, time.monotonic() + LAST_GRACE)
+            self._deadline = min(self._deadline, time.monotonic() + KILL_SECONDS)
         self._asked = signal.SIGTERM if number == signal.SIGHUP else number
         for process in self._processes:
             if process.poll() is None:

@@ -4,13 +4,13 @@ import sys
 
 import torch
 
-from chargpt.errors import Mistake
-from chargpt.inference.pretrained import latest, load
-from chargpt.utils.memory import keep_heap
-from chargpt.utils.paths import content, typed_path
+from chargpt.errors import UserError
+from chargpt.inference.pretrained import latest_run, load
+from chargpt.utils.memory import disable_malloc_trim
+from chargpt.utils.paths import read_bytes, resolve_path
 
 
-def write(
+def sample(
     run: str,
     prompt: str | None,
     max_new_tokens: int,
@@ -27,13 +27,13 @@ def write(
     """Streams a sample as it is made; several one after the other, once they are all made together.
 
     Raises:
-        Mistake: no such run, a prompt that cannot be read or said, settings that cannot be sampled with.
+        UserError: no such run, a prompt that cannot be read or said, settings that cannot be sampled with.
     """
     if num_samples < 1:
-        raise Mistake(f"num_samples={num_samples}: it must be 1 or more")
-    keep_heap()
-    trained = load(latest() if run == "latest" else run, checked_device(device))
-    prompt = trained.first_token() if prompt is None else given_text("prompt", prompt)
+        raise UserError(f"num_samples={num_samples}: it must be 1 or more")
+    disable_malloc_trim()
+    trained = load(latest_run() if run == "latest" else run, resolve_device(device))
+    prompt = trained.first_token() if prompt is None else read_text_argument("prompt", prompt)
     settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, window=window)
     settings |= dict(quantize=quantize, cuda_graph=cuda_graph, num_samples=num_samples, seed=seed)
     pieces = trained.stream(prompt, max_new_tokens, **settings)
@@ -54,32 +54,32 @@ def write(
     out.flush()
 
 
-def checked_device(name: str) -> torch.device:
-    """The device by its name. Raises `Mistake` if this machine has none such."""
+def resolve_device(name: str) -> torch.device:
+    """The device by its name. Raises `UserError` if this machine has none such."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise Mistake(f"device={name}: {str(error).splitlines()[0]}. Try device=cpu") from error
+        raise UserError(f"device={name}: {str(error).splitlines()[0]}. Try device=cpu") from error
     return device
 
 
-def given_text(setting: str, value: str) -> str:
+def read_text_argument(setting: str, value: str) -> str:
     """The text of a setting: the value itself, or for @FILE the content of that file.
 
     Raises:
-        Mistake: the file cannot be read, or is not UTF-8.
+        UserError: the file cannot be read, or is not UTF-8.
     """
     if not value.startswith("@"):
         return value
-    path = typed_path(setting, value[1:])
+    path = resolve_path(setting, value[1:])
     if path.is_char_device() or path.is_block_device():
-        raise Mistake(f"{setting}=@{path} is a device, which has no end: put the text in a file")
+        raise UserError(f"{setting}=@{path} is a device, which has no end: put the text in a file")
     try:
-        return content(path).decode("utf-8")
+        return read_bytes(path).decode("utf-8")
     except OSError as error:
-        raise Mistake(
+        raise UserError(
             f"{setting}=@{path}: {error.strerror}. To begin with the character @ itself, put it in a file"
         ) from error
     except UnicodeDecodeError as error:
-        raise Mistake(f"{setting}=@{path} is not UTF-8 (byte at offset {error.start})") from error
+        raise UserError(f"{setting}=@{path} is not UTF-8 (byte at offset {error.start})") from error

@@ -18,13 +18,13 @@ from chargpt.config.overrides import (
     check_choices,
     check_interpolated,
     check_values,
-    missing,
-    one_line,
+    missing_values,
     parse,
-    quoted,
+    quote_value,
+    short_error,
 )
 from chargpt.config.schema import Groups, Schema
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 SEARCHPATH = "hydra.searchpath"
 
@@ -33,19 +33,19 @@ def searchpath(config_dir: str | None, overrides: list[str]) -> list[str]:
     """The override that adds a folder of the user's own configs, behind those of the project.
 
     Raises:
-        Mistake: there is no such folder, or the overrides name folders as well.
+        UserError: there is no such folder, or the overrides name folders as well.
     """
     if config_dir is None:
         return []
     if not Path(config_dir).is_dir():
-        raise Mistake(f"--config-dir={config_dir} is not a folder (looked from {Path.cwd()})")
+        raise UserError(f"--config-dir={config_dir} is not a folder (looked from {Path.cwd()})")
     folder = Path(config_dir).absolute()
     if any(override.lstrip("+").startswith(f"{SEARCHPATH}=") for override in overrides):
-        raise Mistake(f"--config-dir and {SEARCHPATH}= do not go together: {SEARCHPATH}=[file://{folder},...]")
-    return [f"{SEARCHPATH}=[{quoted(f'file://{folder}')}]"]
+        raise UserError(f"--config-dir and {SEARCHPATH}= do not go together: {SEARCHPATH}=[file://{folder},...]")
+    return [f"{SEARCHPATH}=[{quote_value(f'file://{folder}')}]"]
 
 
-def check(config_name: str, overrides: list[str], sweep: bool = False) -> tuple[list[Override], Schema]:
+def check_overrides(config_name: str, overrides: list[str], sweep: bool = False) -> tuple[list[Override], Schema]:
     """Checks the overrides against what the config has.
 
     Args:
@@ -55,7 +55,7 @@ def check(config_name: str, overrides: list[str], sweep: bool = False) -> tuple[
         The overrides parsed, and what may be set.
 
     Raises:
-        Mistake: at the first that names or gives something that is not there.
+        UserError: at the first that names or gives something that is not there.
     """
     parsed = [parse(override) for override in overrides]
     folders = [override.input_line for override in parsed if override.key_or_group == SEARCHPATH]
@@ -64,7 +64,7 @@ def check(config_name: str, overrides: list[str], sweep: bool = False) -> tuple[
     try:
         schema = Schema(hydra.compose(config_name, [*folders, *choices]), groups)
     except (HydraException, OmegaConfBaseException) as error:
-        raise Mistake(one_line(error)) from error
+        raise UserError(short_error(error)) from error
     check_values(parsed, schema, sweep)
     return parsed, schema
 
@@ -73,20 +73,20 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """The config after its overrides, checked, with Hydra's own part in `HydraConfig`.
 
     Raises:
-        Mistake: an override that is wrong, or a setting without a value.
+        UserError: an override that is wrong, or a setting without a value.
     """
-    parsed, schema = check(config_name, overrides)
+    parsed, schema = check_overrides(config_name, overrides)
     try:
-        config = load(config_name, overrides)
+        config = compose_unchecked(config_name, overrides)
         check_interpolated(parsed, config, schema)
-        if lacking := sorted(missing(OmegaConf.to_container(config))):
-            raise Mistake(f"{' and '.join(lacking)} must be given: add {lacking[0]}=...")
+        if lacking := sorted(missing_values(OmegaConf.to_container(config))):
+            raise UserError(f"{' and '.join(lacking)} must be given: add {lacking[0]}=...")
     except (HydraException, OmegaConfBaseException) as error:
-        raise Mistake(one_line(error)) from error
+        raise UserError(short_error(error)) from error
     return config
 
 
-def load(config_name: str, overrides: list[str]) -> DictConfig:
+def compose_unchecked(config_name: str, overrides: list[str]) -> DictConfig:
     """The config as Hydra composes it, unchecked, with Hydra's own part in `HydraConfig`."""
     config = hydra.compose(config_name, overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(config)

@@ -13,25 +13,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chargpt.checkpoint.migrations import migrate_target
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 # The parts of the config that say what a run is, and travel in its checkpoints.
-PARTS = ("model", "data", "optimizer", "schedule", "trainer")
-SAVED = ("name", "seed", *PARTS)
-SAVED_SINCE = ("monitor", "mode")  # 0.3: an older checkpoint has none
+COMPONENTS = ("model", "data", "optimizer", "schedule", "trainer")
+SAVED_KEYS = ("name", "seed", *COMPONENTS)
+SAVED_KEYS_SINCE_0_3 = ("monitor", "mode")  # 0.3: an older checkpoint has none
 # Modules that build and do nothing else: from all of chargpt.training a checkpoint could write files.
-ALLOWED = ("chargpt.data.datamodule.", "chargpt.data.tokenizer.", "chargpt.model.")
-ALLOWED += ("chargpt.optim.adamw.", "chargpt.optim.lr_schedule.", "chargpt.optim.muon.", "chargpt.optim.sgd.")
-ALLOWED += ("chargpt.optim.soap.", "torch.nn.", "torch.optim.")
+ALLOWED_PREFIXES = ("chargpt.data.datamodule.", "chargpt.data.tokenizer.", "chargpt.model.")
+ALLOWED_PREFIXES += (
+    "chargpt.optim.adamw.",
+    "chargpt.optim.lr_schedule.",
+    "chargpt.optim.muon.",
+    "chargpt.optim.sgd.",
+)
+ALLOWED_PREFIXES += ("chargpt.optim.soap.", "torch.nn.", "torch.optim.")
 
 # Keys that are not arguments. Hydra's `_convert_` has no effect: arguments are plain data always.
-SPECIAL = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
 # How a part refuses values of a wrong kind, which may come from a stranger's file.
-REFUSALS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+CONSTRUCTOR_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
-def build(
+def instantiate(
     config: Any,
     path: str = "config",
     kind: type = object,
@@ -53,37 +66,39 @@ def build(
         arguments: further keyword arguments for the outermost call.
 
     Raises:
-        Mistake: a target that is not allowed or does not exist, arguments that it does not take, values that
+        UserError: a target that is not allowed or does not exist, arguments that it does not take, values that
             it refuses, or a thing of another kind.
     """
-    built = _build(config, path, trusted, **arguments)
+    built = _instantiate(config, path, trusted, **arguments)
     if not isinstance(built, kind):
-        raise Mistake(f"{path} is a {type(built).__name__}, and must be a {kind.__name__}")
+        raise UserError(f"{path} is a {type(built).__name__}, and must be a {kind.__name__}")
     return built
 
 
-def _build(config: Any, path: str, trusted: bool, **arguments: Any) -> Any:
+def _instantiate(config: Any, path: str, trusted: bool, **arguments: Any) -> Any:
     if isinstance(config, Mapping):
         recursive = config.get("_recursive_", True)
         parts = {
-            key: _build(value, f"{path}.{key}", trusted) if recursive else value
+            key: _instantiate(value, f"{path}.{key}", trusted) if recursive else value
             for key, value in config.items()
-            if key not in SPECIAL
+            if key not in HYDRA_KEYS
         }
         if "_target_" not in config:
             return parts
         target = locate(config["_target_"], path, trusted)
         parts |= arguments
-        given = [_build(value, f"{path}._args_[{i}]", trusted) for i, value in enumerate(config.get("_args_", []))]
+        given = [
+            _instantiate(value, f"{path}._args_[{i}]", trusted) for i, value in enumerate(config.get("_args_", []))
+        ]
         if config.get("_partial_", False):
-            return _Part(target, parts, path, given)
+            return _Partial(target, parts, path, given)
         return _call(target, parts, path, *given)
     if isinstance(config, Sequence) and not isinstance(config, str):
-        return [_build(item, f"{path}[{i}]", trusted) for i, item in enumerate(config)]
+        return [_instantiate(item, f"{path}[{i}]", trusted) for i, item in enumerate(config)]
     return config
 
 
-class _Part(functools.partial):
+class _Partial(functools.partial):
     """A partial whose refusal of its arguments is told as a mistake in the config."""
 
     def __new__(cls, target: Any, parts: dict[str, Any], path: str, given: Sequence[Any] = ()):
@@ -96,12 +111,12 @@ class _Part(functools.partial):
 
 
 def locate(name: Any, path: str, trusted: bool = False) -> Any:
-    """What a `_target_` names. Raises `Mistake` if it may not be built, or does not exist."""
+    """What a `_target_` names. Raises `UserError` if it may not be built, or does not exist."""
     name = migrate_target(name) if isinstance(name, str) else name
-    if not isinstance(name, str) or not (trusted or (name.startswith(ALLOWED) and "._" not in name)):
-        raise Mistake(
+    if not isinstance(name, str) or not (trusted or (name.startswith(ALLOWED_PREFIXES) and "._" not in name)):
+        raise UserError(
             f"{path}._target_={name!r} is not one of the parts that may be built: they begin with "
-            f"{', '.join(prefix + '*' for prefix in ALLOWED)}"
+            f"{', '.join(prefix + '*' for prefix in ALLOWED_PREFIXES)}"
         )
     pieces = name.split(".")
     for cut in range(len(pieces) - 1, 0, -1):
@@ -109,21 +124,21 @@ def locate(name: Any, path: str, trusted: bool = False) -> Any:
             found = importlib.import_module(".".join(pieces[:cut]))
         except ModuleNotFoundError as error:
             if error.name and not name.startswith(f"{error.name}.") and error.name != name:
-                raise Mistake(f"{path}._target_={name} needs {error.name}, which is not installed") from error
+                raise UserError(f"{path}._target_={name} needs {error.name}, which is not installed") from error
             continue
         for piece in pieces[cut:]:
             owner, found = found, getattr(found, piece, None)
             if found is None:
                 near = difflib.get_close_matches(piece, [n for n in dir(owner) if n[0] != "_"], n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise Mistake(f"{path}._target_={name}: there is no {piece} in {owner.__name__}{hint}")
-        if not (callable(found) if trusted else _is_part(found)):
-            raise Mistake(f"{path}._target_={name} is not a part that can be built")
+                raise UserError(f"{path}._target_={name}: there is no {piece} in {owner.__name__}{hint}")
+        if not (callable(found) if trusted else _is_component(found)):
+            raise UserError(f"{path}._target_={name} is not a part that can be built")
         return found
-    raise Mistake(f"{path}._target_={name}: there is no such module")
+    raise UserError(f"{path}._target_={name}: there is no such module")
 
 
-def _is_part(found: Any) -> bool:
+def _is_component(found: Any) -> bool:
     """Whether it is something of ours that can be called, or one of torch's layers or optimizers."""
     home = getattr(found, "__module__", None) or ""
     if home.startswith("chargpt."):
@@ -132,9 +147,7 @@ def _is_part(found: Any) -> bool:
 
     kinds = (torch.nn.Module, torch.optim.Optimizer)
     return (
-        home.startswith(("torch.nn.modules.", "torch.optim."))
-        and inspect.isclass(found)
-        and issubclass(found, kinds)
+        home.startswith(("torch.nn.modules.", "torch.optim.")) and inspect.isclass(found) and issubclass(found, kinds)
     )
 
 
@@ -149,10 +162,10 @@ def _call(target: Any, parts: dict[str, Any], path: str, *args: Any) -> Any:
         unknown = [k for k in parts if k not in signature.parameters]
         near = difflib.get_close_matches(unknown[0], signature.parameters, n=1) if unknown else []
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise Mistake(f"{path}: {name} does not take these settings: {error}{hint}") from error
+        raise UserError(f"{path}: {name} does not take these settings: {error}{hint}") from error
     try:
         return target(*args, **parts)
-    except Mistake:
+    except UserError:
         raise
-    except REFUSALS as error:
-        raise Mistake(f"{path}: {name} refuses its settings: {' '.join(str(error).split())}") from error
+    except CONSTRUCTOR_ERRORS as error:
+        raise UserError(f"{path}: {name} refuses its settings: {' '.join(str(error).split())}") from error

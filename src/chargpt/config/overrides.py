@@ -16,26 +16,27 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from chargpt.checkpoint.migrations import GROUPS
 from chargpt.config.schema import Groups, Schema, is_interpolation
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 # Texts and paths that people type without quotes: taken as they are, whatever signs they hold.
-RAW = ("prompt", "text", "run", "runs", "resume", "rerun", "file", "folder", "data.path", "data.cache_dir")
+RAW_KEYS = ("prompt", "text", "run", "runs", "resume", "rerun", "file", "folder", "data.path", "data.cache_dir")
 # Settings that only some choice of a group has.
 ELSEWHERE = {"data.path": "data=text_file"}
 # Groups that no default names: a choice in them is added.
-ADDED = ("lecture", "grid", "speedrun")
+OPTIONAL_GROUPS = ("lecture", "grid", "speedrun")
 
 
 def quote(override: str) -> str:
     """`prompt=What, ho!` as Hydra's grammar wants it: `prompt='What, ho!'`."""
     key, equals, value = override.partition("=")
-    if key not in RAW or not equals or value[:1] in ("'", '"') or value in ("null", "???"):
+    if key not in RAW_KEYS or not equals or value[:1] in ("'", '"') or value in ("null", "???"):
         return override
-    return f"{key}={quoted(value)}"
+    return f"{key}={quote_value(value)}"
 
 
-def quoted(text: str) -> str:
+def quote_value(text: str) -> str:
     """Any text as one value of Hydra's grammar."""
     escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")
     return f"'{escaped}'"
@@ -45,7 +46,7 @@ def parse(override: str) -> Override:
     """One word of the command line.
 
     Raises:
-        Mistake: Hydra's grammar has no such thing.
+        UserError: Hydra's grammar has no such thing.
     """
     try:
         parsed = OverridesParser.create().parse_override(override)
@@ -54,13 +55,13 @@ def parse(override: str) -> Override:
         return parsed
     except HydraException as error:
         hint = "" if "=" in override else " A setting is given as KEY=VALUE."
-        raise Mistake(
+        raise UserError(
             f"{override!r} is not understood.{hint} Put a value with special signs in two pairs of quotes: "
             f"'KEY=\"some, value\"'"
         ) from error
 
 
-def one_line(error: Exception) -> str:
+def short_error(error: Exception) -> str:
     """Hydra's and OmegaConf's errors, shortened to what a person needs."""
     causes = [error]
     while causes[-1].__cause__ is not None:
@@ -69,6 +70,8 @@ def one_line(error: Exception) -> str:
     noise = ("To append", "full_key:", "object_type", "Set the env", "reference_type")
     kept = [line for line in dict.fromkeys(lines) if line and not line.startswith(noise)]
     message = " ".join(kept[:3])
+    if renamed := next((old for old in GROUPS if old in message), None):
+        message = f"{message} {renamed} is now called {GROUPS[renamed]}."
     place = next((m[1] for line in lines if (m := re.match(r"full_key: (.+)", line))), None)
     return message if place is None or place in message else f"{message} (in {place})"
 
@@ -83,7 +86,7 @@ def check_choices(parsed: list[Override], groups: Groups, sweep: bool) -> list[s
         The overrides that make them, the first where there are several.
 
     Raises:
-        Mistake: a choice that there is not, or a part that cannot be left out.
+        UserError: a choice that there is not, or a part that cannot be left out.
     """
     for override in parsed:
         _check_delete(override)
@@ -94,7 +97,7 @@ def check_choices(parsed: list[Override], groups: Groups, sweep: bool) -> list[s
 
 
 def check_values(parsed: list[Override], schema: Schema, sweep: bool) -> None:
-    """Raises `Mistake` at the first setting that is not there, or does not take its value."""
+    """Raises `UserError` at the first setting that is not there, or does not take its value."""
     for override in parsed:
         if not _is_choice(override, schema.groups):
             _check_value(override, schema, sweep)
@@ -111,17 +114,17 @@ def check_interpolated(parsed: list[Override], composed: DictConfig, schema: Sch
             schema.check_type(key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
 
 
-def missing(config: object, path: str = "") -> set[str]:
+def missing_values(config: object, path: str = "") -> set[str]:
     """The settings of a plain config that have no value (`???`): the user must give them."""
     if isinstance(config, dict):
-        return set().union(*(missing(v, f"{path}.{k}".lstrip(".")) for k, v in config.items()))
+        return set().union(*(missing_values(v, f"{path}.{k}".lstrip(".")) for k, v in config.items()))
     return {path} if config == "???" else set()
 
 
 def _is_choice(override: Override, groups: Groups) -> bool:
     # `data=text_file` is a choice; `trainer={...}` and `~callbacks.samples` are not.
     group = override.key_or_group
-    is_setting = "/" not in group and group not in ADDED and isinstance(override.value(), dict | list)
+    is_setting = "/" not in group and group not in OPTIONAL_GROUPS and isinstance(override.value(), dict | list)
     return group in groups and not is_setting
 
 
@@ -135,7 +138,7 @@ def _values(override: Override) -> Iterable[Any]:
 
 def _no_sweep(override: Override, sweep: bool) -> None:
     if override.is_sweep_override() and not sweep:
-        raise Mistake(
+        raise UserError(
             f"{override.input_line} gives {override.key_or_group} more than one value: add -m to run them all, "
             f"or quote it if it is one value"
         )
@@ -144,7 +147,7 @@ def _no_sweep(override: Override, sweep: bool) -> None:
 def _check_delete(override: Override) -> None:
     key = override.key_or_group
     if override.is_delete() and not key.startswith(("callbacks.", "logger.", "hydra")):
-        raise Mistake(
+        raise UserError(
             f"{override.input_line}: a run needs {key}. Only parts of callbacks and logger can be left out, for "
             f"example ~callbacks.samples"
         )
@@ -153,10 +156,10 @@ def _check_delete(override: Override) -> None:
 def _check_choice(override: Override, groups: Groups, sweep: bool) -> None:
     _no_sweep(override, sweep)
     group = override.key_or_group
-    if group in ADDED and not (override.is_add() or override.is_delete()):
-        raise Mistake(f"{override.input_line}: a choice of {group} is added, with a plus: +{override.input_line}")
+    if group in OPTIONAL_GROUPS and not (override.is_add() or override.is_delete()):
+        raise UserError(f"{override.input_line}: a choice of {group} is added, with a plus: +{override.input_line}")
     if group == "hydra":
-        raise Mistake(
+        raise UserError(
             f"{override.input_line}: Hydra's settings are given one by one, for example hydra.run.dir=FOLDER"
         )
     options = groups.options(group)
@@ -164,7 +167,7 @@ def _check_choice(override: Override, groups: Groups, sweep: bool) -> None:
         choice = "null" if value is None else str(value)
         ours = not group.startswith("hydra") or group in ("hydra/launcher", "hydra/sweeper")
         if isinstance(value, dict | list) or (choice not in options and ours and not override.is_delete()):
-            raise Mistake(
+            raise UserError(
                 f"{group}={choice}: there is no such choice{_nearest(choice, options)} "
                 f"{group} is one of {', '.join(options)}"
             )
@@ -189,8 +192,8 @@ def _check_value(override: Override, schema: Schema, sweep: bool) -> None:
             schema.check_parents(key)
             return
         if key in ELSEWHERE:
-            raise Mistake(f"{key} is a setting of {ELSEWHERE[key]}: add {ELSEWHERE[key]} before it")
-        raise Mistake(
+            raise UserError(f"{key} is a setting of {ELSEWHERE[key]}: add {ELSEWHERE[key]} before it")
+        raise UserError(
             f"{key} is not a setting here{_nearest(key, schema.keys)} "
             f"All settings and their values: --cfg job{'' if '/' not in key else '; all groups: --help'}"
         )

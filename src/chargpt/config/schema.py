@@ -9,15 +9,15 @@ from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 Types = tuple[type, ...]
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-_NAMES |= {list: "a list", dict: "a group of settings"}
-_GIVEN = _NAMES | {float: "a decimal number"}
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+_TYPE_NAMES |= {list: "a list", dict: "a group of settings"}
+_VALUE_NAMES = _TYPE_NAMES | {float: "a decimal number"}
 
 # Settings that take other types than that of the value that stands in conf/.
-ALSO: dict[str, Types] = {
+EXTRA_TYPES: dict[str, Types] = {
     "data.cache_dir": (str, type(None)),
     "data.path": (str,),
     "trainer.devices": (int, str, list),
@@ -88,28 +88,27 @@ class Schema:
     @cached_property
     def keys(self) -> set[str]:
         """All settings, with dots, and all groups, with slashes."""
-        return {*_settings(self.base), *self.groups.names}
+        return {*_flatten(self.base), *self.groups.names}
 
     def check_type(self, key: str, value: Any) -> None:
-        """Raises `Mistake` if the setting does not take a value of this type."""
+        """Raises `UserError` if the setting does not take a value of this type."""
         accepted, group = self._accepted(key), key.replace(".", "/")
         if accepted and not is_interpolation(value) and type(value) not in accepted:
             shown = repr(value) if isinstance(value, str) else "null" if value is None else value
             choose = f". To choose one by its name: {group}={value}" if group in self.keys and group != key else ""
-            raise Mistake(
-                f"{key}={shown}: {key} is {_in_words(accepted)}, not {_GIVEN.get(type(value), 'that')}{choose}"
-            )
+            found = _VALUE_NAMES.get(type(value), "that")
+            raise UserError(f"{key}={shown}: {key} is {_describe_types(accepted)}, not {found}{choose}")
 
     def check_parents(self, key: str) -> None:
-        """Raises `Mistake` if a setting is added to one that takes no settings of its own."""
+        """Raises `UserError` if a setting is added to one that takes no settings of its own."""
         while "." in key:
             key, _, name = key.rpartition(".")
             if (accepted := self._accepted(key)) and dict not in accepted:
-                raise Mistake(f"{key}.{name}: {key} is {_in_words(accepted)}, it has no settings of its own")
+                raise UserError(f"{key}.{name}: {key} is {_describe_types(accepted)}, it has no settings of its own")
 
     def _accepted(self, key: str) -> Types:
-        if key in ALSO:
-            return ALSO[key]
+        if key in EXTRA_TYPES:
+            return EXTRA_TYPES[key]
         try:
             value = OmegaConf.select(self.base, key)
         except OmegaConfBaseException:
@@ -130,7 +129,7 @@ def is_interpolation(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def _settings(config: DictConfig, prefix: str = "") -> list[str]:
+def _flatten(config: DictConfig, prefix: str = "") -> list[str]:
     found = []
     for key in config:
         name = f"{prefix}{key}"
@@ -140,9 +139,9 @@ def _settings(config: DictConfig, prefix: str = "") -> list[str]:
         if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
             child = config[key]
             if isinstance(child, DictConfig):
-                found += _settings(child, f"{name}.")
+                found += _flatten(child, f"{name}.")
     return found
 
 
-def _in_words(accepted: Types) -> str:
-    return " or ".join(_NAMES[t] for t in accepted if not (t is int and float in accepted))
+def _describe_types(accepted: Types) -> str:
+    return " or ".join(_TYPE_NAMES[t] for t in accepted if not (t is int and float in accepted))

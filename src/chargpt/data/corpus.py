@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from chargpt.data import tiny_shakespeare
-from chargpt.errors import Mistake
-from chargpt.utils.atomic_write import whole
-from chargpt.utils.paths import content, typed_path
+from chargpt.errors import UserError
+from chargpt.utils.atomic_write import atomic_write
+from chargpt.utils.paths import read_bytes, resolve_path
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Corpus(Protocol):
     name: str
 
     def read(self) -> str:
-        """The whole text. Raises `Mistake` if it cannot be had."""
+        """The whole text. Raises `UserError` if it cannot be had."""
         ...
 
 
@@ -49,7 +49,7 @@ class TinyShakespeare:
             from platformdirs import user_cache_dir
 
             cache_dir = user_cache_dir("chargpt")
-        self.path = typed_path("data.cache_dir", cache_dir) / "tinyshakespeare.txt"
+        self.path = resolve_path("data.cache_dir", cache_dir) / "tinyshakespeare.txt"
 
     def read(self) -> str:
         if (found := self._cached()) is None:
@@ -70,7 +70,7 @@ class TinyShakespeare:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path.with_suffix(".lock")).acquire()
         except OSError as error:
-            raise Mistake(
+            raise UserError(
                 f"the cache folder {self.path.parent} cannot be written ({error.strerror or error}). "
                 f"Name another: data.cache_dir=FOLDER"
             ) from error
@@ -92,7 +92,7 @@ class TinyShakespeare:
                     continue
                 self._keep(found)
                 return found
-        raise Mistake(
+        raise UserError(
             f"Tiny Shakespeare cannot be had: tried {self.path}, {', '.join(tried)}. "
             f"Put the file at that path by hand, or use your own text: data=text_file data.path=FILE"
         )
@@ -128,10 +128,10 @@ class TinyShakespeare:
 
     def _keep(self, found: bytes) -> None:
         try:
-            with whole(self.path) as file:
+            with atomic_write(self.path) as file:
                 file.write(found)
         except OSError as error:
-            raise Mistake(f"{self.path} cannot be written ({error.strerror}). Free some space") from error
+            raise UserError(f"{self.path} cannot be written ({error.strerror}). Free some space") from error
         log.info("Tiny Shakespeare: kept at %s", self.path)
 
 
@@ -146,8 +146,8 @@ class TextFiles:
 
     def __init__(self, path: str | Path):
         if not str(path):
-            raise Mistake("data.path is empty: name a UTF-8 text file, or a folder of them")
-        self.path = typed_path("data.path", path)
+            raise UserError("data.path is empty: name a UTF-8 text file, or a folder of them")
+        self.path = resolve_path("data.path", path)
         self.name = self.path.name or str(self.path)
 
     def read(self) -> str:
@@ -155,9 +155,9 @@ class TextFiles:
             try:
                 files = sorted(p for p in self.path.rglob("*") if p.suffix in self.suffixes and p.is_file())
             except OSError as error:  # of a folder that vanishes meanwhile, for one
-                raise Mistake(f"the folder {self.path} cannot be read: {error.strerror}") from error
+                raise UserError(f"the folder {self.path} cannot be read: {error.strerror}") from error
             if not files:
-                raise Mistake(
+                raise UserError(
                     f"no text file in the folder {self.path}: found none that ends in "
                     f"{' or '.join(self.suffixes)}. Rename one, or name the file itself: data.path=FILE"
                 )
@@ -165,25 +165,25 @@ class TextFiles:
             files = [self.path]
         text = "".join(_read_utf8(file) for file in files)
         if not text:
-            raise Mistake(f"{self.path} is empty: there is nothing to learn from. Name another data.path")
+            raise UserError(f"{self.path} is empty: there is nothing to learn from. Name another data.path")
         return text
 
 
 def _read_utf8(path: Path) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise Mistake(f"{path} is not a regular file: copy its text into one and name that")
-        raw = content(path)
+            raise UserError(f"{path} is not a regular file: copy its text into one and name that")
+        raw = read_bytes(path)
     except FileNotFoundError as error:
-        raise Mistake(f"{path} does not exist (looked from {Path.cwd()}). Check data.path={path}") from error
+        raise UserError(f"{path} does not exist (looked from {Path.cwd()}). Check data.path={path}") from error
     except OSError as error:
-        raise Mistake(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
         source = "UTF-16" if utf16 else "ITS-ENCODING"
-        raise Mistake(
+        raise UserError(
             f"{path} is not UTF-8{' but UTF-16' if utf16 else ''}: byte 0x{raw[error.start]:02x} at offset "
             f"{error.start}. Convert it: iconv -f {source} -t UTF-8 {path.name} > {path.stem}.utf8.txt"
         ) from error

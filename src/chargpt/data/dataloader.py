@@ -9,12 +9,12 @@ from torch import Tensor
 
 from chargpt.utils.seeding import BATCH, generator
 
-IGNORE = -100  # the target of padding: torch's cross-entropy leaves it out
+IGNORE_INDEX = -100  # the target of padding: torch's cross-entropy leaves it out
 
 Batch = tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]
 
 
-class RandomBlocks:
+class RandomBlockLoader:
     """Batch k of random blocks, inputs and targets shifted by one; an endless iterator over k.
 
     Global batch k is a pure function of (seed, k). Rank r of W takes blocks r, r + W, r + 2W, ... of it, so that
@@ -82,11 +82,11 @@ class RandomBlocks:
             k += 1
 
 
-class EveryBlock:
+class EvalBlockLoader:
     """A whole split in non-overlapping blocks: each of its N - 1 predictions is counted just once.
 
     All ranks get equally many batches of one shape (uneven ones would hang DDP); what the split does not fill
-    is padded, with targets `IGNORE`.
+    is padded, with targets `IGNORE_INDEX`.
 
     Args:
         tokens_N: the split, N >= 2, on the device that measures.
@@ -122,4 +122,4 @@ class EveryBlock:
             positions_BT = starts_B[:, None] + offsets_T
             inputs_BT = self._tokens_N[positions_BT.clamp(max=last)].long()
             targets_BT = self._tokens_N[(positions_BT + 1).clamp(max=last)].long()
-            yield inputs_BT, targets_BT.masked_fill(positions_BT >= last, IGNORE)
+            yield inputs_BT, targets_BT.masked_fill(positions_BT >= last, IGNORE_INDEX)

@@ -10,9 +10,9 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from chargpt.data.corpus import Corpus, TextFiles, TinyShakespeare
-from chargpt.data.dataloader import EveryBlock, RandomBlocks
+from chargpt.data.dataloader import EvalBlockLoader, RandomBlockLoader
 from chargpt.data.tokenizer import CharTokenizer, Tokenizer
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 
 class TextDataModule(L.LightningDataModule):
@@ -24,12 +24,12 @@ class TextDataModule(L.LightningDataModule):
         batch_size: global number of blocks of one forward pass, over all devices.
         train_fraction: share of the characters to train on, from the front.
         validation_tokens: about how many tokens one validation forward pass takes on a device.
-        block_warmup: batches at the start that are cut into shorter blocks; see `RandomBlocks`.
+        block_warmup: batches at the start that are cut into shorter blocks; see `RandomBlockLoader`.
         tokenizer: makes a tokenizer from the whole text (the lecture's choice: validation text included).
         seed: the run's seed; global batch k depends on nothing but it and k.
 
     Raises:
-        Mistake: on sizes that cannot be, here; on texts that cannot be read or are too short, in `read`.
+        UserError: on sizes that cannot be, here; on texts that cannot be read or are too short, in `read`.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class TextDataModule(L.LightningDataModule):
         sizes = dict(block_size=block_size, batch_size=batch_size, validation_tokens=validation_tokens)
         for name, value in sizes.items():
             if value < 1:
-                raise Mistake(f"{name}={value}: it must be 1 or more")
+                raise UserError(f"{name}={value}: it must be 1 or more")
         if block_warmup < 0:
-            raise Mistake(f"data.block_warmup={block_warmup}: it must not be negative")
+            raise UserError(f"data.block_warmup={block_warmup}: it must not be negative")
         if not 0 < train_fraction < 1:
-            raise Mistake(f"train_fraction={train_fraction}: it must lie between 0 and 1, for example 0.9")
+            raise UserError(f"train_fraction={train_fraction}: it must lie between 0 and 1, for example 0.9")
         self.corpus = corpus
         self.block_size = block_size
         self.batch_size = batch_size
@@ -76,7 +76,7 @@ class TextDataModule(L.LightningDataModule):
         """Reads and tokenizes the text, once; with `tokenizer` in place of one made from the text.
 
         Raises:
-            Mistake: the text cannot be had, is too short, or holds what `tokenizer` does not know.
+            UserError: the text cannot be had, is too short, or holds what `tokenizer` does not know.
         """
         if self.tokenizer is not None:
             return
@@ -86,12 +86,12 @@ class TextDataModule(L.LightningDataModule):
         split = int(self.train_fraction * len(text))
         tokenizer = tokenizer or self._make_tokenizer(text)
         if not isinstance(tokenizer, Tokenizer):
-            raise Mistake(f"data.tokenizer makes a {type(tokenizer).__name__}, which is no tokenizer")
+            raise UserError(f"data.tokenizer makes a {type(tokenizer).__name__}, which is no tokenizer")
         self.train_tokens_N = tokenizer.encode(text[:split])
         self.val_tokens_N = tokenizer.encode(text[split:])
         self.characters_per_token = (len(text) - split) / max(1, len(self.val_tokens_N))
         if len(self.train_tokens_N) < self.block_size + 1 or len(self.val_tokens_N) < 2:
-            raise Mistake(
+            raise UserError(
                 f"{self.corpus.name} is too short for block_size={self.block_size}: its {len(text):,} "
                 f"characters leave {len(self.train_tokens_N):,} tokens to train on and "
                 f"{len(self.val_tokens_N):,} to validate on. Lower model.block_size or bring more text"
@@ -111,21 +111,21 @@ class TextDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         self.read()
 
-    def train_dataloader(self) -> RandomBlocks:
+    def train_dataloader(self) -> RandomBlockLoader:
         share = self._share()
         if self.batch_size % share["world_size"]:
-            raise Mistake(
+            raise UserError(
                 f"data.batch_size={self.batch_size} cannot be shared equally by {share['world_size']} devices. "
                 f"Make it a multiple of {share['world_size']}"
             )
         module = self.trainer.lightning_module
-        blocks = partial(RandomBlocks, self._on_device(self.train_tokens_N), self.block_size)
+        blocks = partial(RandomBlockLoader, self._on_device(self.train_tokens_N), self.block_size)
         settings = {"first": lambda: module.batches, "warmup": self._block_warmup}
         return blocks(self.batch_size, self._seed, **settings, **share)
 
-    def val_dataloader(self) -> EveryBlock:
+    def val_dataloader(self) -> EvalBlockLoader:
         tokens_N = self._on_device(self.val_tokens_N)
-        return EveryBlock(tokens_N, self.block_size, self.validation_batch_size, **self._share())
+        return EvalBlockLoader(tokens_N, self.block_size, self.validation_batch_size, **self._share())
 
     def _share(self) -> dict[str, int]:
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}

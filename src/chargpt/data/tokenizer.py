@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 _CODE_POINTS = 0x110000
 _CHUNK = 1 << 24  # characters encoded at a time: bounds the UTF-32 copy to 64 MB
@@ -22,7 +22,7 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
 
     def encode(self, text: str) -> Integer[Tensor, " N"]:
-        """Token numbers of `text`. Raises `Mistake` where it cannot be said in this vocabulary."""
+        """Token numbers of `text`. Raises `UserError` where it cannot be said in this vocabulary."""
         ...
 
     def decode(self, tokens_N: Integer[Tensor, " N"]) -> str:
@@ -50,7 +50,7 @@ class CharTokenizer:
         self.characters = characters
         self._codes_V = _code_points(characters)
         if not len(characters) or np.any(np.diff(self._codes_V.astype(np.int64)) <= 0):
-            raise Mistake("the vocabulary of a CharTokenizer must be distinct characters in sorted order")
+            raise UserError("the vocabulary of a CharTokenizer must be distinct characters in sorted order")
         self._dtype = torch.uint8 if self.vocab_size <= 2**8 else torch.int32
         # One look-up per character: position in the vocabulary, or -1. Sized by the largest character in use.
         self._lookup = np.full(int(self._codes_V[-1]) + 2, -1, dtype=np.int32)
@@ -71,7 +71,7 @@ class CharTokenizer:
         """Token numbers, in the smallest type that holds them.
 
         Raises:
-            Mistake: names the first character that the vocabulary does not have.
+            UserError: names the first character that the vocabulary does not have.
         """
         tokens_N = torch.empty(len(text), dtype=self._dtype)
         for start in range(0, len(text), _CHUNK):
@@ -79,7 +79,7 @@ class CharTokenizer:
             found = self._lookup[np.minimum(codes, len(self._lookup) - 1)]
             if (missing := np.flatnonzero(found < 0)).size:
                 position = start + int(missing[0])
-                raise Mistake(self._unknown(text[position], position))
+                raise UserError(self._unknown(text[position], position))
             tokens_N[start : start + len(codes)] = torch.from_numpy(found)
         return tokens_N
 

@@ -11,74 +11,78 @@ import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from chargpt.errors import INTERRUPTED
+from chargpt.errors import ExitCode
 
-STARTER = "CHARGPT_STARTER"  # the process that started this one and waits for it
-OURS = "CHARGPT_LOCK"  # set for ranks that we have started ourselves: the descriptor of the lock they share
-SWEEP = "CHARGPT_SWEEP"  # set for the jobs of a sweep
-MISTAKES = "CHARGPT_MISTAKES"  # the pipe to whoever wants to know why a job was refused
-MEETING = "CHARGPT_MEETING"  # set for ranks that we have started ourselves: the file by which they find each other
-READY = "CHARGPT_READY"  # the pipe by which the first rank says that nothing is wrong, and the others may start
+PARENT_PID_ENV = "CHARGPT_PARENT_PID"  # the process that started this one and waits for it
+LOCK_FD_ENV = "CHARGPT_LOCK_FD"  # set for ranks that we have started ourselves: the descriptor of the lock they share
+SWEEP_ENV = "CHARGPT_SWEEP"  # set for the jobs of a sweep
+ERROR_PIPE_ENV = "CHARGPT_ERROR_PIPE"  # the pipe to whoever wants to know why a job was refused
+RENDEZVOUS_FILE_ENV = (
+    "CHARGPT_RENDEZVOUS_FILE"  # set for ranks that we have started ourselves: the file by which they find each other
+)
+READY_PIPE_ENV = (
+    "CHARGPT_READY_PIPE"  # the pipe by which the first rank says that nothing is wrong, and the others may start
+)
 # Signals that ask a process to stop; the last is Slurm's, before the end of a job's time.
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-ASKED: list[int] = []  # signals that asked this process to stop before its run was under way
+received_signals: list[int] = []  # signals that asked this process to stop before its run was under way
 
 
-def ask_to_stop(number: int, frame: object) -> None:
+def request_stop(number: int, frame: object) -> None:
     """A signal's handler while torch is imported and a run prepared. The exception may be lost in somebody's
     `except:`; then the run stops at its first step."""
-    ASKED.append(number)
+    received_signals.append(number)
     raise KeyboardInterrupt
 
 
-def signals_to_pass_on() -> list[signal.Signals]:
+def forwarded_signals() -> list[signal.Signals]:
     """To the processes that this one has started: all but a hang-up that `nohup` has it ignore, and a SIGUSR1 that
     a launcher waits for itself."""
     ours = {
         signal.SIGHUP: lambda now: now is not signal.SIG_IGN,
         signal.SIGUSR1: lambda now: now is signal.SIG_DFL,
     }
-    return [n for n in ASKING if n not in ours or ours[n](signal.getsignal(n))]
+    return [n for n in STOP_SIGNALS if n not in ours or ours[n](signal.getsignal(n))]
 
 
-def started_as_rank() -> bool:
+def launched_as_rank() -> bool:
     """Whether this process is one of several that somebody has started: we, torchrun, or srun."""
-    return "LOCAL_RANK" in os.environ or by_srun()
+    return "LOCAL_RANK" in os.environ or launched_by_srun()
 
 
-def by_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ and OURS not in os.environ
+def launched_by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ and LOCK_FD_ENV not in os.environ
 
 
-def by_srun() -> bool:
+def launched_by_srun() -> bool:
     """Slurm's variables stand around in every process of a job; several tasks are what srun has started."""
     several = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-    return several and OURS not in os.environ and not by_torchrun()
+    return several and LOCK_FD_ENV not in os.environ and not launched_by_torchrun()
 
 
-def number() -> int:
+def get_rank() -> int:
     """The rank of this process among all of its run."""
-    names = ("SLURM_PROCID",) if by_srun() else ("RANK", "LOCAL_RANK") if started_as_rank() else ()
+    names = ("SLURM_PROCID",) if launched_by_srun() else ("RANK", "LOCAL_RANK") if launched_as_rank() else ()
     return next((int(os.environ[name]) for name in names if name in os.environ), 0)
 
 
-def tell_ready() -> None:
+def notify_ready() -> None:
     """Lets the other ranks start, if somebody waits with them; done once."""
-    if (pipe := os.environ.pop(READY, None)) is not None:
+    if (pipe := os.environ.pop(READY_PIPE_ENV, None)) is not None:
         with contextlib.suppress(BrokenPipeError):  # he is gone: the run will see it, save itself and leave
             os.write(int(pipe), b"1")
         os.close(int(pipe))
 
 
-def tell_starter(mistake: str) -> None:
+def report_to_parent(mistake: str) -> None:
     """Hands a mistake to whoever started this process and wants to know it."""
-    if (pipe := os.environ.get(MISTAKES)) is not None:
+    if (pipe := os.environ.get(ERROR_PIPE_ENV)) is not None:
         with contextlib.suppress(OSError):
             os.write(int(pipe), mistake.encode(errors="replace")[:4000])
 
 
-def processes(devices: Any) -> int | None:
+def num_processes(devices: Any) -> int | None:
     """How many `trainer.devices` means: a number, a list, or a list as text; None where the machine decides."""
     if isinstance(devices, str) and "," in devices:
         return len([device for device in devices.split(",") if device])
@@ -105,7 +109,7 @@ def exit_process(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def die_with_starter(grace: float = 60.0) -> None:
+def exit_with_parent(grace: float = 60.0) -> None:
     """Ends this process after the one that started it: by SIGTERM, which saves the run (Linux), then by force.
 
     A rank that waits in a C++ call for another one handles no signal: for it there is a thread.
@@ -118,14 +122,14 @@ def die_with_starter(grace: float = 60.0) -> None:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
     def watch() -> None:
-        while not starter_is_gone():
+        while not parent_exited():
             time.sleep(1.0)
         time.sleep(grace)
-        os._exit(INTERRUPTED)
+        os._exit(ExitCode.INTERRUPTED)
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
-def starter_is_gone() -> bool:
+def parent_exited() -> bool:
     """Whether the process that started this one, to wait for it, has ended: then nobody wants the rest."""
-    return STARTER in os.environ and os.getppid() != int(os.environ[STARTER])
+    return PARENT_PID_ENV in os.environ and os.getppid() != int(os.environ[PARENT_PID_ENV])

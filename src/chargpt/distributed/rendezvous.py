@@ -9,7 +9,7 @@ import sys
 import lightning as L
 import torch
 
-from chargpt.distributed.env import MEETING
+from chargpt.distributed.env import RENDEZVOUS_FILE_ENV
 from chargpt.training.strategies import TIMEOUT
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -17,9 +17,9 @@ LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
-def join(trainer: L.Trainer) -> None:
+def init_process_group(trainer: L.Trainer) -> None:
     """Meets the other ranks, before Lightning would do it; where others have started them, it is Lightning's."""
-    if MEETING not in os.environ or trainer.world_size == 1 or torch.distributed.is_initialized():
+    if RENDEZVOUS_FILE_ENV not in os.environ or trainer.world_size == 1 or torch.distributed.is_initialized():
         return
     for name in INTERFACES:
         os.environ.setdefault(name, LOOPBACK)
@@ -27,7 +27,7 @@ def join(trainer: L.Trainer) -> None:
     device = trainer.strategy.root_device
     torch.distributed.init_process_group(  # as Lightning would, but for the store
         torch.distributed.get_default_backend_for_device(device),
-        store=torch.distributed.FileStore(os.environ[MEETING], trainer.world_size),
+        store=torch.distributed.FileStore(os.environ[RENDEZVOUS_FILE_ENV], trainer.world_size),
         rank=trainer.global_rank,
         world_size=trainer.world_size,
         timeout=TIMEOUT,
@@ -35,7 +35,7 @@ def join(trainer: L.Trainer) -> None:
     )
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Destroys the process group of a run that has ended well on all ranks.
 
     After an error it stays: under NCCL its end waits for the other ranks (`chargpt.distributed.env.exit_process`).

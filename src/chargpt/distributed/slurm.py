@@ -7,7 +7,7 @@ import subprocess
 
 log = logging.getLogger(__name__)
 
-WARNING = signal.SIGUSR1  # `#SBATCH --signal=USR1@60`
+PREEMPTION_SIGNAL = signal.SIGUSR1  # `#SBATCH --signal=USR1@60`
 
 
 def requeue() -> None:

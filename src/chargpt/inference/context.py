@@ -4,12 +4,12 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from chargpt.errors import Mistake
-from chargpt.inference.decode import OneToken
+from chargpt.errors import UserError
+from chargpt.inference.decode import DecodeStep
 from chargpt.model.language_model import LanguageModel
 
 WINDOWS = ("half", "exact")
-QUANTIZED = (None, "int8")
+QUANTIZATIONS = (None, "int8")
 
 
 class Window:
@@ -43,17 +43,17 @@ class Context:
         window, quantize: as in `chargpt.inference.generate`.
 
     Raises:
-        Mistake: the model has no weights that could be quantized, or not on this device.
+        UserError: the model has no weights that could be quantized, or not on this device.
     """
 
     def __init__(self, model: LanguageModel, batch_size: int, window: str = "half", quantize: str | None = None):
-        if quantize and (not OneToken.knows(model) or model.device.type != "cpu"):
-            raise Mistake(f"quantize={quantize} is for a Transformer of the bench's own parts, on the CPU")
+        if quantize and (not DecodeStep.supports(model) or model.device.type != "cpu"):
+            raise UserError(f"quantize={quantize} is for a Transformer of the bench's own parts, on the CPU")
         self._model, self._batch_size, self._kind = model, batch_size, window
         self._window = Window(model.block_size, window, batch_size, model.device)
         self._cache = model.new_cache(batch_size)
-        by_rows = OneToken.knows(model) and not torch.is_autocast_enabled(model.device.type)
-        self._one_token = OneToken.of(model, batch_size, quantize) if by_rows else None
+        by_rows = DecodeStep.supports(model) and not torch.is_autocast_enabled(model.device.type)
+        self._one_token = DecodeStep.create(model, batch_size, quantize) if by_rows else None
 
     @torch.inference_mode()
     def extend(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B V"]:

@@ -10,29 +10,29 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.inference.context import Window
-from chargpt.inference.decode import OneToken
-from chargpt.inference.sampling import draw
-from chargpt.inference.static_step import StaticStep
+from chargpt.inference.decode import DecodeStep
+from chargpt.inference.sampling import sample_token
+from chargpt.inference.static_decode import StaticDecodeStep
 from chargpt.model.language_model import LanguageModel
 
-WARM_UP = 3  # runs before the capture: libraries choose kernels and allocate workspaces in the first ones
+WARM_UP_RUNS = 3  # runs before the capture: libraries choose kernels and allocate workspaces in the first ones
 
 Run = Callable[[], None]
 
 
 def check(model: LanguageModel, quantize: str | None = None) -> None:
-    """Raises `Mistake` for a model that cannot be sampled with CUDA graphs."""
+    """Raises `UserError` for a model that cannot be sampled with CUDA graphs."""
     if model.device.type != "cuda":
-        raise Mistake(
+        raise UserError(
             f"cuda_graph=true is for a GPU, and the model is on {model.device}: "
             f"add device=cuda, or leave cuda_graph out"
         )
     if quantize is not None:
-        raise Mistake(f"cuda_graph=true does not go with quantize={quantize}, which is for the CPU: leave one out")
-    if not OneToken.knows(model):
-        raise Mistake("cuda_graph=true is for a Transformer of the bench's own parts: leave it out for this model")
+        raise UserError(f"cuda_graph=true does not go with quantize={quantize}, which is for the CPU: leave one out")
+    if not DecodeStep.supports(model):
+        raise UserError("cuda_graph=true is for a Transformer of the bench's own parts: leave it out for this model")
 
 
 def capture(run: Run, reset: Run, device: torch.device) -> Run:
@@ -48,7 +48,7 @@ def capture(run: Run, reset: Run, device: torch.device) -> Run:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
+            for _ in range(WARM_UP_RUNS):
                 reset()
                 run()
         torch.cuda.current_stream().wait_stream(side)
@@ -67,7 +67,7 @@ class GraphSampler:
     first writes the generator's seed and offset to the device.
 
     Args:
-        model: in eval mode; one that `OneToken.knows`.
+        model: in eval mode; one that `DecodeStep.supports`.
         seeds: of the B samples.
         temperature, top_k, top_p, window: as in `chargpt.inference.generate`.
         record: gives a function that repeats what its first argument does, for example `capture`.
@@ -85,11 +85,11 @@ class GraphSampler:
     ):
         B, device = len(seeds), model.device
         self._window = Window(model.block_size, window, B, "cpu")
-        self._step = StaticStep(model, B)
+        self._step = StaticDecodeStep(model, B)
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds] if temperature else []
         rows = model.block_size if temperature else 0
         self._noise_BTV = torch.zeros(B, rows, model.vocab_size, device=device)
-        self._draw = partial(draw, noise=self._noise_BV, temperature=temperature, top_k=top_k, top_p=top_p)
+        self._draw = partial(sample_token, noise=self._noise_BV, temperature=temperature, top_k=top_k, top_p=top_p)
         self._replay = record(self._step_and_draw, self._step.position_1.zero_, device)
 
     @torch.no_grad()

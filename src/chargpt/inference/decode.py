@@ -13,26 +13,26 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chargpt.errors import Mistake
-from chargpt.model.attention import CausalSelfAttention, KeyValueCache
-from chargpt.model.block_context import Surroundings
-from chargpt.model.ensemble import Ensemble, together
+from chargpt.errors import UserError
+from chargpt.model.attention import CausalSelfAttention, LayerKVCache
+from chargpt.model.block_context import BlockContext
+from chargpt.model.ensemble import Ensemble, average_logits
 from chargpt.model.feed_forward import FeedForward
 from chargpt.model.language_model import LanguageModel
 from chargpt.model.position import Learned, PositionEncoding, Rotary, rotate
-from chargpt.model.transformer import Block, Cache, Transformer
+from chargpt.model.transformer import Block, KVCache, Transformer
 from chargpt.model.value_residual import ValueEmbedding, ValueResidual
 
-WIDE = 32  # weights that the int8 product reads at a time
+WIDE_BATCH = 32  # weights that the int8 product reads at a time
 Rows = Float[Tensor, "B C"]
 Product = Callable[[nn.Linear], Callable[[Rows], Rows]]
 
 
-class OneToken:
+class DecodeStep:
     """The step of one model for B sequences: next logits from the newest tokens and a cache.
 
     Args:
-        model: in eval mode, made of parts that `knows` accepts. Its weights are copied for B > 1.
+        model: in eval mode, made of parts that `supports` accepts. Its weights are copied for B > 1.
         batch_size: B.
         quantize: "int8" rounds the weights of linear layers to 8 bits, with a scale a row, and what they multiply
             to bfloat16: a third as much to read for a token. For the CPU.
@@ -54,66 +54,66 @@ class OneToken:
         self._final_norm, self._head = _norm(model.final_norm), product(model.head)
 
     @classmethod
-    def knows(cls, model: LanguageModel) -> bool:
+    def supports(cls, model: LanguageModel) -> bool:
         """Whether all parts of the model are those written here."""
         if type(model) is Ensemble:
-            return all(cls.knows(member) for member in model.members)
+            return all(cls.supports(member) for member in model.members)
         if type(model) is not Transformer or type(model.position) not in (PositionEncoding, Learned, Rotary):
             return False
-        if model.values is not None and type(model.values[0]) not in (ValueEmbedding, ValueResidual):
+        if model.value_residual is not None and type(model.value_residual[0]) not in (ValueEmbedding, ValueResidual):
             return False
         return all(type(b) is Block and type(b.attention) is CausalSelfAttention for b in model.blocks)
 
     @classmethod
-    def of(
+    def create(
         cls, model: LanguageModel, batch_size: int, quantize: str | None = None
     ) -> Callable[[Integer[Tensor, " B"], list], Float[Tensor, "B V"]]:
         """The same for an ensemble too: a step of each member."""
         if not isinstance(model, Ensemble):
             return cls(model, batch_size, quantize)
-        steps = [cls.of(member, batch_size, quantize) for member in model.members]
-        return lambda tokens_B, caches: together([s(tokens_B, c) for s, c in zip(steps, caches, strict=True)])
+        steps = [cls.create(member, batch_size, quantize) for member in model.members]
+        return lambda tokens_B, caches: average_logits([s(tokens_B, c) for s, c in zip(steps, caches, strict=True)])
 
-    def __call__(self, tokens_B: Integer[Tensor, " B"], cache: Cache) -> Float[Tensor, "B V"]:
+    def __call__(self, tokens_B: Integer[Tensor, " B"], cache: KVCache) -> Float[Tensor, "B V"]:
         """Logits after tokens_B, which follow those in the cache and join them. Valid until the next call."""
-        position = cache[0].length
+        position = cache.length
         x_BC = self._embed(tokens_B, position, cache)
         here = slice(position, position + 1)
         rotation = None if self._rotation is None else tuple(part_TD[here] for part_TD in self._rotation)
-        now = Surroundings(tokens_B[:, None], x_BC[:, None], rotation)
-        parts = zip(cache, self._norms, self._attentions, self._feed_forwards, self._residual, strict=True)
+        now = BlockContext(tokens_B[:, None], x_BC[:, None], rotation)
+        parts = zip(cache.layers, self._norms, self._attentions, self._feed_forwards, self._residual, strict=True)
         for i, (memory, norms, attention, feed_forward, residual) in enumerate(parts):
             attention_norm, feed_forward_norm = norms
-            if self._model.skips is not None:
-                x_BC = self._model.skips(x_BC[:, None], now.outputs)[:, 0].clone()
-            now.mix = self._model.values[i] if self._model.values is not None else None
+            if self._model.unet_skips is not None:
+                x_BC = self._model.unet_skips(x_BC[:, None], now.outputs)[:, 0].clone()
+            now.value_mixer = self._model.value_residual[i] if self._model.value_residual is not None else None
             y_BC = attention(attention_norm(x_BC), memory, now)
             x_BC = x_BC.add_(y_BC) if residual else y_BC.clone()
             if feed_forward is not None:
                 y_BC = feed_forward(feed_forward_norm(x_BC))
                 x_BC = x_BC.add_(y_BC) if residual else y_BC.clone()
-            if self._model.skips is not None:
+            if self._model.unet_skips is not None:
                 now.outputs.append(x_BC[:, None].clone())
-        return self._model.logits(self._head(self._final_norm(x_BC))[:, None])[:, 0]
+        return self._model.softcap(self._head(self._final_norm(x_BC))[:, None])[:, 0]
 
-    def _embed(self, tokens_B: Tensor, position: int, cache: Cache) -> Rows:
+    def _embed(self, tokens_B: Tensor, position: int, cache: KVCache) -> Rows:
         x_BC = F.embedding(tokens_B, self._model.token_embedding.weight)
         x_BC += self._added_TC[position]
-        if self._model.n_grams is not None:
-            x_BC += self._model.n_grams(tokens_B[:, None], cache.before_BR)[:, 0]
-            cache.remember(tokens_B[:, None])
+        if self._model.ngram_embedding is not None:
+            x_BC += self._model.ngram_embedding(tokens_B[:, None], cache.before_BR)[:, 0]
+            cache.append(tokens_B[:, None])
         return self._embedding_norm(x_BC)
 
 
 def _attention(part: CausalSelfAttention, B: int, product: Product) -> Callable[..., Rows]:
-    qkv, H = product(part.qkv), part.n_head
-    projection = product(part.projection) if part.projection is not None else nn.Identity()
+    qkv_proj, H = product(part.qkv_proj), part.n_head
+    out_proj = product(part.out_proj) if part.out_proj is not None else nn.Identity()
 
-    def attend(x_BC: Rows, memory: KeyValueCache, now: Surroundings) -> Rows:
-        qkv_BC = qkv(x_BC)
-        if now.mix is not None:
+    def attend(x_BC: Rows, memory: LayerKVCache, now: BlockContext) -> Rows:
+        qkv_BC = qkv_proj(x_BC)
+        if now.value_mixer is not None:
             values_B1C = qkv_BC[:, None, 2 * x_BC.shape[1] :]
-            values_B1C.copy_(now.mix(values_B1C.clone(), now))
+            values_B1C.copy_(now.value_mixer(values_B1C.clone(), now))
         if part.query_norm is not None:
             q_BHTD, k_BHTD, _ = qkv_BC.view(B, 3 * H, 1, -1).split(H, dim=1)
             q_BHTD.copy_(part.query_norm(q_BHTD))
@@ -126,7 +126,7 @@ def _attention(part: CausalSelfAttention, B: int, product: Product) -> Callable[
         memory.both_2BHTD[:, :, :, start] = qkv_B3HD[:, 1:].transpose(0, 1)
         keys_BHSD, values_BHSD = memory.both_2BHTD[:, :, :, : memory.length]
         y_BH1D = F.scaled_dot_product_attention(qkv_B3HD[:, 0, :, None], keys_BHSD, values_BHSD)
-        return projection(y_BH1D.reshape(B, -1))
+        return out_proj(y_BH1D.reshape(B, -1))
 
     return attend
 
@@ -134,9 +134,9 @@ def _attention(part: CausalSelfAttention, B: int, product: Product) -> Callable[
 def _feed_forward(part: nn.Module | None, product: Product) -> Callable[[Rows], Rows] | None:
     if type(part) is not FeedForward:
         return part and _over_blocks(part)
-    expand, projection = product(part.expand), product(part.projection)
+    up_proj, down_proj = product(part.up_proj), product(part.down_proj)
     activation = part.activation.forward
-    return lambda x_BC: projection(activation(expand(x_BC)))
+    return lambda x_BC: down_proj(activation(up_proj(x_BC)))
 
 
 def _norm(part: nn.Module | None) -> Callable[[Rows], Rows] | None:
@@ -165,8 +165,8 @@ def _product(part: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
 
 
 def _int8_product(part: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
-    if part.in_features % WIDE:  # torch's kernel would read past the end of a row
-        raise Mistake(f"quantize=int8 wants channels in multiples of {WIDE}: this model has {part.in_features}")
+    if part.in_features % WIDE_BATCH:  # torch's kernel would read past the end of a row
+        raise UserError(f"quantize=int8 wants channels in multiples of {WIDE_BATCH}: this model has {part.in_features}")
     bias = part.bias
     scale_C = (part.weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
     weight = (part.weight / scale_C[:, None]).round().to(torch.int8)

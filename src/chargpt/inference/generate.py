@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.inference import cuda_graph as graphs
-from chargpt.inference.context import QUANTIZED, WINDOWS, Context
-from chargpt.inference.sampling import draw
+from chargpt.inference.context import QUANTIZATIONS, WINDOWS, Context
+from chargpt.inference.sampling import sample_token
 from chargpt.model.language_model import LanguageModel
-from chargpt.utils.seeding import derive
+from chargpt.utils.seeding import fold_in
 
 
 def check_settings(
@@ -23,19 +23,19 @@ def check_settings(
     window: str,
     quantize: str | None,
 ) -> None:
-    """Raises `Mistake` for settings that cannot be sampled with."""
+    """Raises `UserError` for settings that cannot be sampled with."""
     if max_new_tokens < 0:
-        raise Mistake(f"max_new_tokens={max_new_tokens}: it must not be negative")
+        raise UserError(f"max_new_tokens={max_new_tokens}: it must not be negative")
     if not 0 <= temperature < float("inf"):
-        raise Mistake(f"temperature={temperature}: it must be 0 (greedy) or more, for example 0.8")
+        raise UserError(f"temperature={temperature}: it must be 0 (greedy) or more, for example 0.8")
     if top_k is not None and top_k < 1:
-        raise Mistake(f"top_k={top_k}: it must be 1 or more, or null for all")
+        raise UserError(f"top_k={top_k}: it must be 1 or more, or null for all")
     if top_p is not None and not 0 < top_p <= 1:
-        raise Mistake(f"top_p={top_p}: it must be more than 0 and at most 1, or null for all")
+        raise UserError(f"top_p={top_p}: it must be more than 0 and at most 1, or null for all")
     if window not in WINDOWS:
-        raise Mistake(f"window={window}: it is one of {', '.join(WINDOWS)}")
-    if quantize not in QUANTIZED:
-        raise Mistake(f"quantize={quantize}: it is int8, or null for the weights as they are")
+        raise UserError(f"window={window}: it is one of {', '.join(WINDOWS)}")
+    if quantize not in QUANTIZATIONS:
+        raise UserError(f"quantize={quantize}: it is int8, or null for the weights as they are")
 
 
 def generate(
@@ -73,10 +73,10 @@ def generate(
             inside autocast.
 
     Raises:
-        Mistake: settings that cannot be sampled with.
+        UserError: settings that cannot be sampled with.
     """
     check_settings(max_new_tokens, temperature, top_k, top_p, window, quantize)
-    seeds = [derive(seed, sample) for sample in range(num_samples)]
+    seeds = [fold_in(seed, sample) for sample in range(num_samples)]
     tokens_BT = prompt_T.long().repeat(num_samples, 1)
     if cuda_graph:
         graphs.check(model, quantize)
@@ -87,7 +87,7 @@ def generate(
         context = Context(model, num_samples, window, quantize)
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     noise = partial(_noise, vocab_size=model.vocab_size, generators=generators)
-    choose = partial(draw, noise=noise, temperature=temperature, top_k=top_k, top_p=top_p)
+    choose = partial(sample_token, noise=noise, temperature=temperature, top_k=top_k, top_p=top_p)
     return _continue(context, tokens_BT.to(model.device), max_new_tokens, choose)
 
 

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 
 from chargpt.checkpoint import safetensors_file, torch_file
-from chargpt.config.instantiate import build
+from chargpt.config.instantiate import instantiate
 from chargpt.data.tokenizer import Tokenizer
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.inference.generate import generate
 from chargpt.model.language_model import LanguageModel
-from chargpt.utils.paths import typed_path
+from chargpt.utils.paths import resolve_path
 
 
 @dataclass
-class TrainedModel:
+class PretrainedModel:
     """A model that writes.
 
     Attributes:
@@ -68,10 +68,10 @@ class TrainedModel:
         """Yields the next piece of text of each sample, as it is made.
 
         Raises:
-            Mistake: an empty prompt, one with characters that the model does not know, or bad settings.
+            UserError: an empty prompt, one with characters that the model does not know, or bad settings.
         """
         if not prompt:
-            raise Mistake("the prompt is empty: the model needs at least one character to go on from")
+            raise UserError("the prompt is empty: the model needs at least one character to go on from")
         prompt_T = self.tokenizer.encode(prompt)
         return self._pieces(generate(self.model, prompt_T, max_new_tokens, **settings))
 
@@ -80,39 +80,39 @@ class TrainedModel:
             yield [self.tokenizer.decode(next_1) for next_1 in next_B[:, None]]
 
 
-def load(run: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
+def load(run: str | Path, device: str | torch.device = "cpu") -> PretrainedModel:
     """The best model of a run directory, or the model of a checkpoint or of a safetensors file of `export.py`.
 
     Raises:
-        Mistake: there is no such run, it has no checkpoint yet, or the file is not one of ours.
+        UserError: there is no such run, it has no checkpoint yet, or the file is not one of ours.
     """
-    path = find_checkpoint(typed_path("run", run))
-    checkpoint = (safetensors_file if safetensors_file.recognised(path) else torch_file).read(path)
+    path = find_checkpoint(resolve_path("run", run))
+    checkpoint = (safetensors_file if safetensors_file.is_safetensors(path) else torch_file).read(path)
     ours = checkpoint["chargpt"]
-    tokenizer = build(ours["tokenizer"], "tokenizer", Tokenizer)
-    model = build(ours["config"]["model"], "model", LanguageModel, vocab_size=tokenizer.vocab_size)
+    tokenizer = instantiate(ours["tokenizer"], "tokenizer", Tokenizer)
+    model = instantiate(ours["config"]["model"], "model", LanguageModel, vocab_size=tokenizer.vocab_size)
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
-    for name, first in model.tied_names().items():
+    for name, first in model.tied_weight_names().items():
         if first in weights:  # a tied weight is exported once
             weights.setdefault(name, weights[first])
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise Mistake(f"{path}: its weights do not fit its own config: {str(error).splitlines()[-1]}") from error
+        raise UserError(f"{path}: its weights do not fit its own config: {str(error).splitlines()[-1]}") from error
     try:
-        model.check()
+        model.smoke_test()
     except ValueError as error:
-        raise Mistake(f"{path}: the model that its config describes cannot be used: {error}") from error
+        raise UserError(f"{path}: the model that its config describes cannot be used: {error}") from error
     model.eval().requires_grad_(False)
     step, corpus = checkpoint["global_step"], ours["corpus_sha256"]
-    return TrainedModel(model.to(device), tokenizer, ours["config"], step, path, corpus)
+    return PretrainedModel(model.to(device), tokenizer, ours["config"], step, path, corpus)
 
 
-def text_settings(config: dict[str, Any]) -> dict[str, Any]:
+def data_config(config: dict[str, Any]) -> dict[str, Any]:
     """The `data` of a saved config. A cache folder that is not there is not made in a stranger's name."""
     settings = dict(config["data"])
     folder = settings.get("cache_dir")
-    if folder and not (isinstance(folder, str) and typed_path("data.cache_dir", folder).is_dir()):
+    if folder and not (isinstance(folder, str) and resolve_path("data.cache_dir", folder).is_dir()):
         settings["cache_dir"] = None
     return settings
 
@@ -122,22 +122,22 @@ def find_checkpoint(run: Path, names: tuple[str, ...] = ("best.ckpt", "last.ckpt
     if run.is_file():
         return run
     if not run.is_dir():
-        raise Mistake(f"there is no run at {run} (looked from {Path.cwd()}){_others(run)}")
+        raise UserError(f"there is no run at {run} (looked from {Path.cwd()}){_other_checkpoints(run)}")
     for name in names:
         if (path := run / "checkpoints" / name).is_file():
             return path
-    raise Mistake(f"{run} has no checkpoint in checkpoints/: it is not a run, or was cut off before its first")
+    raise UserError(f"{run} has no checkpoint in checkpoints/: it is not a run, or was cut off before its first")
 
 
-def latest(outputs: str | Path = "outputs") -> Path:
+def latest_run(outputs: str | Path = "outputs") -> Path:
     """The run under `outputs` that finished last."""
     finished = [p.parent for p in Path(outputs).rglob("metrics.json")]
     if not finished:
-        raise Mistake(f"run=latest finds no finished run under {outputs}/: train one first, python train.py")
+        raise UserError(f"run=latest finds no finished run under {outputs}/: train one first, python train.py")
     return max(finished, key=lambda run: (run / "metrics.json").stat().st_mtime)
 
 
-def _others(run: Path) -> str:
+def _other_checkpoints(run: Path) -> str:
     try:
         folders = [p for p in run.parent.iterdir() if p.is_dir() and not p.name.startswith(".")]
         names = [p.name for p in sorted(folders, key=lambda p: p.stat().st_mtime)[-3:]]

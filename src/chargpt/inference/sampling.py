@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-SMALLEST = 1e-6  # a temperature that is as good as 0, and still a float32
+MIN_TEMPERATURE = 1e-6  # a temperature that is as good as 0, and still a float32
 
 
-def draw(
+def sample_token(
     logits_BV: Float[Tensor, "B V"],
     noise: Callable[[], Float[Tensor, "B V"]],
     temperature: int | float,
@@ -25,13 +25,15 @@ def draw(
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
     # Relative to the maximum, so that a small temperature overflows to -inf and never to inf.
-    logits_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / max(temperature, SMALLEST)
-    logits_BV = _keep(logits_BV, top_k, top_p)
+    logits_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / max(temperature, MIN_TEMPERATURE)
+    logits_BV = _filter_logits(logits_BV, top_k, top_p)
     # Gumbel's trick: the argmax of logits plus Gumbel noise is a draw from their softmax.
     return (logits_BV - noise()).argmax(dim=-1)
 
 
-def _keep(logits_BV: Float[Tensor, "B V"], top_k: int | None, top_p: int | float | None) -> Float[Tensor, "B V"]:
+def _filter_logits(
+    logits_BV: Float[Tensor, "B V"], top_k: int | None, top_p: int | float | None
+) -> Float[Tensor, "B V"]:
     """The logits of the tokens to draw from; -inf for the others."""
     if top_k is not None and top_k < logits_BV.shape[-1]:
         floor_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]

@@ -7,14 +7,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chargpt.errors import Mistake
-from chargpt.model.block_context import Surroundings
+from chargpt.errors import UserError
+from chargpt.model.block_context import BlockContext
 from chargpt.model.kernels.dropout import dropout
 from chargpt.model.kernels.dropout_attention import dropout_attention
 from chargpt.model.position import Rotation, rotate
 
 
-class KeyValueCache:
+class LayerKVCache:
     """Keys and values of the tokens seen so far, in one layer, so that they are computed once.
 
     Args:
@@ -25,7 +25,7 @@ class KeyValueCache:
         self.both_2BHTD = both_2BHTD
         self.length = 0
 
-    def extend(
+    def append(
         self, keys_BHTD: Float[Tensor, "B H T D"], values_BHTD: Float[Tensor, "B H T D"]
     ) -> Float[Tensor, "2 B H S D"]:
         """Appends T tokens; gives the keys and the values of all S tokens so far (a view)."""
@@ -74,30 +74,30 @@ class CausalSelfAttention(nn.Module):
             below, above = n_embd // n_head * n_head, (n_embd // n_head + 1) * n_head
             near = f"{below} or {above}" if below else f"{above}"
             divisors = [h for h in range(1, min(n_embd, 64) + 1) if n_embd % h == 0]
-            raise Mistake(
+            raise UserError(
                 f"model.n_head={n_head} does not divide model.n_embd={n_embd}: "
                 f"take n_embd={near}, or n_head from {divisors}"
             )
         self.n_head, self.dropout = n_head, dropout
         self.weights_dropout = dropout if weights_dropout else 0.0
-        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=qkv_bias)
+        self.qkv_proj = nn.Linear(n_embd, 3 * n_embd, bias=qkv_bias)
         self.query_norm = qk_norm(n_embd // n_head) if qk_norm else None
         self.key_norm = qk_norm(n_embd // n_head) if qk_norm else None
-        self.projection = nn.Linear(n_embd, n_embd, bias=projection_bias) if projection else None
+        self.out_proj = nn.Linear(n_embd, n_embd, bias=projection_bias) if projection else None
 
     def forward(
         self,
         x_BTC: Float[Tensor, "B T C"],
-        surroundings: Surroundings | None = None,
-        cache: KeyValueCache | None = None,
+        context: BlockContext | None = None,
+        cache: LayerKVCache | None = None,
     ) -> Float[Tensor, "B T C"]:
         """With a cache, x_BTC holds only the newest T tokens, and they see all those before them too."""
         B, T, C = x_BTC.shape
-        rotation = surroundings.rotation if surroundings is not None else None
-        q_BHTD, k_BHTD, v_BHTD = self._queries_keys_values(x_BTC, rotation, surroundings)
+        rotation = context.rotation if context is not None else None
+        q_BHTD, k_BHTD, v_BHTD = self._queries_keys_values(x_BTC, rotation, context)
         mask_TS = None
         if cache is not None:
-            k_BHTD, v_BHTD = cache.extend(k_BHTD, v_BHTD)
+            k_BHTD, v_BHTD = cache.append(k_BHTD, v_BHTD)
             mask_TS = cache.mask(T)
         if self._drops_by_itself(q_BHTD, cache):
             y_BHTD = dropout_attention(q_BHTD, k_BHTD, v_BHTD, self.weights_dropout)
@@ -111,16 +111,18 @@ class CausalSelfAttention(nn.Module):
                 is_causal=k_BHTD.shape[2] == T and T > 1,
             )
         y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
-        if self.projection is not None:
-            y_BTC = self.projection(y_BTC)
+        if self.out_proj is not None:
+            y_BTC = self.out_proj(y_BTC)
         return dropout(y_BTC, self.dropout, self.training)
 
-    def _drops_by_itself(self, q_BHTD: Tensor, cache: KeyValueCache | None) -> bool:
+    def _drops_by_itself(self, q_BHTD: Tensor, cache: LayerKVCache | None) -> bool:
         """Whether torch's fused attention has no kernel for this, and ours takes its place."""
         wanted = self.training and self.weights_dropout > 0 and cache is None and not torch.compiler.is_compiling()
         return wanted and q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.float32
 
-    def weights(self, x_BTC: Float[Tensor, "B T C"], rotation: Rotation | None = None) -> Float[Tensor, "B H T T"]:
+    def attention_weights(
+        self, x_BTC: Float[Tensor, "B T C"], rotation: Rotation | None = None
+    ) -> Float[Tensor, "B H T T"]:
         """Written out, what the fused attention of `forward` keeps to itself: softmax(q k / sqrt(D)), causal.
 
         Row t says how much of each token's value token t takes.
@@ -131,13 +133,13 @@ class CausalSelfAttention(nn.Module):
         return scores_BHTT.masked_fill(~past_TT, -float("inf")).softmax(dim=-1)
 
     def _queries_keys_values(
-        self, x_BTC: Tensor, rotation: Rotation | None, surroundings: Surroundings | None = None
+        self, x_BTC: Tensor, rotation: Rotation | None, context: BlockContext | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         B, T, C = x_BTC.shape
         # Split before the heads are told apart: so their gradients are joined in one pass, not in two.
-        q_BTC, k_BTC, v_BTC = self.qkv(x_BTC).split(C, dim=-1)
-        if surroundings is not None and surroundings.mix is not None:
-            v_BTC = surroundings.mix(v_BTC, surroundings)
+        q_BTC, k_BTC, v_BTC = self.qkv_proj(x_BTC).split(C, dim=-1)
+        if context is not None and context.value_mixer is not None:
+            v_BTC = context.value_mixer(v_BTC, context)
         q_BTHD, k_BTHD, v_BTHD = (part.view(B, T, self.n_head, -1) for part in (q_BTC, k_BTC, v_BTC))
         if self.query_norm is not None:
             q_BTHD, k_BTHD = self.query_norm(q_BTHD), self.key_norm(k_BTHD)

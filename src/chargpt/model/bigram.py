@@ -3,7 +3,7 @@
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.language_model import LanguageModel
 
 
@@ -20,7 +20,7 @@ class Bigram(LanguageModel):
     def __init__(self, vocab_size: int, block_size: int = 8, std: float = 1.0):
         super().__init__()
         if std < 0:
-            raise Mistake(f"std={std}: it must not be negative")
+            raise UserError(f"std={std}: it must not be negative")
         self.vocab_size, self.block_size = vocab_size, block_size
         self.table = nn.Embedding(vocab_size, vocab_size)
         nn.init.normal_(self.table.weight, std=std)
@@ -28,7 +28,7 @@ class Bigram(LanguageModel):
     def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: None = None) -> Float[Tensor, "B T V"]:
         return self.table(tokens_BT)
 
-    def token_vectors(self) -> Float[Tensor, "V C"]:
+    def input_embeddings(self) -> Float[Tensor, "V C"]:
         return self.table.weight
 
     def flops_per_token(self) -> int:

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.language_model import LanguageModel
-from chargpt.model.transformer import Cache, Transformer
+from chargpt.model.transformer import KVCache, Transformer
 
-MOST = 1_000  # members: more would be built for minutes, until the memory is used up
+MAX_MEMBERS = 1_000  # members: more would be built for minutes, until the memory is used up
 
 
 class Ensemble(LanguageModel):
@@ -39,14 +39,12 @@ class Ensemble(LanguageModel):
         **settings: Any,
     ):
         super().__init__()
-        if not 1 <= members <= MOST:
-            raise Mistake(f"model.members={members}: it must be 1 or more, and at most {MOST:,}")
+        if not 1 <= members <= MAX_MEMBERS:
+            raise UserError(f"model.members={members}: it must be 1 or more, and at most {MAX_MEMBERS:,}")
         self.vocab_size, self.block_size, self.batch_multiple = vocab_size, block_size, members
         self.members = nn.ModuleList(member(vocab_size, block_size, **settings) for _ in range(members))
 
-    def forward(
-        self, tokens_BT: Integer[Tensor, "B T"], cache: list[Cache] | None = None
-    ) -> Float[Tensor, "B T V"]:
+    def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: list[KVCache] | None = None) -> Float[Tensor, "B T V"]:
         """In training, the logits of the member that each sequence was given to: the first ones to the first, and
         so on. Otherwise those of all together.
 
@@ -55,29 +53,29 @@ class Ensemble(LanguageModel):
         """
         if not self.training or cache is not None:
             caches = cache or [None] * len(self.members)
-            return together([m(tokens_BT, c) for m, c in zip(self.members, caches, strict=True)])
+            return average_logits([m(tokens_BT, c) for m, c in zip(self.members, caches, strict=True)])
         if len(tokens_BT) % len(self.members):
             raise ValueError(f"{len(tokens_BT)} sequences are no equal shares for {len(self.members)} members")
         shares = tokens_BT.chunk(len(self.members))
         return torch.cat([m(share) for m, share in zip(self.members, shares, strict=True)])
 
-    def new_cache(self, batch_size: int) -> list[Cache]:
+    def new_cache(self, batch_size: int) -> list[KVCache]:
         """A member's memory for each."""
         return [member.new_cache(batch_size) for member in self.members]
 
-    def token_vectors(self) -> Float[Tensor, "V C"]:
+    def input_embeddings(self) -> Float[Tensor, "V C"]:
         """The first member's."""
-        return self.members[0].token_vectors()
+        return self.members[0].input_embeddings()
 
-    def hidden_matrices(self) -> list[tuple[nn.Parameter, int]]:
-        return [matrix for member in self.members for matrix in member.hidden_matrices()]
+    def matrix_parameters(self) -> list[tuple[nn.Parameter, int]]:
+        return [matrix for member in self.members for matrix in member.matrix_parameters()]
 
     def flops_per_token(self) -> int:
         """A token of training goes through one member."""
         return self.members[0].flops_per_token()
 
 
-def together(logits: Sequence[Float[Tensor, "*B V"]]) -> Float[Tensor, "*B V"]:
+def average_logits(logits: Sequence[Float[Tensor, "*B V"]]) -> Float[Tensor, "*B V"]:
     """The logarithm of the mean of their softmaxes: logits too."""
     log_probabilities = torch.stack([some.float().log_softmax(dim=-1) for some in logits])
     return log_probabilities.logsumexp(dim=0) - math.log(len(logits))

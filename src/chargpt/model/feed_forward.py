@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.kernels.dropout import dropout
 
 
@@ -32,19 +32,17 @@ class FeedForward(nn.Module):
         super().__init__()
         inner = _inner(n_embd, expansion)
         self.dropout = dropout
-        self.expand = nn.Linear(n_embd, inner, bias=bias)
+        self.up_proj = nn.Linear(n_embd, inner, bias=bias)
         self.activation = activation()
-        self.projection = nn.Linear(inner, n_embd, bias=bias)
+        self.down_proj = nn.Linear(inner, n_embd, bias=bias)
 
     def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        y_BTC = self.projection(self.activation(self.expand(x_BTC)))
+        y_BTC = self.down_proj(self.activation(self.up_proj(x_BTC)))
         return dropout(y_BTC, self.dropout, self.training)
 
 
 class LinearReLU(nn.Module):
     """A single linear layer and a ReLU: the lecture's first feed-forward, before it had residuals."""
-
-    projection = None
 
     def __init__(self, n_embd: int, dropout: float = 0.0, bias: bool = True):
         super().__init__()
@@ -66,12 +64,12 @@ class SwiGLU(nn.Module):
         super().__init__()
         inner = _inner(n_embd, expansion)
         self.dropout = dropout
-        self.gate = nn.Linear(n_embd, inner, bias=bias)
-        self.expand = nn.Linear(n_embd, inner, bias=bias)
-        self.projection = nn.Linear(inner, n_embd, bias=bias)
+        self.gate_proj = nn.Linear(n_embd, inner, bias=bias)
+        self.up_proj = nn.Linear(n_embd, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, n_embd, bias=bias)
 
     def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        y_BTC = self.projection(F.silu(self.gate(x_BTC)) * self.expand(x_BTC))
+        y_BTC = self.down_proj(F.silu(self.gate_proj(x_BTC)) * self.up_proj(x_BTC))
         return dropout(y_BTC, self.dropout, self.training)
 
 
@@ -85,5 +83,5 @@ class SquaredReLU(nn.Module):
 def _inner(n_embd: int, expansion: float) -> int:
     inner = round(expansion * n_embd)
     if inner < 1:
-        raise Mistake(f"model.feed_forward.expansion={expansion} leaves no inner channel: take 1 or more")
+        raise UserError(f"model.feed_forward.expansion={expansion} leaves no inner channel: take 1 or more")
     return inner

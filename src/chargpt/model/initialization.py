@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.transformer import Transformer
 
 
@@ -18,7 +18,7 @@ def torch_default(model: Transformer) -> None:
 def normal(model: Transformer, std: float = 0.02) -> None:
     """Weights of linear layers and embeddings from N(0, std), biases 0: the lecture's final script."""
     if not std >= 0:
-        raise Mistake(f"model.initialization.std={std}: it must not be negative")
+        raise UserError(f"model.initialization.std={std}: it must not be negative")
     for module in _plain(model):
         nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -48,7 +48,7 @@ def zero_projections(model: Transformer, std: float = 0.02, head: bool = False) 
             head is the token embedding.
     """
     if head and model.head.weight is model.token_embedding.weight:
-        raise Mistake(
+        raise UserError(
             "model.initialization.head=true would zero the token embedding too: take model.tie_weights=false"
         )
     normal(model, std)
@@ -69,7 +69,7 @@ def unit_embedding(model: Transformer, gain: float = 0.5, head: bool | None = No
         head: whether the output head is 0 too, so that training starts at ln V; None: unless it is the embedding.
     """
     if not gain >= 0 or head not in (True, False, None):
-        raise Mistake(f"model.initialization: gain={gain} and head={head}: 0 or more; and true, false or null")
+        raise UserError(f"model.initialization: gain={gain} and head={head}: 0 or more; and true, false or null")
     tied = model.head.weight is model.token_embedding.weight
     zero_projections(model, head=not tied if head is None else head)
     projections = set(model.residual_projections())
@@ -82,7 +82,7 @@ def unit_embedding(model: Transformer, gain: float = 0.5, head: bool | None = No
 
 def _plain(model: Transformer) -> Iterator[nn.Linear | nn.Embedding]:
     """Linear layers and embeddings, but for the parts that know best themselves."""
-    theirs = {m for part in (model.n_grams, model.values) if part is not None for m in part.modules()}
+    theirs = {m for part in (model.ngram_embedding, model.value_residual) if part is not None for m in part.modules()}
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding) and module not in theirs:
             yield module

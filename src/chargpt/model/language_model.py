@@ -27,7 +27,7 @@ class LanguageModel(nn.Module):
         return None
 
     @torch.no_grad()
-    def check(self) -> None:
+    def smoke_test(self) -> None:
         """That it takes a token and answers with logits: parts that are well in themselves may not go together.
 
         Raises:
@@ -49,7 +49,7 @@ class LanguageModel(nn.Module):
         """Trainable numbers, shared ones once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-    def tied_names(self) -> dict[str, str]:
+    def tied_weight_names(self) -> dict[str, str]:
         """The further names of weights that have several in the state dict, each with that weight's first one."""
         first: dict[int, str] = {}
         named = self.state_dict(keep_vars=True).items()
@@ -64,11 +64,11 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
-    def token_vectors(self) -> Float[Tensor, "V C"]:
+    def input_embeddings(self) -> Float[Tensor, "V C"]:
         """What stands for each token on its way in: its embedding, or its row of the table."""
         raise NotImplementedError
 
-    def hidden_matrices(self) -> list[tuple[nn.Parameter, int]]:
+    def matrix_parameters(self) -> list[tuple[nn.Parameter, int]]:
         """The weights between hidden layers, each with the number of linear maps that are stacked in it."""
         return []
 

@@ -6,15 +6,15 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
-from chargpt.data.dataloader import IGNORE
+from chargpt.data.dataloader import IGNORE_INDEX
 
 
 def cross_entropy(
     logits_BTV: Float[Tensor, "B T V"], targets_BT: Integer[Tensor, "B T"], reduction: str = "mean"
 ) -> Float[Tensor, ""]:
-    """Negative log-likelihood of the targets in nats, mean or sum; `IGNORE`d ones do not count."""
+    """Negative log-likelihood of the targets in nats, mean or sum; `IGNORE_INDEX`d ones do not count."""
     logits = logits_BTV.flatten(0, 1).float()
-    return F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORE, reduction=reduction)
+    return F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORE_INDEX, reduction=reduction)
 
 
 def bits_per_character(loss: float, characters_per_token: float) -> float:

@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.kernels.dropout import vector_dropout
 
-STRIDE = 2_654_435_761  # Knuth's multiplicative hashing: 2^32 over the golden ratio
-LARGEST = 1 << 31
-LONGEST = 64  # n of an n-gram: there are V^n
+HASH_MULTIPLIER = 2_654_435_761  # Knuth's multiplicative hashing: 2^32 over the golden ratio
+MAX_BUCKETS = 1 << 31
+MAX_N = 64  # n of an n-gram: there are V^n
 
 
-class NGrams(nn.Module):
+class NGramEmbedding(nn.Module):
     """To each token's embedding, those of the pair, the triple, ... that it ends.
 
     Tables start at 0. One for n-grams has V^n rows, or `buckets` where that is fewer, and n-grams then share rows
@@ -38,20 +38,20 @@ class NGrams(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if not lengths or not all(isinstance(n, int) and 2 <= n <= LONGEST for n in lengths) or buckets < 1:
-            raise Mistake(
-                f"model.n_grams: lengths={list(lengths)}, buckets={buckets}: lengths are from 2 to {LONGEST}, "
+        if not lengths or not all(isinstance(n, int) and 2 <= n <= MAX_N for n in lengths) or buckets < 1:
+            raise UserError(
+                f"model.ngram_embedding: lengths={list(lengths)}, buckets={buckets}: lengths are from 2 to {MAX_N}, "
                 f"buckets 1 or more"
             )
         if not 0 <= dropout < 1:
-            raise Mistake(f"model.n_grams.dropout={dropout}: it must be at least 0 and less than 1")
+            raise UserError(f"model.ngram_embedding.dropout={dropout}: it must be at least 0 and less than 1")
         self.vocab_size, self.lengths, self.dropout = vocab_size, tuple(lengths), dropout
         self.tables = nn.ModuleList(nn.Embedding(min(vocab_size**n, buckets), n_embd) for n in lengths)
         for table in self.tables:
             nn.init.zeros_(table.weight)
 
     @property
-    def reach(self) -> int:
+    def context_length(self) -> int:
         """How many tokens before a token count."""
         return max(self.lengths) - 1
 
@@ -61,11 +61,11 @@ class NGrams(nn.Module):
         """The sum of the embeddings of the n-grams that each token ends.
 
         Args:
-            before_BR: the R = `reach` tokens before; tokens 0 if None.
+            before_BR: the R = `context_length` tokens before; tokens 0 if None.
         """
         B, T = tokens_BT.shape
         if before_BR is None:
-            before_BR = tokens_BT.new_zeros(B, self.reach)
+            before_BR = tokens_BT.new_zeros(B, self.context_length)
         all_BS = torch.cat((before_BR, tokens_BT), dim=1)
         return sum(
             vector_dropout(table(self._rows(all_BS, n, table.num_embeddings)[:, -T:]), self.dropout, self.training)
@@ -82,5 +82,5 @@ class NGrams(nn.Module):
         for back in range(1, n):
             row_BS = row_BS * base + all_BS[:, n - 1 - back :][:, :length]
             if hashed:
-                row_BS = row_BS * STRIDE % LARGEST
+                row_BS = row_BS * HASH_MULTIPLIER % MAX_BUCKETS
         return row_BS % buckets

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 Rotation = tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]  # cosines and signed sines of each position
 
@@ -53,7 +53,7 @@ class Rotary(PositionEncoding):
     def __init__(self, block_size: int, n_embd: int, head_size: int, base: float = 10000.0):
         super().__init__(block_size, n_embd, head_size)
         if head_size % 2:
-            raise Mistake(
+            raise UserError(
                 f"rotary positions turn pairs of channels, but the head size n_embd / n_head is {head_size}: "
                 f"change model.n_embd or model.n_head so that it is even"
             )

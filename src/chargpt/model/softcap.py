@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 
 class SoftCap(nn.Module):
@@ -13,7 +13,7 @@ class SoftCap(nn.Module):
     def __init__(self, cap: float = 15.0):
         super().__init__()
         if not 0 < cap < float("inf"):
-            raise Mistake(f"model.logits.cap={cap}: it must be a finite number, more than 0")
+            raise UserError(f"model.softcap.cap={cap}: it must be a finite number, more than 0")
         self.cap = cap
 
     def forward(self, logits_BTV: Float[Tensor, "B T V"]) -> Float[Tensor, "B T V"]:

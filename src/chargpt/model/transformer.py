@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from chargpt.errors import Mistake
-from chargpt.model.attention import KeyValueCache
-from chargpt.model.block_context import Surroundings
+from chargpt.errors import UserError
+from chargpt.model.attention import LayerKVCache
+from chargpt.model.block_context import BlockContext
 from chargpt.model.kernels.dropout import dropout, vector_dropout
 from chargpt.model.language_model import LanguageModel
-from chargpt.model.ngram_embedding import NGrams
+from chargpt.model.ngram_embedding import NGramEmbedding
 from chargpt.model.position import PositionEncoding
 
-DEEPEST = 10_000  # blocks: more would be built for minutes, until the memory is used up
+MAX_LAYERS = 10_000  # blocks: more would be built for minutes, until the memory is used up
 
 
 class Block(nn.Module):
@@ -44,10 +44,10 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTC: Float[Tensor, "B T C"],
-        surroundings: Surroundings,
-        cache: KeyValueCache | None = None,
+        context: BlockContext,
+        cache: LayerKVCache | None = None,
     ) -> Float[Tensor, "B T C"]:
-        y_BTC = self.attention(self.attention_norm(x_BTC), surroundings, cache)
+        y_BTC = self.attention(self.attention_norm(x_BTC), context, cache)
         x_BTC = x_BTC + y_BTC if self.residual else y_BTC
         if self.feed_forward is not None:
             y_BTC = self.feed_forward(self.feed_forward_norm(x_BTC))
@@ -55,22 +55,29 @@ class Block(nn.Module):
         return x_BTC
 
 
-class Cache(list[KeyValueCache]):
-    """What is kept of the tokens so far: keys and values, block by block, and the newest tokens.
+class KVCache:
+    """Keys and values of the tokens so far, layer by layer, and the newest tokens for the n-gram embeddings.
 
     Args:
+        layers: the cache of each block.
         before_BR: the R tokens before the next ones.
     """
 
-    def __init__(self, layers: Iterable[KeyValueCache], before_BR: Integer[Tensor, "B R"]):
-        super().__init__(layers)
+    def __init__(self, layers: Iterable[LayerKVCache], before_BR: Integer[Tensor, "B R"]):
+        self.layers = list(layers)
         self.before_BR = before_BR
+
+    @property
+    def length(self) -> int:
+        """The number of tokens in the cache."""
+        return self.layers[0].length
 
     def positions(self, start: int, end: int) -> Integer[Tensor, " T"]:
         """Positions in the block of the next T = end - start tokens."""
         return torch.arange(start, end, device=self.before_BR.device)
 
-    def remember(self, tokens_BT: Integer[Tensor, "B T"]) -> None:
+    def append(self, tokens_BT: Integer[Tensor, "B T"]) -> None:
+        """Makes `before_BR` the last R tokens up to and including tokens_BT."""
         self.before_BR = torch.cat((self.before_BR, tokens_BT), dim=1)[:, tokens_BT.shape[1] :]
 
 
@@ -90,10 +97,10 @@ class Transformer(LanguageModel):
         feed_forward: makes a block's feed-forward from (n_embd, dropout=); None for none.
         initialization: sets the weights of the finished model.
         block: makes a block; `Block` unless a variant wants to read more of its surroundings.
-        n_grams: makes embeddings of n-grams from (vocab_size, n_embd); None for none.
-        values: makes what a block mixes into its values from (vocab_size, n_embd); None for nothing.
-        skips: makes further skip connections from (n_layer); None for none.
-        logits: what becomes of the logits at the end; None for nothing.
+        ngram_embedding: makes embeddings of n-grams from (vocab_size, n_embd); None for none.
+        value_residual: makes what a block mixes into its values from (vocab_size, n_embd); None for nothing.
+        unet_skips: makes further skip connections from (n_layer); None for none.
+        softcap: applied to the logits; None for nothing.
         embedding_norm: whether the stream is normed before the first block.
         final_norm: whether the stream is normed before the head.
         residual: whether blocks have skip connections.
@@ -103,7 +110,7 @@ class Transformer(LanguageModel):
         bias: whether the head has one; in conf/ the parts' biases follow it unless set themselves.
 
     Raises:
-        Mistake: on sizes that do not fit together; says what to change.
+        UserError: on sizes that do not fit together; says what to change.
     """
 
     def __init__(
@@ -120,10 +127,10 @@ class Transformer(LanguageModel):
         feed_forward: Callable[..., nn.Module] | None,
         initialization: Callable[["Transformer"], None],
         block: Callable[..., nn.Module] = Block,
-        n_grams: Callable[[int, int], NGrams] | None = None,
-        values: Callable[[int, int], nn.Module] | None = None,
-        skips: Callable[[int], nn.Module] | None = None,
-        logits: nn.Module | None = None,
+        ngram_embedding: Callable[[int, int], NGramEmbedding] | None = None,
+        value_residual: Callable[[int, int], nn.Module] | None = None,
+        unet_skips: Callable[[int], nn.Module] | None = None,
+        softcap: nn.Module | None = None,
         embedding_norm: bool = False,
         final_norm: bool = True,
         residual: bool = True,
@@ -136,14 +143,14 @@ class Transformer(LanguageModel):
         sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
         for name, value in sizes.items():
             if value < 1:
-                raise Mistake(f"model.{name}={value}: it must be 1 or more")
-        if n_layer > DEEPEST:
-            raise Mistake(f"model.n_layer={n_layer}: it must be at most {DEEPEST:,}")
+                raise UserError(f"model.{name}={value}: it must be 1 or more")
+        if n_layer > MAX_LAYERS:
+            raise UserError(f"model.n_layer={n_layer}: it must be at most {MAX_LAYERS:,}")
         for name, value in {"dropout": dropout, "token_dropout": token_dropout}.items():
             if not 0 <= value < 1:
-                raise Mistake(f"model.{name}={value}: it must be at least 0 and less than 1")
+                raise UserError(f"model.{name}={value}: it must be at least 0 and less than 1")
         if tie_weights and bias:
-            raise Mistake("model.tie_weights=true wants model.bias=false: the embedding has no bias to share")
+            raise UserError("model.tie_weights=true wants model.bias=false: the embedding has no bias to share")
         self.vocab_size, self.block_size = vocab_size, block_size
         self.n_head, self.n_embd = n_head, n_embd
         self.embedding_dropout = dropout if embedding_dropout else 0.0
@@ -156,69 +163,72 @@ class Transformer(LanguageModel):
             return feed_forward(n_embd, dropout=dropout)
 
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
-        self.n_grams = n_grams(vocab_size, n_embd) if n_grams else None
+        self.ngram_embedding = ngram_embedding(vocab_size, n_embd) if ngram_embedding else None
         self.embedding_norm = norm(n_embd) if embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(
             block(n_embd, new_attention, norm, feed_forward and new_feed_forward, residual) for _ in range(n_layer)
         )
-        self.values = nn.ModuleList(values(vocab_size, n_embd) for _ in range(n_layer)) if values else None
-        self.skips = skips(n_layer) if skips else None
+        self.value_residual = (
+            nn.ModuleList(value_residual(vocab_size, n_embd) for _ in range(n_layer)) if value_residual else None
+        )
+        self.unet_skips = unet_skips(n_layer) if unet_skips else None
         self.position = position(block_size, n_embd, n_embd // n_head)
         self.final_norm = norm(n_embd) if final_norm else nn.Identity()
         self.head = nn.Linear(n_embd, vocab_size, bias=bias)
-        self.logits = logits if logits is not None else nn.Identity()
+        self.softcap = softcap if softcap is not None else nn.Identity()
         if tie_weights:
             self.head.weight = self.token_embedding.weight
         initialization(self)
 
-    def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: Cache | None = None) -> Float[Tensor, "B T V"]:
+    def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: KVCache | None = None) -> Float[Tensor, "B T V"]:
         """With a cache (`new_cache`), tokens_BT are the newest tokens only, and follow those already in it.
 
         Raises:
             ValueError: more tokens than `block_size`.
         """
-        start = cache[0].length if cache else 0
+        start = cache.length if cache else 0
         end = start + tokens_BT.shape[1]
         if end > self.block_size:
             raise ValueError(f"{end} tokens do not fit into a block of {self.block_size}")
         positions_T = cache.positions(start, end) if cache else torch.arange(end, device=tokens_BT.device)
         x_BTC = self._embed(tokens_BT, positions_T, cache)
-        now = Surroundings(tokens_BT, x_BTC, self.position.rotation(positions_T))
+        now = BlockContext(tokens_BT, x_BTC, self.position.rotation(positions_T))
         for i, block in enumerate(self.blocks):
-            if self.skips is not None:
-                x_BTC = self.skips(x_BTC, now.outputs)
-            now.mix = self.values[i] if self.values is not None else None
-            x_BTC = block(x_BTC, now, cache[i] if cache else None)
+            if self.unet_skips is not None:
+                x_BTC = self.unet_skips(x_BTC, now.outputs)
+            now.value_mixer = self.value_residual[i] if self.value_residual is not None else None
+            x_BTC = block(x_BTC, now, cache.layers[i] if cache else None)
             now.outputs.append(x_BTC)
-        return self.logits(self.head(self.final_norm(x_BTC)))
+        return self.softcap(self.head(self.final_norm(x_BTC)))
 
-    def _embed(self, tokens_BT: Tensor, positions_T: Tensor, cache: Cache | None) -> Float[Tensor, "B T C"]:
+    def _embed(self, tokens_BT: Tensor, positions_T: Tensor, cache: KVCache | None) -> Float[Tensor, "B T C"]:
         x_BTC = self.token_embedding(tokens_BT)
-        if self.n_grams is not None:
-            x_BTC = x_BTC + self.n_grams(tokens_BT, cache.before_BR if cache else None)
+        if self.ngram_embedding is not None:
+            x_BTC = x_BTC + self.ngram_embedding(tokens_BT, cache.before_BR if cache else None)
             if cache:
-                cache.remember(tokens_BT)
+                cache.append(tokens_BT)
         x_BTC = self.position.add(vector_dropout(x_BTC, self.token_dropout, self.training), positions_T)
         return self.embedding_norm(dropout(x_BTC, self.embedding_dropout, self.training))
 
-    def new_cache(self, batch_size: int) -> Cache:
+    def new_cache(self, batch_size: int) -> KVCache:
         """Empty memory for B sequences of up to `block_size` tokens."""
         weight_VC = self.token_embedding.weight
         size = (2, batch_size, self.n_head, self.block_size, self.n_embd // self.n_head)
-        reach = self.n_grams.reach if self.n_grams is not None else 0
-        before_BR = torch.zeros(batch_size, reach, dtype=torch.long, device=weight_VC.device)
-        return Cache([KeyValueCache(weight_VC.new_empty(size)) for _ in self.blocks], before_BR)
+        context_length = self.ngram_embedding.context_length if self.ngram_embedding is not None else 0
+        before_BR = torch.zeros(batch_size, context_length, dtype=torch.long, device=weight_VC.device)
+        return KVCache([LayerKVCache(weight_VC.new_empty(size)) for _ in self.blocks], before_BR)
 
-    def token_vectors(self) -> Float[Tensor, "V C"]:
+    def input_embeddings(self) -> Float[Tensor, "V C"]:
         return self.token_embedding.weight
 
     def residual_projections(self) -> list[nn.Linear]:
         """The linear layers whose output is added to the residual stream."""
         parts = [part for block in self.blocks for part in (block.attention, block.feed_forward)]
-        return [part.projection for part in parts if part is not None and part.projection is not None]
+        projections = [getattr(part, name, None) for part in parts for name in ("out_proj", "down_proj")]
+        return [projection for projection in projections if projection is not None]
 
-    def hidden_matrices(self) -> list[tuple[nn.Parameter, int]]:
-        stacked = {block.attention.qkv for block in self.blocks}
+    def matrix_parameters(self) -> list[tuple[nn.Parameter, int]]:
+        stacked = {getattr(block.attention, "qkv_proj", None) for block in self.blocks}
         layers = [m for block in self.blocks for m in block.modules() if isinstance(m, nn.Linear)]
         return [(layer.weight, 3 if layer in stacked else 1) for layer in layers]
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class UNet(nn.Module):
+class UNetSkips(nn.Module):
     """Block L - 1 - i is given, besides its stream, the output of block i, times a learned weight.
 
     After modded-nanogpt's U-net pattern (2024), which has it from Ronneberger et al. 2015, section 2.

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from chargpt.errors import Mistake
-from chargpt.model.block_context import Surroundings
+from chargpt.errors import UserError
+from chargpt.model.block_context import BlockContext
 
 
 class ValueResidual(nn.Module):
@@ -18,11 +18,11 @@ class ValueResidual(nn.Module):
         super().__init__()
         self.shares_2 = nn.Parameter(torch.full((2,), 0.5))
 
-    def forward(self, values_BTC: Float[Tensor, "B T C"], surroundings: Surroundings) -> Float[Tensor, "B T C"]:
-        if surroundings.values_BTC is None:
-            surroundings.values_BTC = values_BTC
+    def forward(self, values_BTC: Float[Tensor, "B T C"], context: BlockContext) -> Float[Tensor, "B T C"]:
+        if context.values_BTC is None:
+            context.values_BTC = values_BTC
         mine, first = self.shares_2.to(values_BTC.dtype)
-        return mine * values_BTC + first * surroundings.values_BTC
+        return mine * values_BTC + first * context.values_BTC
 
 
 class ValueEmbedding(nn.Module):
@@ -39,11 +39,11 @@ class ValueEmbedding(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, n_embd)
         if not 0 <= std < float("inf"):
-            raise Mistake(f"model.values.std={std}: it must be a finite number, 0 or more")
+            raise UserError(f"model.value_residual.std={std}: it must be a finite number, 0 or more")
         nn.init.normal_(self.embedding.weight, std=std)
         self.share = nn.Parameter(torch.tensor([float(share)]))  # FSDP knows no scalars
 
-    def forward(self, values_BTC: Float[Tensor, "B T C"], surroundings: Surroundings) -> Float[Tensor, "B T C"]:
+    def forward(self, values_BTC: Float[Tensor, "B T C"], context: BlockContext) -> Float[Tensor, "B T C"]:
         # Looked up before the cast: the gradient of a table in bfloat16 would be summed in bfloat16.
-        found_BTC = self.embedding(surroundings.tokens_BT)
+        found_BTC = self.embedding(context.tokens_BT)
         return values_BTC + (self.share * found_BTC).to(values_BTC.dtype)

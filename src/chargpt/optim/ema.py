@@ -6,18 +6,18 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.optim import foreach
 
 Weights = dict[torch.nn.Parameter, Tensor]
 
 
-def moving_average(decay: float | None) -> list["MovingAverage"]:
+def make_ema(decay: float | None) -> list["EMA"]:
     """For `trainer.ema_decay`: none, or one."""
-    return [] if decay is None else [MovingAverage(decay)]
+    return [] if decay is None else [EMA(decay)]
 
 
-class MovingAverage(L.Callback):
+class EMA(L.Callback):
     """After each step average <- d * average + (1 - d) * weights, d = min(decay, (1 + step) / (10 + step)).
 
     The smaller d of the first steps lets go of the first weights (TensorFlow's `ExponentialMovingAverage`). It is
@@ -28,12 +28,12 @@ class MovingAverage(L.Callback):
         decay: above 0 and below 1; the average is over some 1 / (1 - decay) steps.
 
     Raises:
-        Mistake: a decay that is none.
+        UserError: a decay that is none.
     """
 
     def __init__(self, decay: float):
         if not 0 < decay < 1:
-            raise Mistake(f"trainer.ema_decay={decay}: it lies between 0 and 1, as 0.99; null is no average")
+            raise UserError(f"trainer.ema_decay={decay}: it lies between 0 and 1, as 0.99; null is no average")
         self.decay = decay
         self._average: Weights = {}
         self._own: Weights = {}  # the model's, while the average stands in for them
@@ -74,9 +74,7 @@ class MovingAverage(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.on_validation_end(trainer, pl_module)
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         def named(weights: Weights) -> dict[str, Tensor]:
             names = pl_module.named_parameters(remove_duplicate=False)  # tied weights have two
             return {name: weights[p] for name, p in names if p in weights}
@@ -85,9 +83,7 @@ class MovingAverage(L.Callback):
         checkpoint["trained_state_dict"] = state | named(self._own)
         checkpoint["state_dict"] = state | named(self._average)
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._begin(pl_module)  # Lightning has loaded the average into the model already
         self._steps = checkpoint["global_step"]
         pl_module.load_state_dict(checkpoint["trained_state_dict"])

@@ -2,7 +2,7 @@
 
 import math
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 
 class Constant:
@@ -10,7 +10,7 @@ class Constant:
 
     def __init__(self, warmup_steps: int = 0):
         if warmup_steps < 0:
-            raise Mistake(f"schedule.warmup_steps={warmup_steps}: it must not be negative")
+            raise UserError(f"schedule.warmup_steps={warmup_steps}: it must not be negative")
         self.warmup_steps = warmup_steps
 
     def __call__(self, step: int, max_steps: int = -1, time: float = 0.0) -> float:
@@ -26,9 +26,9 @@ class Constant:
         start, done = 0.0, 0.0
         if max_steps > 0:
             start, done = self.warmup_steps / max_steps, step / max_steps
-        return warmup * self.decayed(max(done, time), start)
+        return warmup * self.decay_factor(max(done, time), start)
 
-    def decayed(self, progress: float, start: float) -> float:
+    def decay_factor(self, progress: float, start: float) -> float:
         """The factor at `progress` in [0, 1] of the run, whose warm-up ends at `start`."""
         return 1.0
 
@@ -40,7 +40,7 @@ class WarmupCosine(Constant):
         super().__init__(warmup_steps)
         self.final = _share("final", final)
 
-    def decayed(self, progress: float, start: float) -> float:
+    def decay_factor(self, progress: float, start: float) -> float:
         done = _between(progress, start, 1.0)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -58,13 +58,13 @@ class WarmupStableDecay(Constant):
         super().__init__(warmup_steps)
         self.decay, self.final = _share("decay", decay), _share("final", final)
 
-    def decayed(self, progress: float, start: float) -> float:
+    def decay_factor(self, progress: float, start: float) -> float:
         return 1 - (1 - self.final) * _between(progress, 1 - self.decay, 1.0)
 
 
 def _share(name: str, value: float) -> float:
     if not 0 <= value <= 1:
-        raise Mistake(f"schedule.{name}={value}: it is a share, from 0 to 1")
+        raise UserError(f"schedule.{name}={value}: it is a share, from 0 to 1")
     return value
 
 

@@ -16,13 +16,13 @@ class MatrixOptimizer(torch.optim.Optimizer):
     """Both rules in one optimizer: with two, Lightning does not clip or accumulate, and counts each step twice.
 
     Args:
-        model: its `hidden_matrices` take the rule of a subclass. Groups of them have the number of `maps` that
+        model: its `matrix_parameters` take the rule of a subclass. Groups of them have the number of `maps` that
             lie stacked in each; it is 0 in the group of the rest.
         matrices: settings of that rule.
         lr, betas, weight_decay, eps: AdamW's, for embeddings, head and vectors.
 
     Raises:
-        Mistake: settings without sense.
+        UserError: settings without sense.
     """
 
     _step_supports_amp_scaling = True  # torch's GradScaler leaves infinite gradients to it
@@ -42,7 +42,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             check_rate(f"adamw_{name}", value)
         check_betas("adamw_betas", betas)
         by_maps, taken = defaultdict(list), set()
-        for weight, maps in model.hidden_matrices():
+        for weight, maps in model.matrix_parameters():
             if weight.requires_grad:
                 by_maps[maps].append(weight)
                 taken.add(weight)

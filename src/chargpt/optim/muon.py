@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.language_model import LanguageModel
 from chargpt.optim import foreach
 from chargpt.optim.matrix_optimizer import MatrixOptimizer
-from chargpt.training.bfloat16_support import is_fast
+from chargpt.training.bfloat16_support import has_fast_bfloat16
 
 # Amsel et al. 2025, "The Polar Express", algorithm 1: each step's odd polynomial a x + b x^3 + c x^5, the best for
 # what the steps before have left, from singular values of 0.001 and more.
@@ -87,7 +87,7 @@ class Muon(MatrixOptimizer):
             steps = group["orthogonalization_steps"]
             dtype = DTYPES[group.get("orthogonalization_dtype", "auto")]  # a checkpoint of before has none
             if dtype is None:
-                dtype = torch.bfloat16 if is_fast(wanted.device) else torch.float32
+                dtype = torch.bfloat16 if has_fast_bfloat16(wanted.device) else torch.float32
             turned = orthogonalize(wanted.view(-1, fan_out // group["maps"], fan_in), steps, dtype).view_as(wanted)
             size = max(1.0, fan_out / group["maps"] / fan_in) ** 0.5
             if group["weight_decay"]:
@@ -107,7 +107,7 @@ def muon(
     adamw_weight_decay: float = 0.0,
     adamw_eps: float = 1e-10,
 ) -> Muon:
-    """Muon for the model's `hidden_matrices`, AdamW for embeddings, head and vectors.
+    """Muon for the model's `matrix_parameters`, AdamW for embeddings, head and vectors.
 
     Args:
         lr: of the matrices: how far their singular values move a step.
@@ -116,11 +116,11 @@ def muon(
             the device multiplies it fast.
     """
     if not 0 <= momentum < 1:
-        raise Mistake(f"optimizer.momentum={momentum}: it must be from 0 to below 1")
+        raise UserError(f"optimizer.momentum={momentum}: it must be from 0 to below 1")
     if orthogonalization_steps not in range(1, 6):
-        raise Mistake(f"optimizer.orthogonalization_steps={orthogonalization_steps}: it is a number from 1 to 5")
+        raise UserError(f"optimizer.orthogonalization_steps={orthogonalization_steps}: it is a number from 1 to 5")
     if orthogonalization_dtype not in DTYPES:
-        raise Mistake(
+        raise UserError(
             f"optimizer.orthogonalization_dtype={orthogonalization_dtype}: it is one of {', '.join(DTYPES)}"
         )
     matrices = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -22,9 +22,9 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def check_betas(name: str, betas: Sequence[float]) -> None:
     if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
-        raise Mistake(f"optimizer.{name}={list(betas)}: two numbers from 0 to below 1, for example [0.9,0.95]")
+        raise UserError(f"optimizer.{name}={list(betas)}: two numbers from 0 to below 1, for example [0.9,0.95]")
 
 
 def check_rate(name: str, value: float) -> None:
     if not 0 <= value < float("inf"):
-        raise Mistake(f"optimizer.{name}={value}: it must be a finite number, 0 or more")
+        raise UserError(f"optimizer.{name}={value}: it must be a finite number, 0 or more")

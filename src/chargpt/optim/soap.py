@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.language_model import LanguageModel
 from chargpt.optim import foreach
 from chargpt.optim.matrix_optimizer import MatrixOptimizer
 from chargpt.optim.parameter_groups import check_betas
 
 # The state of a matrix: Adam's averages, the averages of G G^T and G^T G, and the eigenvectors of these.
-KEPT = ("momentum", "variance", "left", "right", "left_basis", "right_basis")
+STATE_KEYS = ("momentum", "variance", "left", "right", "left_basis", "right_basis")
 
 
 class SOAP(MatrixOptimizer):
@@ -100,7 +100,7 @@ class BatchedSOAP(SOAP):
             state["taken"] = taken
             for name in ("left_basis", "right_basis"):  # column-major from eigh: many kernels to stack and to copy
                 state[name] = state[name].contiguous()
-        kept = {name: [state[name] for state in states] for name in KEPT}
+        kept = {name: [state[name] for state in states] for name in STATE_KEYS}
         gradients, (beta1, beta2) = [p.grad.float() for p in parameters], group["matrix_betas"]
         foreach.lerp_(kept["momentum"], gradients, 1 - beta1)
         g_NOI, momentum_NOI = torch.stack(gradients), torch.stack(kept["momentum"])
@@ -169,7 +169,7 @@ def soap(
     adamw_weight_decay: float = 0.0,
     adamw_eps: float = 1e-10,
 ) -> SOAP:
-    """SOAP for the model's `hidden_matrices`, AdamW for embeddings, head and vectors.
+    """SOAP for the model's `matrix_parameters`, AdamW for embeddings, head and vectors.
 
     Args:
         shampoo_beta: of the averages of G G^T and G^T G.
@@ -178,11 +178,11 @@ def soap(
     """
     check_betas("betas", betas)
     if not 0 <= shampoo_beta < 1:
-        raise Mistake(f"optimizer.shampoo_beta={shampoo_beta}: it must be from 0 to below 1")
+        raise UserError(f"optimizer.shampoo_beta={shampoo_beta}: it must be from 0 to below 1")
     if not 0 < eps < float("inf"):
-        raise Mistake(f"optimizer.eps={eps}: it must be more than 0")
+        raise UserError(f"optimizer.eps={eps}: it must be more than 0")
     if frequency < 1:
-        raise Mistake(f"optimizer.frequency={frequency}: it must be 1 or more")
+        raise UserError(f"optimizer.frequency={frequency}: it must be 1 or more")
     matrices = dict(lr=lr, matrix_betas=tuple(betas), shampoo_beta=shampoo_beta, weight_decay=weight_decay)
     matrices |= dict(matrix_eps=eps, frequency=frequency)
     kind = BatchedSOAP if batched else SOAP

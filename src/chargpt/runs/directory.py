@@ -15,15 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from chargpt.checkpoint.migrations import migrate
-from chargpt.checkpoint.plain_data import not_plain
-from chargpt.config.instantiate import PARTS, SAVED, SAVED_SINCE
-from chargpt.errors import Mistake
+from chargpt.checkpoint.migrations import migrate, migrate_key
+from chargpt.checkpoint.plain_data import find_non_plain
+from chargpt.config.instantiate import COMPONENTS, SAVED_KEYS, SAVED_KEYS_SINCE_0_3
+from chargpt.errors import UserError
 from chargpt.runs import lock
-from chargpt.utils.atomic_write import write_whole
+from chargpt.utils.atomic_write import atomic_write_text
 
 # What may stand in a directory before its run begins: from whoever starts it, or from an attempt that failed.
-BEFOREHAND = {".hydra", lock.NAME, "train.log", "job.log"}
+ALLOWED_BEFORE_START = {".hydra", lock.NAME, "train.log", "job.log"}
 STATES = ("waiting", "running", "interrupted", "failed", "diverged", "pruned", "finished")
 
 
@@ -77,23 +77,23 @@ class RunDirectory:
                 self._made = made
         except OSError as error:
             self.remove_parents()
-            raise Mistake(
+            raise UserError(
                 f"the run directory {wanted} cannot be made: {error.strerror}. Choose another place: "
                 f"hydra.run.dir=FOLDER"
             ) from error
 
     def check_empty(self) -> None:
-        """Raises `Mistake` if a run, or something else, is there already."""
+        """Raises `UserError` if a run, or something else, is there already."""
         if not self.path.is_dir() or not self._is_empty():
             go_on = f"Go on with it: resume={self.path}, or choose another hydra.run.dir"
-            raise Mistake(f"{self.path} is already there. {go_on}")
+            raise UserError(f"{self.path} is already there. {go_on}")
 
     def make_parents(self) -> None:
         self._made = [folder for folder in self.path.parents if not folder.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def _is_empty(self) -> bool:
-        return all(p.name in BEFOREHAND or p.name.startswith("rank_") for p in self.path.iterdir())
+        return all(p.name in ALLOWED_BEFORE_START or p.name.startswith("rank_") for p in self.path.iterdir())
 
     def clear(self) -> None:
         """Removes what a run left behind, so that it can start again; its log stays, and gets longer."""
@@ -111,7 +111,7 @@ class RunDirectory:
         for name in names:
             (self.path / name).unlink(missing_ok=True)
 
-    def tidy(self) -> None:
+    def remove_temporary_files(self) -> None:
         """Removes what was half written when a process was killed. For the holder of the lock."""
         for folder in (self.path, self.checkpoints):
             for file in folder.glob(".*-*"):
@@ -120,7 +120,7 @@ class RunDirectory:
         for file in (*self.path.glob("error_rank_*.txt"), *self.path.glob("rank_*.log")):  # of an earlier part
             file.unlink()
 
-    def abandon(self) -> None:
+    def remove_if_unused(self) -> None:
         """Removes the directory, and what was made above it, if it is new and no run ever began in it."""
         with contextlib.suppress(OSError):
             if self.new and self._is_empty() and not self.log.exists():
@@ -137,13 +137,13 @@ class RunDirectory:
         """The parts of the config that were saved for it; None if there are none, or damaged ones."""
         with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
             config = OmegaConf.load(self.config)
-            if {*SAVED} <= {*config} and all(OmegaConf.is_dict(config[part]) for part in PARTS):
-                kept = [key for key in (*SAVED, *SAVED_SINCE, "on_divergence") if key in config]
+            if {*SAVED_KEYS} <= {*config} and all(OmegaConf.is_dict(config[part]) for part in COMPONENTS):
+                kept = [key for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3, "on_divergence") if key in config]
                 plain = OmegaConf.to_container(OmegaConf.masked_copy(config, kept))
-                return None if not_plain(plain, "config") else OmegaConf.create(migrate(plain))
+                return None if find_non_plain(plain, "config") else OmegaConf.create(migrate(plain))
         return None
 
-    def first_error(self) -> str:
+    def first_rank_error(self) -> str:
         """What the first of several ranks died of, in a line; empty if none has written it down."""
         files = sorted(self.path.glob("error_rank_*.txt"), key=lambda file: file.stat().st_mtime_ns)
         if not files:
@@ -154,7 +154,8 @@ class RunDirectory:
     def read_choices(self) -> dict[str, str]:
         """The choice that was made in each group of the config."""
         with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
-            return OmegaConf.to_container(OmegaConf.load(self.hydra / "hydra.yaml").hydra.runtime.choices)
+            choices = OmegaConf.to_container(OmegaConf.load(self.hydra / "hydra.yaml").hydra.runtime.choices)
+            return {migrate_key(group): choice for group, choice in choices.items()}
         return {}
 
     def write_status(self, state: str, step: int, reason: str = "") -> None:
@@ -174,17 +175,17 @@ class RunDirectory:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    atomic_write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_hydra(folder: Path, config: DictConfig, hydra: DictConfig) -> None:
     """Hydra's own record: the composed config, and the words and choices that the run began with."""
     folder.mkdir(exist_ok=True)
-    write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
+    atomic_write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
     if (folder / "hydra.yaml").exists():  # resumed: what it began with says what it is
         return
-    write_whole(folder / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})))
-    write_whole(folder / "overrides.yaml", OmegaConf.to_yaml(hydra.overrides.task))
+    atomic_write_text(folder / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})))
+    atomic_write_text(folder / "overrides.yaml", OmegaConf.to_yaml(hydra.overrides.task))
 
 
 def provenance(corpus: str, corpus_sha256: str, device: str, devices: int, threads: int) -> dict[str, Any]:

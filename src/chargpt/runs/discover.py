@@ -4,9 +4,9 @@ import glob
 import os
 from pathlib import Path
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.runs.record import is_run
-from chargpt.utils.paths import typed_path
+from chargpt.utils.paths import resolve_path
 
 
 def find_runs(asked: str) -> list[Path]:
@@ -16,23 +16,19 @@ def find_runs(asked: str) -> list[Path]:
         asked: a run directory, a folder with runs at any depth below it, a glob, or `[one,another,...]`.
 
     Raises:
-        Mistake: one of them means no run at all.
+        UserError: one of them means no run at all.
     """
     if not asked.strip():
-        raise Mistake(
-            "runs is empty: give a run, a folder with runs below it, a glob, or a list, runs=[one,another]"
-        )
+        raise UserError("runs is empty: give a run, a folder with runs below it, a glob, or a list, runs=[one,another]")
     found: dict[Path, Path] = {}
     for item in _items(asked):
         places = _places(item)
         if not places:
             what = "matches nothing" if _is_glob(item) else "is not there"
-            raise Mistake(
-                f"runs: {item} {what} (looked from {Path.cwd()}). Give a run, a folder, a glob or a list"
-            )
+            raise UserError(f"runs: {item} {what} (looked from {Path.cwd()}). Give a run, a folder, a glob or a list")
         runs = [run for place in places for run in _below(place)]
         if not runs:
-            raise Mistake(
+            raise UserError(
                 f"runs: there is no run in {item} (a run has status.json or metrics.json in its directory). "
                 f"Train some first, python train.py -m model.n_layer=2,4, or say where they are, runs=FOLDER"
             )
@@ -60,7 +56,7 @@ def _items(asked: str) -> list[str]:
             items.append(names[taken])
         start = ends[taken]
     if not items:
-        raise Mistake(f"runs={asked} is an empty list: runs=[one,another]")
+        raise UserError(f"runs={asked} is an empty list: runs=[one,another]")
     return items
 
 
@@ -72,8 +68,8 @@ def _bare(word: str) -> str:
 def _places(item: str) -> list[Path]:
     """The folders that are called so, or that the glob matches."""
     try:
-        path = typed_path("runs", item)
-    except Mistake:  # a name that no file can have
+        path = resolve_path("runs", item)
+    except UserError:  # a name that no file can have
         return []
     if path.exists():
         return [path]

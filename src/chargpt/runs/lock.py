@@ -8,17 +8,17 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-from chargpt.distributed.env import OURS
-from chargpt.errors import Mistake
+from chargpt.distributed.env import LOCK_FD_ENV
+from chargpt.errors import UserError
 
 log = logging.getLogger(__name__)
 
 NAME = ".lock"
 _held: dict[Path, int] = {}  # directory -> descriptor: the locks of this process
-_made: set[Path] = set()  # those whose file was not there before
+_created: set[Path] = set()  # those whose file was not there before
 
 
-def hold(directory: Path, patience: float = 1.0) -> None:
+def acquire(directory: Path, patience: float = 1.0) -> None:
     """Locks a run directory until this process, and all that it hands the descriptor to, have ended.
 
     Args:
@@ -27,30 +27,28 @@ def hold(directory: Path, patience: float = 1.0) -> None:
             looks whether a lock is held holds it for a moment.
 
     Raises:
-        Mistake: another process trains there, or nothing may be written there.
+        UserError: another process trains there, or nothing may be written there.
     """
     path = directory.resolve()
-    if path in _held or OURS in os.environ:
+    if path in _held or LOCK_FD_ENV in os.environ:
         return
     if not (path / NAME).exists():
-        _made.add(path)
+        _created.add(path)
     try:
         descriptor = os.open(path / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise Mistake(f"{directory} cannot be written: {error.strerror}. Start a new run elsewhere") from error
+        raise UserError(f"{directory} cannot be written: {error.strerror}. Start a new run elsewhere") from error
     deadline = time.monotonic() + patience
     try:
         while not lock_descriptor(descriptor, blocking=False):
             if time.monotonic() > deadline:
                 os.close(descriptor)
-                raise Mistake(
+                raise UserError(
                     f"{directory} is being trained by another process. Wait for it, or start a new run elsewhere"
                 )
             time.sleep(0.2)
     except OSError as error:  # some network file systems have no locks
-        log.warning(
-            "%s cannot be locked (%s): take care that one process at a time trains there", directory, error
-        )
+        log.warning("%s cannot be locked (%s): take care that one process at a time trains there", directory, error)
     _held[path] = descriptor
 
 
@@ -64,23 +62,23 @@ def release_all() -> None:
     """Gives up every lock of this process."""
     while _held:
         os.close(_held.popitem()[1])
-    _made.clear()
+    _created.clear()
 
 
-def undo_all() -> None:
+def release_and_remove_all() -> None:
     """Gives up every lock of this process and leaves no file where there was none: for when nothing came of it."""
-    made = set(_made)
+    made = set(_created)
     release_all()
     for path in made:
         (path / NAME).unlink(missing_ok=True)
 
 
-def descriptor_of(directory: Path) -> int:
+def file_descriptor(directory: Path) -> int:
     """The descriptor to hand to other processes, so that they hold the lock as well."""
     return _held[directory.resolve()]
 
 
-def holds(directory: Path) -> bool:
+def is_held_here(directory: Path) -> bool:
     """Whether it is this process that holds the lock."""
     return directory.resolve() in _held
 

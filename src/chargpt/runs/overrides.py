@@ -6,13 +6,13 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from chargpt.errors import Mistake
-from chargpt.runs.identity import FREE_GROUPS, MACHINE, MAY_CHANGE, is_default
+from chargpt.errors import UserError
+from chargpt.runs.identity import MACHINE, MAY_CHANGE, NOT_IDENTITY_GROUPS, is_default
 
 log = logging.getLogger(__name__)
 
 
-def tell_changes(before: dict[str, Any] | DictConfig, now: dict[str, Any]) -> None:
+def log_changes(before: dict[str, Any] | DictConfig, now: dict[str, Any]) -> None:
     """Says which of the settings that may change have changed."""
     before, now = (OmegaConf.create(config) for config in (before, now))
     for path in MAY_CHANGE:
@@ -21,7 +21,7 @@ def tell_changes(before: dict[str, Any] | DictConfig, now: dict[str, Any]) -> No
             log.info("%s: %s before, %s now", path, old, new)
 
 
-def changed(
+def apply_overrides(
     saved: dict[str, Any] | DictConfig, composed: dict[str, Any], overrides: list[str], choices: dict[str, str]
 ) -> dict[str, Any]:
     """The saved config with the overrides of this command line.
@@ -33,12 +33,12 @@ def changed(
         choices: the run's own choice in each group.
 
     Raises:
-        Mistake: an override would make it another run; says which, and what the run has.
+        UserError: an override would make it another run; says which, and what the run has.
     """
     config = OmegaConf.create(saved)
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
-        if key.replace("/", ".").split(".")[0] in FREE_GROUPS:
+        if key.replace("/", ".").split(".")[0] in NOT_IDENTITY_GROUPS:
             continue
         if key == "trainer":
             for path in MACHINE:
@@ -49,15 +49,17 @@ def changed(
         before, now = OmegaConf.select(config, path), OmegaConf.select(OmegaConf.create(composed), path)
         if before is now is None and (own := choices.get(key)) != override.value():
             has = f"it has {key}={own}" if own else f"it has no {key}"
-            raise Mistake(
+            raise UserError(
                 f"{override.input_line} would make it another run: {has}. Leave it out, or start a new run "
                 f"without resume="
             )
-        if _given(before, path) == _given(now, path) or (key == "data" and before["_target_"] == now["_target_"]):
+        if _without_older_defaults(before, path) == _without_older_defaults(now, path) or (
+            key == "data" and before["_target_"] == now["_target_"]
+        ):
             continue  # the same again; what differs within it is said by overrides of its own
         if path not in MAY_CHANGE:
             shown = "" if OmegaConf.is_config(before) else f"={before}"
-            raise Mistake(
+            raise UserError(
                 f"{override.input_line} would make it another run: resume goes on with its own {key}{shown}. "
                 f"Leave it out, or start a new run without resume="
             )
@@ -65,11 +67,11 @@ def changed(
     return OmegaConf.to_container(config, resolve=True)
 
 
-def _given(part: Any, path: str) -> Any:
+def _without_older_defaults(part: Any, path: str) -> Any:
     """A part of a config without the settings that an earlier version of it may not have had."""
     if OmegaConf.is_config(part):
         part = OmegaConf.to_container(part, resolve=True)
     if isinstance(part, dict):
-        given = {key: _given(value, f"{path}.{key}") for key, value in part.items()}
+        given = {key: _without_older_defaults(value, f"{path}.{key}") for key, value in part.items()}
         return {key: value for key, value in given.items() if value is not None}
     return None if is_default(part, path) else part

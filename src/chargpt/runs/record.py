@@ -1,9 +1,9 @@
-"""A run in any state, read back from whatever its directory holds: what is damaged is said, never raised."""
+"""Reads a run back from its directory, in any state; damaged files are reported, not raised."""
 
 import contextlib
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -11,10 +11,9 @@ from typing import Any
 
 import yaml
 
-from chargpt.checkpoint.migrations import migrate
-from chargpt.errors import Mistake
+from chargpt.checkpoint.migrations import migrate, migrate_key, migrate_override
+from chargpt.errors import UserError
 from chargpt.runs.directory import STATES, RunDirectory
-from chargpt.runs.finished import read_curves
 from chargpt.runs.score import BETWEEN_TOKENIZERS, Monitor, number, score_of
 
 # The C parser reads a sweep of a thousand runs in a second; OmegaConf's own takes half a minute.
@@ -22,7 +21,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
-class RecordedRun:
+class RunRecord:
     """What one run directory says.
 
     Attributes:
@@ -31,7 +30,7 @@ class RecordedRun:
         metrics: metrics.json; empty without one.
         config: the resolved config; empty if it cannot be read.
         choices: group -> the choice that was made in it.
-        typed: the keys and groups that its command line named.
+        overrides: its command line.
         monitor: the figure by which the run is compared; None if neither its metrics nor its config can be read.
         lasts: the last step and value of the monitor's figure in history.csv, and of bits a character, by name.
     """
@@ -42,9 +41,22 @@ class RecordedRun:
     metrics: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, str | None] = field(default_factory=dict)
-    typed: frozenset[str] = frozenset()
+    overrides: list[str] = field(default_factory=list)
     monitor: Monitor | None = None
     lasts: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    @property
+    def typed(self) -> frozenset[str]:
+        """The keys and groups that its command line named."""
+        return frozenset(word.partition("=")[0].lstrip("+~") for word in self.overrides)
+
+    @property
+    def sample(self) -> str:
+        return (self.path / "sample.txt").read_text()
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a column of history.csv, where it has values."""
+        return read_curves(self.path, [name])[name]
 
     def figure(self, name: str) -> float | None:
         """A number of metrics.json; None where there is none."""
@@ -94,9 +106,9 @@ def is_run(path: Path) -> bool:
     return False
 
 
-def read_any(path: Path) -> RecordedRun:
+def read_run(path: Path) -> RunRecord:
     """What can be read of the run at `path`."""
-    run, damaged = RecordedRun(path), []
+    run, damaged = RunRecord(path), []
 
     def read(name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
         try:
@@ -114,12 +126,12 @@ def read_any(path: Path) -> RecordedRun:
     run.metrics = read("metrics.json", json.loads)
     run.config = read(".hydra/config.yaml", _yaml)
     settings = read(".hydra/hydra.yaml", _yaml)
-    run.choices, run.typed = _choices(settings), _typed(settings)
+    run.choices, run.overrides = _choices(settings), _overrides(settings)
     run.state, run.reason = _status(path)
     try:
         if run.metrics or run.config:
             run.monitor = Monitor.of(run.metrics or run.config)
-    except Mistake as mistake:
+    except UserError as mistake:
         damaged.append(str(mistake))
     if run.metrics:  # written last: its presence means "finished"
         run.state = "finished"
@@ -138,6 +150,40 @@ def read_any(path: Path) -> RecordedRun:
         damaged.append("history.csv is damaged")
     run.reason = "; ".join(dict.fromkeys([*([run.reason] if run.reason else []), *damaged]))
     return run
+
+
+def read_finished(path: str | Path) -> RunRecord:
+    """The finished run at `path`.
+
+    Raises:
+        UserError: it is not finished, or damaged.
+    """
+    run = read_run(Path(path))
+    if not run.metrics:
+        raise UserError(f"{path} is not a finished run: it has no metrics.json that can be read")
+    if not run.finished or run.reason:
+        raise UserError(f"{path} is not a finished run: {run.reason or run.state}")
+    return run
+
+
+def read_curves(run: Path, names: Iterable[str]) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of columns of a run's history.csv; the line in which it was cut off is left out.
+
+    Raises:
+        OSError, csv.Error: there is no such file, or it is none.
+    """
+    curves: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in names}
+    with (run / "history.csv").open(newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            if None in row.values():
+                continue
+            for name, (steps, values) in curves.items():
+                with contextlib.suppress(ValueError):
+                    if row.get(name):
+                        step, value = int(row["step"]), float(row[name])
+                        steps.append(step)
+                        values.append(value)
+    return curves
 
 
 def _status(path: Path) -> tuple[str, str]:
@@ -164,10 +210,9 @@ def _inner(content: Any, *keys: str) -> Any:
 def _choices(settings: dict[str, Any]) -> dict[str, str | None]:
     choices = _inner(settings, "hydra", "runtime", "choices")
     choices = choices if isinstance(choices, dict) else {}
-    return {str(group): None if choice is None else str(choice) for group, choice in choices.items()}
+    return {migrate_key(str(group)): None if choice is None else str(choice) for group, choice in choices.items()}
 
 
-def _typed(settings: dict[str, Any]) -> frozenset[str]:
+def _overrides(settings: dict[str, Any]) -> list[str]:
     words = _inner(settings, "hydra", "overrides", "task")
-    words = words if isinstance(words, list) else []
-    return frozenset(str(word).partition("=")[0].lstrip("+~") for word in words)
+    return [migrate_override(str(word)) for word in words] if isinstance(words, list) else []

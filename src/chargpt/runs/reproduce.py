@@ -6,37 +6,37 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from chargpt.errors import Mistake
-from chargpt.runs.auto_resume import directory_of
+from chargpt.errors import UserError
+from chargpt.runs.auto_resume import run_directory_of
 from chargpt.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
-TIMES = ("_seconds", "_second")  # how the names of figures end that are times, or made of them
+TIMING_SUFFIXES = ("_seconds", "_second")  # how the names of figures end that are times, or made of them
 # What of provenance.json decides about the last bits.
-CIRCUMSTANCES = ("device", "devices", "threads", "processor", "versions")
+ENVIRONMENT_KEYS = ("device", "devices", "threads", "processor", "versions")
 
 
-def original(rerun: str | None, resume: str) -> RunDirectory | None:
+def original_run(rerun: str | None, resume: str) -> RunDirectory | None:
     """The run that is to be repeated; None if none is.
 
     Args:
         rerun, resume: the settings of these names.
 
     Raises:
-        Mistake: there is none, its config is damaged, or `resume` is asked for as well.
+        UserError: there is none, its config is damaged, or `resume` is asked for as well.
     """
     if not rerun:
         return None
     if resume != "never":
-        raise Mistake(f"rerun={rerun} begins anew: leave resume={resume} out")
-    directory = RunDirectory(directory_of(rerun))
+        raise UserError(f"rerun={rerun} begins anew: leave resume={resume} out")
+    directory = RunDirectory(run_directory_of(rerun))
     if not directory.path.is_dir():
-        raise Mistake(f"rerun={rerun}: there is no run there (looked from {Path.cwd()})")
+        raise UserError(f"rerun={rerun}: there is no run there (looked from {Path.cwd()})")
     if (saved := directory.read_config()) is None:
-        raise Mistake(f"rerun={directory.path}: its .hydra/config.yaml is missing or damaged")
+        raise UserError(f"rerun={directory.path}: its .hydra/config.yaml is missing or damaged")
     if not (name := str(saved.name)) or Path(name).name != name:
-        raise Mistake(f"rerun={directory.path}: its name {name!r} is not that of a folder")
+        raise UserError(f"rerun={directory.path}: its name {name!r} is not that of a folder")
     return directory
 
 
@@ -49,17 +49,17 @@ def copy_record(of: RunDirectory, to: RunDirectory) -> None:
 
 
 def check_text(of: RunDirectory, sha256: str) -> None:
-    """Raises `Mistake` if the text has been changed since."""
+    """Raises `UserError` if the text has been changed since."""
     before = _read(of.path / "provenance.json").get("corpus_sha256", sha256)
     if before != sha256:
-        raise Mistake(
+        raise UserError(
             f"{of.path} was trained on another text: corpus sha256 {str(before)[:12]}..., now {sha256[:12]}..."
         )
 
 
-def tell(of: RunDirectory, run: RunDirectory) -> None:
+def log_differences(of: RunDirectory, run: RunDirectory) -> None:
     """Says which figures came out otherwise than in the first run, and what was otherwise from the start."""
-    before, now = (figures(_read(directory.metrics)) for directory in (of, run))
+    before, now = (non_timing_metrics(_read(directory.metrics)) for directory in (of, run))
     if not before:
         log.info("%s was not finished: there is nothing to compare with", of.path)
         return
@@ -70,14 +70,14 @@ def tell(of: RunDirectory, run: RunDirectory) -> None:
     shown = ", ".join(f"{key} {now[key]} (there {before[key]})" for key in other[:4])
     log.warning("otherwise than in %s: %s%s", of.path, shown, ", ..." if len(other) > 4 else "")
     one, two = (_read(directory.path / "provenance.json") for directory in (of, run))
-    for key in CIRCUMSTANCES:
+    for key in ENVIRONMENT_KEYS:
         if one.get(key) != two.get(key):
             log.warning("which had %s %s, and not %s", key, one.get(key), two.get(key))
 
 
-def figures(metrics: dict[str, Any]) -> dict[str, Any]:
+def non_timing_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     """Those of metrics.json that are no times: a repeated run has them equal."""
-    return {key: value for key, value in metrics.items() if not key.endswith(TIMES)}
+    return {key: value for key, value in metrics.items() if not key.endswith(TIMING_SUFFIXES)}
 
 
 def _read(path: Path) -> dict[str, Any]:

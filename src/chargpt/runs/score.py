@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 MODES = ("min", "max")
 PER_TOKEN = ("val_loss", "val_perplexity")
@@ -21,7 +21,7 @@ class Monitor:
         mode: `min` where less is better, `max` where more is.
 
     Raises:
-        Mistake: `mode` is neither.
+        UserError: `mode` is neither.
     """
 
     name: str = "val_loss"
@@ -29,7 +29,7 @@ class Monitor:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise Mistake(f"mode={self.mode}: it is one of {', '.join(MODES)}")
+            raise UserError(f"mode={self.mode}: it is one of {', '.join(MODES)}")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Monitor":
@@ -49,7 +49,7 @@ class Monitor:
         return inf if score is None else score if self.mode == "min" else -score
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """The name of the figure where a person reads it."""
         return "validation loss" if self.name == "val_loss" else self.name
 

@@ -1,20 +1,19 @@
-"""compare.py: many runs as a table and a picture for each monitor, which a sweep ends in too."""
+"""Compares runs: a table and a figure for each monitor. compare.py and every sweep end here."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from chargpt.errors import Mistake
-from chargpt.runs.discover import common_folder, find_runs
-from chargpt.runs.record import read_any
+from chargpt.errors import UserError
+from chargpt.runs.record import read_run
 from chargpt.sweeps.csv_report import write_csv
 from chargpt.sweeps.naming import folder_name
-from chargpt.sweeps.plots.sweep_figure import draw_sweep
+from chargpt.sweeps.plots.sweep_figure import plot_sweep
 from chargpt.sweeps.ranking import Ranking, rank_apart
 from chargpt.sweeps.table import print_ranking
-from chargpt.utils.atomic_write import whole
-from chargpt.utils.paths import shown, typed_path
+from chargpt.utils.atomic_write import atomic_write
+from chargpt.utils.paths import printable
 
 
 def compare(runs: Sequence[Path], folder: Path) -> None:
@@ -26,13 +25,13 @@ def compare(runs: Sequence[Path], folder: Path) -> None:
         runs: run directories, in any state.
 
     Raises:
-        Mistake: `folder` cannot be written, or there are no runs.
+        UserError: `folder` cannot be written, or there are no runs.
     """
     if not runs:
-        raise Mistake("there is no run to compare")
+        raise UserError("there is no run to compare")
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    rankings = rank_apart([read_any(Path(run)) for run in runs])
+    rankings = rank_apart([read_run(Path(run)) for run in runs])
     pictures = _pictures(rankings)
     try:
         with _writing(folder):
@@ -43,7 +42,7 @@ def compare(runs: Sequence[Path], folder: Path) -> None:
         for ranking in rankings:
             print_ranking(ranking, folder, titled=len(rankings) > 1)
     for name, file in (("table", "sweep.csv"), *(("picture", picture) for picture in pictures)):
-        print(f"{name:>10}  {shown(folder / file)}")
+        print(f"{name:>10}  {printable(folder / file)}")
 
 
 def _pictures(rankings: Sequence[Ranking]) -> list[str]:
@@ -57,8 +56,8 @@ def _pictures(rankings: Sequence[Ranking]) -> list[str]:
 
 def _draw(ranking: Ranking, path: Path) -> None:
     content = BytesIO()
-    draw_sweep(ranking, path.parent.resolve().name).savefig(content, format="png")
-    with whole(path) as file:
+    plot_sweep(ranking, path.parent.resolve().name).savefig(content, format="png")
+    with atomic_write(path) as file:
         file.write(content.getvalue())
 
 
@@ -67,10 +66,4 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Mistake(f"{folder} cannot be written: {error.strerror}. Choose another: folder=FOLDER") from error
-
-
-def compare_asked(runs: str, folder: str | None) -> None:
-    """`compare` as one types it. Raises `Mistake` where no run is meant."""
-    found = find_runs(runs)
-    compare(found, typed_path("folder", folder) if folder else common_folder(found))
+        raise UserError(f"{folder} cannot be written: {error.strerror}. Choose another: folder=FOLDER") from error

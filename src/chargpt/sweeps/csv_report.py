@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chargpt.runs.record import RecordedRun
+from chargpt.runs.record import RunRecord
 from chargpt.sweeps.formatting import short_path, shown_value
 from chargpt.sweeps.ranking import Ranking
 from chargpt.sweeps.swept_params import ABSENT
-from chargpt.utils.atomic_write import write_whole
+from chargpt.utils.atomic_write import atomic_write_text
 
 
 def write_csv(rankings: Sequence[Ranking], path: Path) -> None:
@@ -34,10 +34,10 @@ def write_csv(rankings: Sequence[Ranking], path: Path) -> None:
         writer.writerow(
             map(_cell, [short_path(run.path, path.parent), run.state, run.reason, *settings, *figures, *ends])
         )
-    write_whole(path, content.getvalue().encode("utf-8", "replace").decode())
+    atomic_write_text(path, content.getvalue().encode("utf-8", "replace").decode())
 
 
-def _compared_by(run: RecordedRun) -> dict[str, Any]:
+def _compared_by(run: RunRecord) -> dict[str, Any]:
     """What metrics.json says of the monitor since 0.3, for a run that has no such file or an older one."""
     known = {"monitor": run.monitor.name, "mode": run.monitor.mode} if run.monitor else {}
     return known | ({"score": run.score} if run.score is not None else {})

@@ -19,9 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from chargpt.config.compose import SEARCHPATH, task_overrides
-from chargpt.config.overrides import quoted
-from chargpt.distributed.env import MISTAKES, STARTER, SWEEP, signals_to_pass_on
-from chargpt.errors import DONE, INTERRUPTED, MISTAKE, Mistake
+from chargpt.config.overrides import quote_value
+from chargpt.distributed.env import ERROR_PIPE_ENV, PARENT_PID_ENV, SWEEP_ENV, forwarded_signals
+from chargpt.errors import ExitCode, UserError
 from chargpt.runs import auto_resume
 from chargpt.runs.directory import RunDirectory
 from chargpt.sweeps import naming  # noqa: F401 - its resolver is needed where a launcher runs the job
@@ -59,13 +59,13 @@ class Job:
         if code is None:
             folders = [word for word in settings.overrides.hydra if word.startswith(f"{SEARCHPATH}=")]
             code, reason = self._run([*folders, *task_overrides()], directory, alone)
-        if code == INTERRUPTED and alone:
-            raise SystemExit(INTERRUPTED)  # which ends the sweep, where an exception would only end the job
+        if code == ExitCode.INTERRUPTED and alone:
+            raise SystemExit(ExitCode.INTERRUPTED)  # which ends the sweep, where an exception would only end the job
         directory.new = True  # Hydra has made it, if it was not there
-        directory.abandon()
+        directory.remove_if_unused()
         result = {"home": str(directory.path), "code": code, "metrics": None, "reason": reason}
         with contextlib.suppress(OSError, ValueError):
-            if code == DONE:
+            if code == ExitCode.DONE:
                 result["metrics"] = json.loads(directory.metrics.read_text())
         return result
 
@@ -75,19 +75,19 @@ class Job:
         if config.resume != "auto":
             return None, ""
         try:
-            verdict = auto_resume.look(config, directory)
-        except Mistake as mistake:
+            decision = auto_resume.inspect(config, directory)
+        except UserError as mistake:
             sys.stderr.write(f"train.py: {mistake}\n")
-            return MISTAKE, str(mistake)
-        if verdict not in (auto_resume.DONE, auto_resume.ENDED):
+            return ExitCode.USER_ERROR, str(mistake)
+        if decision not in (auto_resume.Decision.SKIP_FINISHED, auto_resume.Decision.SKIP_FAILED):
             return None, ""
-        log.info("%s", auto_resume.told(directory, verdict))
-        return auto_resume.exit_code(directory, verdict), ""
+        log.info("%s", auto_resume.describe(directory, decision))
+        return auto_resume.exit_code(directory, decision), ""
 
     def _run(self, overrides: list[str], directory: RunDirectory, alone: bool) -> tuple[int, str]:
-        command = [*self._command, *overrides, f"hydra.run.dir={quoted(str(directory.path))}"]
+        command = [*self._command, *overrides, f"hydra.run.dir={quote_value(str(directory.path))}"]
         mistakes, told = os.pipe()
-        environment = os.environ | {STARTER: str(os.getpid()), SWEEP: "1", MISTAKES: str(told)}
+        environment = os.environ | {PARENT_PID_ENV: str(os.getpid()), SWEEP_ENV: "1", ERROR_PIPE_ENV: str(told)}
         output = contextlib.nullcontext() if alone else (directory.path / "job.log").open("ab")
         with output as file:
             # A process group of its own: every signal reaches it once, from here. (Slurm's, before a preemption,
@@ -104,7 +104,7 @@ class Job:
 
         before = {}
         with contextlib.suppress(ValueError):  # not in the main thread: then the launcher has signals of its own
-            before = {number: signal.signal(number, pass_on) for number in signals_to_pass_on()}
+            before = {number: signal.signal(number, pass_on) for number in forwarded_signals()}
         try:
             code = process.wait()
         except BaseException:  # preempted: the launcher has thrown its own
@@ -117,6 +117,6 @@ class Job:
             with os.fdopen(mistakes, "rb") as pipe:
                 os.set_blocking(mistakes, False)
                 reason = (pipe.read() or b"").decode()
-        if asked and code != DONE:  # also where it had no handlers yet
-            code = INTERRUPTED
-        return code, reason if code == MISTAKE else ""
+        if asked and code != ExitCode.DONE:  # also where it had no handlers yet
+            code = ExitCode.INTERRUPTED
+        return code, reason if code == ExitCode.USER_ERROR else ""

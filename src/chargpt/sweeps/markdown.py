@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
@@ -21,11 +21,9 @@ def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def put(file: Path, mark: str, content: str) -> None:
-    """Replaces what stands between `<!-- mark -->` and `<!-- /mark -->`. Raises `Mistake` without such marks."""
+    """Replaces what stands between `<!-- mark -->` and `<!-- /mark -->`. Raises `UserError` without such marks."""
     text = file.read_text()
     marks = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
     if not marks.search(text):
-        raise Mistake(
-            f"{file} has no place for it: write <!-- {mark} --> and <!-- /{mark} --> on lines of their own"
-        )
+        raise UserError(f"{file} has no place for it: write <!-- {mark} --> and <!-- /{mark} --> on lines of their own")
     file.write_text(marks.sub(lambda found: found[1] + content + found[2], text))

@@ -8,10 +8,11 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from chargpt.checkpoint.migrations import legacy_override, migrate_key
 from chargpt.runs.identity import in_folder_name
 
 # Settings that versions before 0.3 made part of the name, although they do not identify a run.
-ONCE_NAMED = ("trainer.compile", "on_divergence")
+FORMERLY_NAMED = ("trainer.compile", "on_divergence")
 
 
 def job_name(overrides: Iterable[str], swept: Iterable[str], sweep_dir: str = "") -> str:
@@ -25,17 +26,19 @@ def job_name(overrides: Iterable[str], swept: Iterable[str], sweep_dir: str = ""
     if OmegaConf.is_list(overrides):  # not to look up an interpolation in them
         overrides = OmegaConf.to_container(overrides, resolve=False)
     overrides, swept = list(overrides), set(swept)
-    name, earlier = _name(overrides, swept), _name(overrides, {*swept, *ONCE_NAMED})
-    if sweep_dir and (Path(sweep_dir) / earlier).is_dir() and not (Path(sweep_dir) / name).is_dir():
-        return earlier
-    return name
+    names = []
+    for words in (overrides, [legacy_override(word) for word in overrides]):
+        names += [_name(words, swept), _name(words, {*swept, *FORMERLY_NAMED})]
+    if sweep_dir:
+        names = [name for name in names if (Path(sweep_dir) / name).is_dir()] or names
+    return names[0]
 
 
 def _name(overrides: list[str], swept: set[str]) -> str:
     parser = OverridesParser.create()
     kept = []
     for word in overrides:
-        key = parser.parse_override(word).key_or_group.replace("/", ".")
+        key = migrate_key(parser.parse_override(word).key_or_group).replace("/", ".")
         if key in swept or in_folder_name(key):
             kept.append(word)
     kept.sort(key=lambda word: (not word.startswith("model"), word))  # what varies most must not be cut off

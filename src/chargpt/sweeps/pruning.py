@@ -3,11 +3,11 @@
 import lightning as L
 import optuna
 
-from chargpt.errors import Pruned
-from chargpt.training.callbacks.metrics import Curves
+from chargpt.errors import TrialPruned
+from chargpt.training.callbacks.metrics import MetricsCallback
 
 
-class Pruning(L.Callback):
+class PruningCallback(L.Callback):
     """Asks an Optuna pruner after each validation whether the run is worth its time.
 
     Args:
@@ -20,19 +20,25 @@ class Pruning(L.Callback):
     state_key = "Pruning"
 
     def __init__(
-        self, curves: Curves, monitor: str, storage: str, study: str, trial: int, pruner: optuna.pruners.BasePruner
+        self,
+        metrics_callback: MetricsCallback,
+        monitor: str,
+        storage: str,
+        study: str,
+        trial: int,
+        pruner: optuna.pruners.BasePruner,
     ):
-        self._curves, self._monitor = curves, monitor
+        self._metrics_callback, self._monitor = metrics_callback, monitor
         self._storage, self._study, self._number, self._pruner = storage, study, trial, pruner
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step, stop = trainer.global_step, False
         if trainer.is_global_zero and not trainer.should_stop:
             trial = self._trial()
-            trial.report(self._curves.figures[self._monitor], step)
+            trial.report(self._metrics_callback.figures[self._monitor], step)
             stop = trial.should_prune()
         if trainer.strategy.broadcast(stop):
-            raise Pruned(f"pruned after step {step}: other trials were better by then")
+            raise TrialPruned(f"pruned after step {step}: other trials were better by then")
 
     def _trial(self) -> optuna.Trial:
         """The trial as the search has asked for it, in another process."""

@@ -9,9 +9,9 @@ from statistics import mean
 from typing import Any
 
 from chargpt.runs.directory import STATES
-from chargpt.runs.record import RecordedRun
+from chargpt.runs.record import RunRecord
 from chargpt.runs.score import Monitor, score_of
-from chargpt.sweeps.swept_params import hashable, varying
+from chargpt.sweeps.swept_params import hashable, swept_params
 
 
 @dataclass
@@ -24,11 +24,11 @@ class Row:
     """
 
     values: dict[str, Any]
-    runs: list[RecordedRun]
+    runs: list[RunRecord]
     monitor: Monitor
 
     @property
-    def finished(self) -> list[RecordedRun]:
+    def finished(self) -> list[RunRecord]:
         return [run for run in self.runs if run.finished]
 
     @property
@@ -55,11 +55,11 @@ class Row:
             return states[0]
         return ", ".join(s if s == "finished" else f"{count} {s}" for s, count in counts.items())
 
-    def figures(self, of: Callable[[RecordedRun], float | None]) -> list[float]:
+    def figures(self, of: Callable[[RunRecord], float | None]) -> list[float]:
         """A figure of each finished run that has it."""
         return [figure for figure in map(of, self.finished) if figure is not None]
 
-    def mean(self, of: Callable[[RecordedRun], float | None]) -> float | None:
+    def mean(self, of: Callable[[RunRecord], float | None]) -> float | None:
         figures = self.figures(of)
         return mean(figures) if figures else None
 
@@ -92,26 +92,26 @@ class Ranking:
         return any(row.lasts for row in self.rows)
 
     @property
-    def runs(self) -> list[RecordedRun]:
+    def runs(self) -> list[RunRecord]:
         """All runs, in the order of the rows."""
         return [run for row in self.rows for run in row.runs]
 
 
-def rank_apart(runs: Sequence[RecordedRun]) -> list[Ranking]:
+def rank_apart(runs: Sequence[RunRecord]) -> list[Ranking]:
     """A ranking for each monitor; runs whose monitor cannot be read belong to the first."""
     first = next((run.monitor for run in runs if run.monitor), Monitor())
-    groups: dict[Monitor, list[RecordedRun]] = {}
+    groups: dict[Monitor, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(run.monitor or first, []).append(run)
     return [rank(group) for group in groups.values()]
 
 
-def rank(runs: Sequence[RecordedRun]) -> Ranking:
+def rank(runs: Sequence[RunRecord]) -> Ranking:
     """The runs of one monitor as rows, best first."""
     (own,) = {run.monitor for run in runs if run.monitor} or {Monitor()}
     tokenizers = {hashable(run.tokenizer) for run in runs if run.config}
     monitor = own if len(tokenizers) <= 1 else own.between_tokenizers
-    columns = varying(runs)
+    columns = swept_params(runs)
     settings = [{key: column[n] for key, column in columns.items()} for n in range(len(runs))]
     rows: dict[Any, Row] = {}
     for run, setting in zip(runs, settings, strict=True):
@@ -132,7 +132,7 @@ def rank(runs: Sequence[RecordedRun]) -> Ranking:
     return Ranking(keys, sorted(rows.values(), key=_order), seeded, own, monitor)
 
 
-def _key(run: RecordedRun, monitor: Monitor) -> float:
+def _key(run: RunRecord, monitor: Monitor) -> float:
     return monitor.sort_key(score_of(run.metrics, monitor) if run.finished else None)
 
 

@@ -14,8 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from chargpt.config.overrides import one_line
-from chargpt.errors import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupted, Mistake
+from chargpt.config.overrides import short_error
+from chargpt.errors import ExitCode, Interrupted, UserError
 from chargpt.sweeps.job import Job
 
 log = logging.getLogger(__name__)
@@ -30,46 +30,46 @@ def sweep(config_name: str, overrides: list[str], script: Path, flags: list[str]
         flags: Hydra's flags that each job needs as well.
 
     Returns:
-        The exit code: `FAILED` if any job failed.
+        The exit code: `ExitCode.FAILED` if any job failed.
 
     Raises:
-        Mistake: what Hydra or a launcher refuses.
+        UserError: what Hydra or a launcher refuses.
         Interrupted: a signal; the same command goes on.
     """
     try:
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration(config_name, overrides, RunMode.MULTIRUN)
         HydraConfig.instance().set_config(config)  # the sweep's own directory is named by ${hydra:...} too
-        overrides = [*overrides, *defaults(overrides, HydraConfig.get().sweeper.get("params") or {})]
+        overrides = [*overrides, *default_overrides(overrides, HydraConfig.get().sweeper.get("params") or {})]
         folder = Path(HydraConfig.get().sweep.dir)
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         batches = GlobalHydra.instance().hydra.multirun(config_name, Job(script, flags), overrides)
     except HydraException as error:
-        raise Mistake(one_line(error)) from error
+        raise UserError(short_error(error)) from error
     except (KeyboardInterrupt, SystemExit) as left:
-        if isinstance(left, SystemExit) and left.code != INTERRUPTED:
+        if isinstance(left, SystemExit) and left.code != ExitCode.INTERRUPTED:
             raise
         raise Interrupted("the sweep is interrupted. The same command goes on where it stopped") from None
     results = [job.return_value for batch in batches for job in batch]
     codes = [result["code"] for result in results]
-    if set(codes) == {MISTAKE}:
-        _leave_nothing(made)
-        return MISTAKE
+    if set(codes) == {ExitCode.USER_ERROR}:
+        _remove_if_unused(made)
+        return ExitCode.USER_ERROR
     from chargpt.runs.discover import common_folder
     from chargpt.sweeps.compare import compare
 
     # The home of a job that was refused holds nothing, or another run.
-    homes = [Path(result["home"]) for result in results if result["code"] != MISTAKE]
+    homes = [Path(result["home"]) for result in results if result["code"] != ExitCode.USER_ERROR]
     compare(homes, common_folder(homes))
-    refused = [result for result in results if result["code"] == MISTAKE]
+    refused = [result for result in results if result["code"] == ExitCode.USER_ERROR]
     for result in refused:
         sys.stderr.write(f"refused: {Path(result['home']).name}: {result['reason']}\n")
     if any(codes):
         sys.stderr.write(f"train.py: {sum(map(bool, codes))} of {len(codes)} jobs did not end well\n")
-    return FAILED if any(codes) else DONE
+    return ExitCode.FAILED if any(codes) else ExitCode.DONE
 
 
-def _leave_nothing(made: list[Path]) -> None:
+def _remove_if_unused(made: list[Path]) -> None:
     """Removes what the sweep has made, if that is no more than Hydra's record of it."""
     with contextlib.suppress(OSError):
         for folder in made:
@@ -77,7 +77,7 @@ def _leave_nothing(made: list[Path]) -> None:
             folder.rmdir()
 
 
-def defaults(overrides: list[str], params: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
+def default_overrides(overrides: list[str], params: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
     """What a sweep has otherwise than a run, unless it is told: jobs go on, and are named by what varies.
 
     Args:

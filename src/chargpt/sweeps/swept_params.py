@@ -7,8 +7,8 @@ of each norm. What was typed on a command line is always shown when it varies.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from chargpt.runs.identity import FREE, FREE_GROUPS, LATER
-from chargpt.runs.record import RecordedRun
+from chargpt.runs.identity import NOT_IDENTITY, NOT_IDENTITY_GROUPS, OLDER_DEFAULTS
+from chargpt.runs.record import RunRecord
 
 SECTIONS = ("seed", "model", "optimizer", "schedule", "data", "trainer")  # of twins the first is shown
 # Of choices that follow from one another the first is shown, after those of an experiment, such as `lecture`.
@@ -26,14 +26,14 @@ ABSENT = _Absent()
 Columns = dict[str, list[Any]]
 
 
-def varying(runs: Sequence[RecordedRun]) -> Columns:
+def swept_params(runs: Sequence[RunRecord]) -> Columns:
     """The keys and groups whose values differ, each with its value in each run (`ABSENT` where there is none)."""
     known = [n for n, run in enumerate(runs) if run.config]  # of the others nothing can be said
     typed = frozenset().union(*(run.typed for run in runs))
 
     def differing(settings: Sequence[Mapping[str, Any]]) -> Columns:
         names = dict.fromkeys(name for each in settings for name in each)
-        columns = {name: [each.get(name, LATER.get(name, ABSENT)) for each in settings] for name in names}
+        columns = {name: [each.get(name, OLDER_DEFAULTS.get(name, ABSENT)) for each in settings] for name in names}
         kept = [n for n, each in enumerate(settings) if each]
         return {name: c for name, c in columns.items() if len({hashable(c[n]) for n in kept}) > 1}
 
@@ -51,7 +51,7 @@ def varying(runs: Sequence[RecordedRun]) -> Columns:
     choices = list(shown.values())
     leaves = differing([_leaves(run) for run in runs])
     for key in sorted(leaves, key=lambda key: key not in typed):  # what was typed before what follows it
-        if key in typed or not (follows(leaves[key], choices) or _twin(key, leaves[key], shown)):
+        if key in typed or not (follows(leaves[key], choices) or _is_interpolated(key, leaves[key], shown)):
             shown[key] = leaves[key]
     in_order = [*sorted(groups, key=_rank), *leaves]
     return {name: shown[name] for name in in_order if name in shown}
@@ -68,18 +68,20 @@ def hashable(value: Any) -> Any:
     return str(value) if isinstance(value, dict) else value
 
 
-def _groups(run: RecordedRun) -> dict[str, str | None]:
-    return {group: c for group, c in run.choices.items() if group.split("/")[0] not in ("trainer", *FREE_GROUPS)}
+def _groups(run: RunRecord) -> dict[str, str | None]:
+    return {
+        group: c for group, c in run.choices.items() if group.split("/")[0] not in ("trainer", *NOT_IDENTITY_GROUPS)
+    }
 
 
-def _leaves(run: RecordedRun) -> dict[str, Any]:
+def _leaves(run: RunRecord) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def walk(value: Any, name: str) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
                 walk(inner, f"{name}.{key}")
-        elif name not in FREE:
+        elif name not in NOT_IDENTITY:
             found[name] = value
 
     for section in SECTIONS:
@@ -94,7 +96,7 @@ def _rank(group: str) -> tuple[int, str]:
     return _GROUPS.index(group) + 1 if group in _GROUPS else 0, group
 
 
-def _twin(key: str, column: list[Any], shown: Columns) -> bool:
+def _is_interpolated(key: str, column: list[Any], shown: Columns) -> bool:
     """Whether it is one of the shown, interpolated: `data.block_size` follows `model.block_size`."""
     tail = key.rsplit(".", 1)[-1]
     return any(other.rsplit(".", 1)[-1] == tail and shown[other] == column for other in shown)

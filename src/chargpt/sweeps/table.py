@@ -11,14 +11,14 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from chargpt.runs.record import RecordedRun
+from chargpt.runs.record import RunRecord
 from chargpt.sweeps.formatting import flops_text, key_text, short_names, short_path
 from chargpt.sweeps.markdown import mean_and_spread
 from chargpt.sweeps.ranking import Ranking, Row
 from chargpt.sweeps.swept_params import ABSENT, is_number
 
 # Left out, the last first, where a terminal is too narrow for them; sweep.csv has them all.
-_FIGURES: dict[str, tuple[Callable[[RecordedRun], float | None], Callable[[float], str]]] = {
+_FIGURES: dict[str, tuple[Callable[[RunRecord], float | None], Callable[[float], str]]] = {
     "val loss": (lambda run: run.figure("val_loss"), "{:.4f}".format),
     "bits/char": (lambda run: run.figure("val_bpc"), "{:.3f}".format),
     "parameters": (lambda run: run.figure("parameters"), "{:,.0f}".format),
@@ -49,10 +49,10 @@ def print_ranking(ranking: Ranking, folder: Path, titled: bool = False) -> None:
     console.width = max(console.width, width)
     if titled:
         better = "less" if ranking.own.mode == "min" else "more"
-        console.print(Text(f"{ranking.own.words}, {better} is better", style="bold"))
+        console.print(Text(f"{ranking.own.label}, {better} is better", style="bold"))
     console.print(table)
     if ranking.monitor != ranking.own:
-        told = f"the tokenizers differ: ranked by {ranking.monitor.name}, not by {ranking.own.words}"
+        told = f"the tokenizers differ: ranked by {ranking.monitor.name}, not by {ranking.own.label}"
         console.print(Text(told, style="dim"), soft_wrap=True)
     if left_out:
         console.print(f"[dim]too narrow for {', '.join(left_out)}: sweep.csv has them[/]", soft_wrap=True)
@@ -119,7 +119,7 @@ def _figure(name: str, row: Row) -> str:
 
 def _reasons(ranking: Ranking, folder: Path) -> list[Text]:
     """What is to be told of single runs, each reason once."""
-    told: dict[tuple[str, str], list[RecordedRun]] = {}
+    told: dict[tuple[str, str], list[RunRecord]] = {}
     for run in ranking.runs:
         if run.reason:
             told.setdefault((run.state, run.reason), []).append(run)

@@ -13,14 +13,14 @@ CUT_OFF = "cut off"  # it does not count
 INSTEAD_OF = "instead of"  # the number of a trial that was cut off, which this one makes up for
 
 
-def counted(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+def counted_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
     """The trials that have ended and count."""
     trials, replaced = study.get_trials(deepcopy=False), _replaced(study)
     ended = [trial for trial in trials if trial.state.is_finished()]
     return [trial for trial in ended if CUT_OFF not in trial.user_attrs and trial.number not in replaced]
 
 
-def make_up_for_cut_off(study: "optuna.Study") -> None:
+def replace_interrupted_trials(study: "optuna.Study") -> None:
     """Fails each trial that is running, and enqueues another one with the same values.
 
     Called while no process runs trials of the study. Optuna's heartbeat works under `Study.optimize` only.

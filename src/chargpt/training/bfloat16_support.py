@@ -3,7 +3,7 @@
 import torch
 
 
-def is_fast(device: torch.device) -> bool:
+def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies matrices of bfloat16 several times as fast as of float32.
 
     GPUs from Ampere on, and CPUs with Intel's AMX; on other CPUs torch emulates it, up to 40 times as slow.

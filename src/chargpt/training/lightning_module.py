@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torchmetrics import SumMetric
 
-from chargpt.data.dataloader import IGNORE, Batch
+from chargpt.data.dataloader import IGNORE_INDEX, Batch
 from chargpt.model.language_model import LanguageModel
 from chargpt.model.loss import bits_per_character, cross_entropy
-from chargpt.utils.seeding import STEP, derive, seed_device
+from chargpt.utils.seeding import STEP, fold_in, seed_device
 
 
 class LanguageModeling(L.LightningModule):
@@ -85,7 +85,7 @@ class LanguageModeling(L.LightningModule):
             group["lr"] = lr * factor
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        seed_device(derive(self._seed, STEP, self.batches, self.global_rank), self.device)
+        seed_device(fold_in(self._seed, STEP, self.batches, self.global_rank), self.device)
         if not self.in_step:
             # Lightning would let go of the last step's gradients after the forward pass; before it, their memory,
             # still in the cache, serves the activations (2 % of a small model's step on a CPU).
@@ -104,7 +104,7 @@ class LanguageModeling(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs_BT, targets_BT = batch
         self.val_loss_sum.update(cross_entropy(self.model(inputs_BT), targets_BT, reduction="sum"))
-        self.val_count.update((targets_BT != IGNORE).sum())
+        self.val_count.update((targets_BT != IGNORE_INDEX).sum())
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.batches += 1

@@ -11,30 +11,30 @@ import torch
 from omegaconf import OmegaConf
 
 from chargpt.config.compose import task_overrides
-from chargpt.config.instantiate import REFUSALS, SAVED, SAVED_SINCE, build
+from chargpt.config.instantiate import CONSTRUCTOR_ERRORS, SAVED_KEYS, SAVED_KEYS_SINCE_0_3, instantiate
 from chargpt.distributed import env
-from chargpt.distributed.rendezvous import join, leave
-from chargpt.errors import Diverged, Failed, Mistake
-from chargpt.inference.pretrained import text_settings
+from chargpt.distributed.rendezvous import destroy_process_group, init_process_group
+from chargpt.errors import DivergenceError, TrainingError, UserError
+from chargpt.inference.pretrained import data_config
 from chargpt.model.language_model import LanguageModel
-from chargpt.optim.ema import moving_average
+from chargpt.optim.ema import make_ema
 from chargpt.runs import reproduce
 from chargpt.runs.directory import RunDirectory
-from chargpt.runs.identity import LATER
-from chargpt.runs.overrides import changed, tell_changes
+from chargpt.runs.identity import OLDER_DEFAULTS
+from chargpt.runs.overrides import apply_overrides, log_changes
 from chargpt.runs.score import Monitor
 from chargpt.training import out_of_memory, report
-from chargpt.training.callbacks.checkpoint import Checkpoints, SealedCheckpointIO
-from chargpt.training.callbacks.divergence import MOST, Rollbacks
-from chargpt.training.callbacks.interrupt import Interruption
-from chargpt.training.callbacks.metrics import Curves
-from chargpt.training.callbacks.rank_errors import RankError
-from chargpt.training.callbacks.record import Record
-from chargpt.training.callbacks.timer import TrainingClock
+from chargpt.training.callbacks.checkpoint import CheckpointCallback, ChecksumCheckpointIO
+from chargpt.training.callbacks.divergence import MAX_ROLLBACKS, DivergenceRollback
+from chargpt.training.callbacks.interrupt import InterruptHandler
+from chargpt.training.callbacks.metrics import MetricsCallback
+from chargpt.training.callbacks.rank_errors import RankErrorFile
+from chargpt.training.callbacks.recorder import RunRecorder
+from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.compilation import Compilation
-from chargpt.training.loggers.history import History
-from chargpt.training.outcome import GoBack, recorded
-from chargpt.training.restore import best_is_whole, check_state, find_state, state_of
+from chargpt.training.loggers.csv_history import CSVHistory
+from chargpt.training.outcome import RollbackRequested, record_outcome
+from chargpt.training.restore import best_is_intact, check_state, find_state, run_state
 from chargpt.training.setup import (
     Origin,
     Run,
@@ -48,11 +48,11 @@ from chargpt.training.setup import (
     read_text,
 )
 from chargpt.training.summary import summarize
-from chargpt.training.trainer import make_trainer
-from chargpt.utils.duration import seconds_of
-from chargpt.utils.memory import keep_heap
-from chargpt.utils.paths import typed_path
-from chargpt.utils.seeding import derive
+from chargpt.training.trainer import build_trainer
+from chargpt.utils.duration import parse_duration
+from chargpt.utils.memory import disable_malloc_trim
+from chargpt.utils.paths import resolve_path
+from chargpt.utils.seeding import fold_in
 
 log = logging.getLogger(__name__)
 
@@ -65,17 +65,17 @@ def train(config: dict[str, Any], directory: RunDirectory) -> None:
         directory: of the run.
 
     Raises:
-        Mistake: before anything was written.
+        UserError: before anything was written.
         Interrupted: a signal; the run is saved and can go on.
-        Diverged: the loss is no longer a number.
+        DivergenceError: the loss is no longer a number.
     """
-    keep_heap()
+    disable_malloc_trim()
     diverged_at: list[int] = []
     while True:
         try:
             _train(config, directory, diverged_at)
             return
-        except GoBack as back:
+        except RollbackRequested as back:
             diverged_at = back.diverged_at
             config = config | {"resume": str(directory.path)}
 
@@ -88,21 +88,21 @@ def _train(config: dict[str, Any], directory: RunDirectory, diverged_at: list[in
     except BaseException:
         logging.getLogger().removeHandler(messages)
         raise
-    with recorded(run, record):
+    with record_outcome(run, record):
         if not run.origin.resumed:  # a run that goes on is touched once its first step has shown that it can
             record.open(run.trainer, run.module)
         if run.trainer.is_global_zero:
-            report.opening(run)
-            env.tell_ready()
-        join(run.trainer)
+            report.log_header(run)
+            env.notify_ready()
+        init_process_group(run.trainer)
         fit(run, record)
         if run.trainer.is_global_zero:
             metrics, text = summarize(run)
-        leave()
+        destroy_process_group()
     if run.trainer.is_global_zero:
-        report.closing(run, metrics, text)
+        report.print_results(run, metrics, text)
         if run.origin.repeated:
-            reproduce.tell(run.origin.repeated, run.directory)
+            reproduce.log_differences(run.origin.repeated, run.directory)
 
 
 def setup(
@@ -110,7 +110,7 @@ def setup(
     directory: RunDirectory,
     messages: logging.handlers.MemoryHandler,
     diverged_at: Sequence[int] = (),
-) -> tuple[Run, Record]:
+) -> tuple[Run, RunRecorder]:
     """Builds every part and checks it, before anything is written.
 
     Args:
@@ -121,29 +121,27 @@ def setup(
         The run, and the callback that writes its record.
     """
     if config["resume"] != "never":
-        directory, checkpoint, progress = find_state(typed_path("resume", config["resume"]))
+        directory, checkpoint, progress = find_state(resolve_path("resume", config["resume"]))
         origin = Origin(resumed=True, checkpoint=checkpoint, progress=progress)
-        with state_of(checkpoint or directory.config):
+        with run_state(checkpoint or directory.config):
             config = config | saved_config(directory, progress, config)
             return _build(config, directory, origin, messages, diverged_at)
-    if repeated := reproduce.original(config["rerun"], config["resume"]):
-        with state_of(repeated.config):
+    if repeated := reproduce.original_run(config["rerun"], config["resume"]):
+        with run_state(repeated.config):
             config = config | saved_config(repeated, None, config)
             return _build(config, directory, Origin(repeated=repeated), messages, diverged_at)
     return _build(config, directory, Origin(), messages, diverged_at)
 
 
-def saved_config(
-    directory: RunDirectory, progress: dict[str, Any] | None, composed: dict[str, Any]
-) -> dict[str, Any]:
+def saved_config(directory: RunDirectory, progress: dict[str, Any] | None, composed: dict[str, Any]) -> dict[str, Any]:
     """The config of a run that goes on or is repeated, with what this command line may change of it."""
-    saved = {key: LATER[key] for key in SAVED_SINCE}
+    saved = {key: OLDER_DEFAULTS[key] for key in SAVED_KEYS_SINCE_0_3}
     saved |= OmegaConf.to_container(directory.read_config() or OmegaConf.create())
     if progress:  # of the rest nothing is taken from a file: callbacks and loggers may be anything
         content = progress["chargpt"]["config"]
-        saved |= {key: content[key] for key in (*SAVED, *SAVED_SINCE) if key in content}
-    saved["data"] = text_settings(saved)
-    return changed(saved, composed, task_overrides(), directory.read_choices())
+        saved |= {key: content[key] for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3) if key in content}
+    saved["data"] = data_config(saved)
+    return apply_overrides(saved, composed, task_overrides(), directory.read_choices())
 
 
 def _build(
@@ -152,50 +150,56 @@ def _build(
     origin: Origin,
     messages: logging.handlers.MemoryHandler,
     diverged_at: Sequence[int],
-) -> tuple[Run, Record]:
+) -> tuple[Run, RunRecorder]:
     if Path(str(config["name"])).name != str(config["name"]):
-        raise Mistake(f"name={config['name']}: it is the name of a folder in outputs/, and no path")
+        raise UserError(f"name={config['name']}: it is the name of a folder in outputs/, and no path")
     settings, progress = config["trainer"], origin.progress
     monitor = Monitor(config["monitor"], config["mode"])
     check_monitor(monitor, config["callbacks"])
 
-    torch.manual_seed(derive(config["seed"]))
+    torch.manual_seed(fold_in(config["seed"]))
     data = read_text(config["data"], directory, progress)
     if origin.repeated:
         reproduce.check_text(origin.repeated, data.corpus_sha256)
-    model = build(config["model"], "model", LanguageModel, vocab_size=data.tokenizer.vocab_size)
+    model = instantiate(config["model"], "model", LanguageModel, vocab_size=data.tokenizer.vocab_size)
     check_model(model, data)
     module = make_module(model, config["optimizer"], config["schedule"], config["seed"])
 
-    seconds = seconds_of(settings["max_time"])
-    clock = TrainingClock(seconds)
-    curves = Curves(clock, History(directory.history, monitor.name), monitor)
-    rollbacks = Rollbacks(config["on_divergence"], diverged_at)
-    module.time_used, module.lr_scale = clock.time_used, lambda: rollbacks.lr_scale
-    compilation = Compilation(settings.get("compile", "auto"), seconds, clock)
-    if progress and not best_is_whole(directory, progress):
-        curves.best_from = origin.step
-        log.warning("%s is not whole: the best is looked for anew from step %d", directory.best, curves.best_from)
-    saved = {key: config[key] for key in (*SAVED, *SAVED_SINCE)}
+    seconds = parse_duration(settings["max_time"])
+    timer = TrainingTimer(seconds)
+    metrics_callback = MetricsCallback(timer, CSVHistory(directory.history, monitor.name), monitor)
+    rollbacks = DivergenceRollback(config["on_divergence"], diverged_at)
+    module.time_used, module.lr_scale = timer.time_used, lambda: rollbacks.lr_scale
+    compilation = Compilation(settings.get("compile", "auto"), seconds, timer)
+    if progress and not best_is_intact(directory, progress):
+        metrics_callback.best_from = origin.step
+        log.warning(
+            "%s is not whole: the best is looked for anew from step %d", directory.best, metrics_callback.best_from
+        )
+    saved = {key: config[key] for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3)}
     identity = {"config": saved, "tokenizer": data.tokenizer.as_config(), "corpus_sha256": data.corpus_sha256}
-    checkpoints = Checkpoints(directory, curves, identity, last_is_whole=origin.checkpoint == directory.last)
-    record = Record(directory, config, origin, data, curves, messages)
-    trainer = make_trainer(
+    checkpoints = CheckpointCallback(
+        directory, metrics_callback, identity, last_is_whole=origin.checkpoint == directory.last
+    )
+    record = RunRecorder(directory, config, origin, data, metrics_callback, messages)
+    trainer = build_trainer(
         settings,
         callbacks=[
-            clock,
-            curves,
-            *make_callbacks(config["callbacks"], curves, clock),
-            *moving_average(settings.get("ema_decay")),  # behind all that look at it while it stands in
+            timer,
+            metrics_callback,
+            *make_callbacks(config["callbacks"], metrics_callback, timer),
+            *make_ema(settings.get("ema_decay")),  # behind all that look at it while it stands in
             record,
-            Interruption(directory, checkpoints, clock, curves),  # the signals first: to compile takes long
+            InterruptHandler(
+                directory, checkpoints, timer, metrics_callback
+            ),  # the signals first: to compile takes long
             compilation,
             rollbacks,
             checkpoints,
-            RankError(directory),
+            RankErrorFile(directory),
         ],
         logger=make_loggers(config["logger"], origin.step if origin.resumed else None),
-        plugins=[SealedCheckpointIO()],
+        plugins=[ChecksumCheckpointIO()],
         default_root_dir=str(directory.path),
         enable_checkpointing=True,
     )
@@ -207,42 +211,42 @@ def _build(
         out_of_memory.check(module, data.batch_size * here // trainer.world_size, data.block_size, here, passes)
     if not trainer.is_global_zero:  # which alone writes train.log
         logging.getLogger().removeHandler(messages)
-    run = Run(config, directory, origin, data, module, trainer, clock, curves, rollbacks)
+    run = Run(config, directory, origin, data, module, trainer, timer, metrics_callback, rollbacks)
     if progress:
         check_state(run, progress)
-        tell_changes(progress["chargpt"]["config"], saved)
+        log_changes(progress["chargpt"]["config"], saved)
     return run, record
 
 
-def fit(run: Run, record: Record) -> None:
+def fit(run: Run, record: RunRecorder) -> None:
     """Trains to the end.
 
     Raises:
-        GoBack: the loss is no longer a number, and the run may go back to its last good checkpoint.
-        Diverged: it may not.
-        Failed: memory is not enough.
-        Mistake: the checkpoint cannot be loaded.
+        RollbackRequested: the loss is no longer a number, and the run may go back to its last good checkpoint.
+        DivergenceError: it may not.
+        TrainingError: memory is not enough.
+        UserError: the checkpoint cannot be loaded.
     """
     checkpoint = run.origin.checkpoint
     weights_only = True if checkpoint else None
     try:
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=weights_only)
-    except REFUSALS as error:
+    except CONSTRUCTOR_ERRORS as error:
         if out_of_memory.is_out_of_memory(error):
-            raise Failed(_out_of_memory(run, error)) from error
-        with state_of(checkpoint) if checkpoint and not record.is_open else contextlib.nullcontext():
+            raise TrainingError(_out_of_memory(run, error)) from error
+        with run_state(checkpoint) if checkpoint and not record.is_open else contextlib.nullcontext():
             raise
-    except Diverged as error:
-        if not run.rollbacks.may_go_back():
+    except DivergenceError as error:
+        if not run.rollbacks.can_roll_back():
             raise
         times = len(run.rollbacks.steps) + 1
-        log.warning("%s. Going back, with the learning rate halved (%d of %d)", error, times, MOST)
-        raise GoBack([*run.rollbacks.steps, run.trainer.global_step]) from error
+        log.warning("%s. Going back, with the learning rate halved (%d of %d)", error, times, MAX_ROLLBACKS)
+        raise RollbackRequested([*run.rollbacks.steps, run.trainer.global_step]) from error
 
 
 def _out_of_memory(run: Run, error: BaseException) -> str:
     data, trainer = run.data, run.trainer
     sizes = (data.batch_size, data.block_size, trainer.world_size, trainer.accumulate_grad_batches)
     if (device := trainer.strategy.root_device).type == "cuda":
-        return out_of_memory.told_by_gpu(error, device, run.model.batch_multiple, *sizes)
-    return out_of_memory.told(run.module, *sizes)
+        return out_of_memory.describe_gpu(error, device, run.model.batch_multiple, *sizes)
+    return out_of_memory.describe(run.module, *sizes)

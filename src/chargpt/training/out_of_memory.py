@@ -6,14 +6,14 @@ import re
 import torch
 from torch import Tensor
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.training.lightning_module import LanguageModeling
-from chargpt.utils.memory import available
+from chargpt.utils.memory import available_memory
 
 PARAMETER_BYTES = 16  # float32: the weight, its gradient, and two averages of an optimizer such as AdamW
-SMALL = 4096  # tokens of a pass that are not worth a look
+SMALL_TENSOR = 4096  # tokens of a pass that are not worth a look
 # The figures in the error of torch's CUDA allocator.
-TRIED, CAPACITY = r"Tried to allocate ([\d.]+ \w+)", r"total capacity of ([\d.]+ \w+)"
+TRIED_PATTERN, CAPACITY_PATTERN = r"Tried to allocate ([\d.]+ \w+)", r"total capacity of ([\d.]+ \w+)"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -27,17 +27,17 @@ def check(module: LanguageModeling, batch_size: int, block_size: int, processes:
     """Looks ahead on a CPU, where a process that wants too much is not told so, but killed.
 
     Raises:
-        Mistake: the first step would want more than there is.
+        UserError: the first step would want more than there is.
     """
     parameters = PARAMETER_BYTES * sum(p.numel() for p in module.parameters())
-    small = batch_size * block_size <= SMALL
+    small = batch_size * block_size <= SMALL_TENSOR
     want = parameters if small else estimate(module, batch_size // processes, block_size)
-    if (there := available()) < want * processes:
-        line = told(module, batch_size, block_size, processes, passes)
-        raise Mistake(f"{line}. There are {there / 2**30:,.1f} GiB to be had on this machine")
+    if (there := available_memory()) < want * processes:
+        line = describe(module, batch_size, block_size, processes, passes)
+        raise UserError(f"{line}. There are {there / 2**30:,.1f} GiB to be had on this machine")
 
 
-def told(module: LanguageModeling, batch_size: int, block_size: int, devices: int, passes: int) -> str:
+def describe(module: LanguageModeling, batch_size: int, block_size: int, devices: int, passes: int) -> str:
     """What there is not enough memory for, and what to try.
 
     Args:
@@ -49,7 +49,7 @@ def told(module: LanguageModeling, batch_size: int, block_size: int, devices: in
     return _line(wanted, module.model.batch_multiple, batch_size, block_size, devices, passes)
 
 
-def told_by_gpu(
+def describe_gpu(
     error: BaseException,
     device: torch.device,
     multiple: int,
@@ -66,30 +66,28 @@ def told_by_gpu(
     """
     peak = torch.cuda.max_memory_allocated(device)
     wanted = f". The GPU held {peak / 2**30:,.1f} GiB"
-    if there := re.search(CAPACITY, str(error)):
+    if there := re.search(CAPACITY_PATTERN, str(error)):
         wanted += f" of {there.group(1)}"
-    if asked := re.search(TRIED, str(error)):
+    if asked := re.search(TRIED_PATTERN, str(error)):
         wanted += f" and was asked for {asked.group(1)} more"
     return _line(wanted, multiple, batch_size, block_size, devices, passes)
 
 
 def _line(wanted: str, multiple: int, batch_size: int, block_size: int, devices: int, passes: int) -> str:
     line = f"out of memory: {batch_size} blocks of {block_size} tokens in one pass{wanted}. "
-    if parts := fewer(batch_size, multiple * devices):
+    if parts := smallest_split(batch_size, multiple * devices):
         smaller = f"data.batch_size={batch_size // parts} trainer.accumulate_grad_batches={passes * parts}"
         return line + f"Start again with {smaller}: a step then still sees {batch_size * passes} blocks"
     return line + "Start again with a smaller model.block_size or model.n_embd, or on more memory"
 
 
-def fewer(batch_size: int, multiple: int) -> int:
+def smallest_split(batch_size: int, multiple: int) -> int:
     """The smallest number of equal parts, above 1, into which a batch can be cut; 0 if it cannot.
 
     Args:
         multiple: of which each part must be one.
     """
-    return next(
-        (n for n in range(2, batch_size + 1) if batch_size % n == 0 and batch_size // n % multiple == 0), 0
-    )
+    return next((n for n in range(2, batch_size + 1) if batch_size % n == 0 and batch_size // n % multiple == 0), 0)
 
 
 def estimate(module: LanguageModeling, blocks: int, block_size: int) -> int:

@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Callable, Iterator
 
 from chargpt.distributed import env
-from chargpt.errors import FAILED, INTERRUPTED, Diverged, Failed, Interrupted, Mistake, Pruned
-from chargpt.training.callbacks.record import Record
+from chargpt.errors import DivergenceError, ExitCode, Interrupted, TrainingError, TrialPruned, UserError
+from chargpt.training.callbacks.recorder import RunRecorder
 from chargpt.training.setup import Run
 
 
-class GoBack(Exception):
+class RollbackRequested(Exception):
     """To the last good checkpoint, or to the beginning where there is none.
 
     Args:
@@ -23,12 +23,12 @@ class GoBack(Exception):
 
 
 @contextlib.contextmanager
-def recorded(run: Run, record: Record) -> Iterator[None]:
+def record_outcome(run: Run, record: RunRecorder) -> Iterator[None]:
     """Writes down in status.json how a run ended that did not end well. Rank 0 speaks for all."""
 
     def write(state: str, reason: str) -> None:
         if run.trainer.is_global_zero:
-            with contextlib.suppress(OSError, Mistake):  # a full disk has the error's own words
+            with contextlib.suppress(OSError, UserError):  # a full disk has the error's own words
                 record.open(run.trainer, run.module)
                 run.directory.write_status(state, run.trainer.global_step, reason)
 
@@ -38,15 +38,15 @@ def recorded(run: Run, record: Record) -> Iterator[None]:
         if run.trainer.is_global_zero:
             raise
         # The others leave in silence: a code other than 0 would have Lightning kill rank 0.
-    except GoBack:
+    except RollbackRequested:
         raise
-    except (Diverged, Pruned) as error:
-        write(type(error).__name__.lower(), str(error))
-        if run.trainer.is_global_zero or not isinstance(error, Diverged):
+    except (DivergenceError, TrialPruned) as error:
+        write("diverged" if isinstance(error, DivergenceError) else "pruned", str(error))
+        if run.trainer.is_global_zero or not isinstance(error, DivergenceError):
             raise
     except BaseException as error:
         # A run that was to go on and has not done a step is left as it was.
-        told = _told(run, error, write if record.is_open else lambda state, reason: None)
+        told = _write_outcome(run, error, write if record.is_open else lambda state, reason: None)
         if told is error:
             raise
         raise told from None
@@ -54,7 +54,7 @@ def recorded(run: Run, record: Record) -> Iterator[None]:
         record.close()
 
 
-def _told(run: Run, error: BaseException, write: Callable[[str, str], None]) -> BaseException:
+def _write_outcome(run: Run, error: BaseException, write: Callable[[str, str], None]) -> BaseException:
     """Has the end of the run written down. Returns what is to be raised for it."""
     go_on = f"python train.py {shlex.quote(f'resume={run.directory.path}')}"
     if isinstance(error, KeyboardInterrupt):  # before the first step, or after the last, while the sample is drawn
@@ -64,16 +64,16 @@ def _told(run: Run, error: BaseException, write: Callable[[str, str], None]) -> 
         if not isinstance(error.__context__, KeyboardInterrupt):
             return error
         if not run.trainer.is_global_zero:
-            return SystemExit(INTERRUPTED)
+            return SystemExit(ExitCode.INTERRUPTED)
         write("interrupted", "a second signal")
         saved = f"go on from the last checkpoint with: {go_on}"
         return Interrupted(f"quit; {saved if run.directory.last.exists() else 'it had no checkpoint yet'}")
-    if isinstance(error, Failed | Mistake):
+    if isinstance(error, TrainingError | UserError):
         write("failed", str(error))
         return error
-    first = run.directory.first_error()
+    first = run.directory.first_rank_error()
     write("failed", first or f"{type(error).__name__}: {error}".splitlines()[0])
-    if first and env.OURS in os.environ and os.environ.get("HYDRA_FULL_ERROR") != "1":
+    if first and env.LOCK_FD_ENV in os.environ and os.environ.get("HYDRA_FULL_ERROR") != "1":
         # It is written down, and the process that started the ranks reports the first of them.
-        return SystemExit(FAILED)
+        return SystemExit(ExitCode.FAILED)
     return error

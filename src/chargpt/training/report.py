@@ -14,12 +14,12 @@ from chargpt.distributed import env
 from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.setup import Run
 from chargpt.training.trainer import device_name
-from chargpt.utils.duration import seconds_of
+from chargpt.utils.duration import parse_duration
 
 log = logging.getLogger(__name__)
 
 
-def opening(run: Run) -> None:
+def log_header(run: Run) -> None:
     """Five lines: the model, the text, the steps, the device, the place."""
     model, data, trainer = run.model, run.data, run.trainer
     names = {"members": "members", "n_layer": "layers", "n_head": "heads", "n_embd": "channels"}
@@ -30,7 +30,7 @@ def opening(run: Run) -> None:
     accumulated = trainer.accumulate_grad_batches
     passes = f"{accumulated} x " if accumulated > 1 else ""
     rows = {
-        "model": f"{run.config['name']}: {millions(run.module.parameter_count)} parameters, {shape}",
+        "model": f"{run.config['name']}: {format_count(run.module.parameter_count)} parameters, {shape}",
         "text": f"{data.corpus.name}: {data.characters:,} characters, {data.tokenizer.vocab_size} distinct",
         "train": f"{_end(run)}, {passes}{data.batch_size} x {data.block_size} tokens a step{_epochs(run)}",
         "on": f"{trainer.world_size} x {device_name(trainer.strategy.root_device)}, {trainer.precision}",
@@ -40,10 +40,10 @@ def opening(run: Run) -> None:
         log.info("%7s  %s", name, text)
 
 
-def closing(run: Run, metrics: dict[str, Any], text: str) -> None:
+def print_results(run: Run, metrics: dict[str, Any], text: str) -> None:
     """A sample, the figures, and the three next commands; in a sweep the figures alone."""
     console = _Console(highlight=False)
-    in_sweep = env.SWEEP in os.environ  # its table says the rest
+    in_sweep = env.SWEEP_ENV in os.environ  # its table says the rest
     if not in_sweep:
         console.rule("a sample of the best checkpoint", style="dim")
         console.print(text, markup=False, soft_wrap=True)
@@ -54,13 +54,13 @@ def closing(run: Run, metrics: dict[str, Any], text: str) -> None:
     python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
     board = "tensorboard" if python == "python" else f"{python} -m tensorboard.main"
     further = f"trainer.max_steps={2 * metrics['steps']}"
-    if run.clock.time_used() >= 1:
-        further = f"trainer.max_time={2 * round(seconds_of(run.config['trainer']['max_time']))}"
+    if run.timer.time_used() >= 1:
+        further = f"trainer.max_time={2 * round(parse_duration(run.config['trainer']['max_time']))}"
     # A prompt that this run's vocabulary can say: the beginning of its own sample.
     begin = next((word for word in text.split() if word.isalpha()), "")
     prompt = f" prompt={begin}" if begin else ""
     logs = path.parent if path.is_absolute() else path.parts[0]
-    mfu = f", {run.curves.mfu:.0%} of the device's peak" if run.curves.mfu else ""
+    mfu = f", {run.metrics_callback.mfu:.0%} of the device's peak" if run.metrics_callback.mfu else ""
     rows = {
         "loss": f"[bold]{metrics['val_loss']:.4f}[/] nats on the validation text (step {metrics['best_step']}), "
         f"{metrics['final_val_loss']:.4f} at the last step; {metrics['val_bpc']:.3f} bits a character",
@@ -99,7 +99,7 @@ def hyperparameters(config: dict[str, Any], module: LanguageModeling) -> dict[st
     }
 
 
-def millions(count: int) -> str:
+def format_count(count: int) -> str:
     """1234 -> 1,234; 12345678 -> 12.35M."""
     return f"{count:,}" if count < 100_000 else f"{count / 1e6:.2f}M"
 
@@ -114,5 +114,5 @@ def _end(run: Run) -> str:
     steps, budget = run.trainer.max_steps, run.config["trainer"]["max_time"]
     parts = [f"{steps:,} steps"] if steps > 0 else []
     if budget:
-        parts.append(f"{seconds_of(budget):g} s of training")
+        parts.append(f"{parse_duration(budget):g} s of training")
     return " or ".join(parts)

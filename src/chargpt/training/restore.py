@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from chargpt.checkpoint import torch_file
-from chargpt.config.instantiate import REFUSALS
-from chargpt.errors import Mistake
+from chargpt.config.instantiate import CONSTRUCTOR_ERRORS
+from chargpt.errors import UserError
 from chargpt.inference.pretrained import find_checkpoint
 from chargpt.optim.state_check import check_optimizer_state
 from chargpt.runs.directory import RunDirectory
-from chargpt.training.callbacks.metrics import Curves
-from chargpt.training.callbacks.timer import TrainingClock
+from chargpt.training.callbacks.metrics import MetricsCallback
+from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.setup import Run
-from chargpt.utils.duration import seconds_of
+from chargpt.utils.duration import parse_duration
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def find_state(resume: Path) -> tuple[RunDirectory, Path | None, dict[str, Any] 
     off before its first checkpoint has none.
 
     Raises:
-        Mistake: there is no such run, or nothing whole in it; or the file that was named is damaged.
+        UserError: there is no such run, or nothing whole in it; or the file that was named is damaged.
     """
     directory = RunDirectory(resume)
     begun = directory.status_file.exists() and directory.read_config()
@@ -39,37 +39,37 @@ def find_state(resume: Path) -> tuple[RunDirectory, Path | None, dict[str, Any] 
     if not there:
         checkpoint = find_checkpoint(resume)  # a file, or nothing
         if checkpoint.parent.name != "checkpoints":
-            raise Mistake(f"resume={checkpoint} is not in a run directory: name the run, resume=outputs/...")
+            raise UserError(f"resume={checkpoint} is not in a run directory: name the run, resume=outputs/...")
         return RunDirectory(checkpoint.parent.parent), checkpoint, torch_file.read(checkpoint)
     for checkpoint in there[:-1]:
         try:
             return directory, checkpoint, torch_file.read(checkpoint)
-        except Mistake as mistake:
+        except UserError as mistake:
             log.warning("%s. Trying the one before it", mistake)
     return directory, there[-1], torch_file.read(there[-1])
 
 
 @contextmanager
-def state_of(checkpoint: Path) -> Iterator[None]:
-    """Where what a checkpoint says of the run is used: a stranger's may say anything. Raises `Mistake` for it."""
+def run_state(checkpoint: Path) -> Iterator[None]:
+    """Where what a checkpoint says of the run is used: a stranger's may say anything. Raises `UserError` for it."""
     try:
         yield
-    except REFUSALS as error:
-        if isinstance(error, Mistake):
+    except CONSTRUCTOR_ERRORS as error:
+        if isinstance(error, UserError):
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise Mistake(f"{checkpoint} has no state that a run can go on from ({reason})") from error
+        raise UserError(f"{checkpoint} has no state that a run can go on from ({reason})") from error
 
 
-def best_is_whole(directory: RunDirectory, progress: dict[str, Any]) -> bool:
+def best_is_intact(directory: RunDirectory, progress: dict[str, Any]) -> bool:
     """Whether the best checkpoint by the time of `progress` is there and whole, or is about to be made of it."""
-    with state_of(directory.last):
-        best = Curves.best_step_in(progress)
+    with run_state(directory.last):
+        best = MetricsCallback.best_step_in(progress)
     if best in (0, progress["global_step"]):  # there is none yet, or it is made of this one
         return True
     try:
         torch_file.read(directory.best)
-    except Mistake:
+    except UserError:
         return False
     return True
 
@@ -78,10 +78,10 @@ def check_state(run: Run, progress: dict[str, Any]) -> None:
     """That the run can go on from `progress`: its weights fit, and there is something left to do.
 
     Raises:
-        Mistake: says why not.
+        UserError: says why not.
     """
     _check_weights(run, progress)
-    with state_of(run.origin.checkpoint):
+    with run_state(run.origin.checkpoint):
         _check_progress(run, progress)
 
 
@@ -96,20 +96,20 @@ def _check_progress(run: Run, progress: dict[str, Any]) -> None:
         raise ValueError(f"it has trained on {batches!r} batches")
     step, end = progress["global_step"], run.trainer.max_steps
     if end != -1 and (step > end or (step == end and run.directory.metrics.exists())):
-        raise Mistake(
+        raise UserError(
             f"{run.directory.path} has already done {step} steps of trainer.max_steps={end}: to train it "
             f"further, raise it: resume={run.directory.path} trainer.max_steps={2 * step}"
         )
     planned = progress["chargpt"]["config"]["trainer"]["max_steps"]
     if -1 != end < planned:
-        raise Mistake(
+        raise UserError(
             f"{run.directory.path} was planned for {planned} steps: trainer.max_steps={end} would be another run. "
             f"It may be raised, or left out"
         )
-    budget = seconds_of(run.config["trainer"]["max_time"])
-    used = TrainingClock.train_seconds_in(progress)
+    budget = parse_duration(run.config["trainer"]["max_time"])
+    used = TrainingTimer.train_seconds_in(progress)
     if budget is not None and used >= budget and run.directory.metrics.exists():
-        raise Mistake(
+        raise UserError(
             f"{run.directory.path} has used up its trainer.max_time={run.config['trainer']['max_time']}: to train "
             f"it further, raise it: trainer.max_time=..."
         )
@@ -135,4 +135,4 @@ def _check_weights(run: Run, progress: dict[str, Any]) -> None:
         run.module.load_state_dict(progress["state_dict"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise Mistake(f"{run.origin.checkpoint}: its weights do not fit its own config: {reason}") from error
+        raise UserError(f"{run.origin.checkpoint}: its weights do not fit its own config: {reason}") from error

@@ -12,18 +12,18 @@ import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 
-from chargpt.config.instantiate import build, locate
+from chargpt.config.instantiate import instantiate, locate
 from chargpt.data.datamodule import TextDataModule
 from chargpt.data.tokenizer import Tokenizer
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.model.language_model import LanguageModel
 from chargpt.optim.lr_schedule import Constant
 from chargpt.optim.matrix_optimizer import MatrixOptimizer
 from chargpt.runs.directory import RunDirectory
 from chargpt.runs.score import Monitor
-from chargpt.training.callbacks.divergence import Rollbacks
-from chargpt.training.callbacks.metrics import FIGURES, SCORE, Curves
-from chargpt.training.callbacks.timer import TrainingClock
+from chargpt.training.callbacks.divergence import DivergenceRollback
+from chargpt.training.callbacks.metrics import SCORE, VALIDATION_METRICS, MetricsCallback
+from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.lightning_module import LanguageModeling
 
 
@@ -57,34 +57,32 @@ class Run:
     data: TextDataModule
     module: LanguageModeling
     trainer: L.Trainer
-    clock: TrainingClock
-    curves: Curves
-    rollbacks: Rollbacks
+    timer: TrainingTimer
+    metrics_callback: MetricsCallback
+    rollbacks: DivergenceRollback
 
     @property
     def model(self) -> LanguageModel:
         return self.module.model
 
 
-def read_text(
-    settings: dict[str, Any], directory: RunDirectory, progress: dict[str, Any] | None
-) -> TextDataModule:
+def read_text(settings: dict[str, Any], directory: RunDirectory, progress: dict[str, Any] | None) -> TextDataModule:
     """The text, in the vocabulary of the run that goes on.
 
     Args:
         settings: the config's `data`.
 
     Raises:
-        Mistake: it cannot be read, or is not the one that the run was trained on.
+        UserError: it cannot be read, or is not the one that the run was trained on.
     """
-    data = build(settings, "data", TextDataModule)
+    data = instantiate(settings, "data", TextDataModule)
     if not progress:
         data.read()
         return data
-    data.read(build(progress["chargpt"]["tokenizer"], "tokenizer", Tokenizer))
+    data.read(instantiate(progress["chargpt"]["tokenizer"], "tokenizer", Tokenizer))
     before = progress["chargpt"]["corpus_sha256"]
     if before != data.corpus_sha256:
-        raise Mistake(
+        raise UserError(
             f"{directory.path} was trained on another text: corpus sha256 {before[:12]}..., now "
             f"{data.corpus_sha256[:12]}..."
         )
@@ -92,16 +90,16 @@ def read_text(
 
 
 def check_model(model: LanguageModel, data: TextDataModule) -> None:
-    """Raises `Mistake` for a model that does not work, or takes shorter blocks than the data's."""
+    """Raises `UserError` for a model that does not work, or takes shorter blocks than the data's."""
     if data.block_size > model.block_size:
-        raise Mistake(
+        raise UserError(
             f"data.block_size={data.block_size} is more than the model takes: leave it out, and set "
             f"model.block_size={data.block_size}"
         )
     try:
-        model.check()
+        model.smoke_test()
     except ValueError as error:
-        raise Mistake(f"model: {error}") from error
+        raise UserError(f"model: {error}") from error
 
 
 def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int) -> LanguageModeling:
@@ -111,78 +109,80 @@ def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int) 
         optimizer, schedule: these parts of the config.
 
     Raises:
-        Mistake: one of them is something else.
+        UserError: one of them is something else.
     """
-    make_optimizer = build(optimizer, "optimizer")
+    make_optimizer = instantiate(optimizer, "optimizer")
     if not callable(make_optimizer):
-        raise Mistake(f"optimizer is a {type(make_optimizer).__name__}, and must be a part: optimizer=adamw")
-    module = LanguageModeling(model, make_optimizer, build(schedule, "schedule", Constant), seed)
+        raise UserError(f"optimizer is a {type(make_optimizer).__name__}, and must be a part: optimizer=adamw")
+    module = LanguageModeling(model, make_optimizer, instantiate(schedule, "schedule", Constant), seed)
     if not isinstance(module.optimizer, torch.optim.Optimizer):
-        raise Mistake(
-            f"optimizer makes a {type(module.optimizer).__name__}, and must make a torch.optim.Optimizer"
-        )
+        raise UserError(f"optimizer makes a {type(module.optimizer).__name__}, and must make a torch.optim.Optimizer")
     return module
 
 
 def check_strategy(module: LanguageModeling, trainer: L.Trainer) -> None:
-    """Raises `Mistake` if the optimizer cannot work with what the strategy leaves of each parameter."""
+    """Raises `UserError` if the optimizer cannot work with what the strategy leaves of each parameter."""
     if isinstance(trainer.strategy, FSDPStrategy) and isinstance(module.optimizer, MatrixOptimizer):
-        raise Mistake(
+        raise UserError(
             "optimizer: this one needs whole matrices, and FSDP splits them: take trainer=ddp, or optimizer=adamw"
         )
 
 
 def check_batch(batch_size: int, model: LanguageModel, devices: int) -> None:
-    """Raises `Mistake` if the sequences of a batch cannot be shared out equally."""
+    """Raises `UserError` if the sequences of a batch cannot be shared out equally."""
     if batch_size % devices:
-        raise Mistake(
+        raise UserError(
             f"data.batch_size={batch_size} cannot be shared equally by {devices} devices: make it a multiple of "
             f"{devices}"
         )
     if batch_size % (multiple := model.batch_multiple * devices):
-        raise Mistake(
+        raise UserError(
             f"data.batch_size={batch_size}: each of the model's {model.batch_multiple} members wants an equal "
             f"share on each device: make it a multiple of {multiple}"
         )
 
 
 def check_monitor(monitor: Monitor, callbacks: dict[str, Any] | None) -> None:
-    """Raises `Mistake` for a figure that no validation will measure. Only a callback of the user's can add one."""
+    """Raises `UserError` for a figure that no validation will measure. Only a callback of the user's can add one."""
     ours = ("chargpt.", "lightning.")
     own = any(not str(config.get("_target_")).startswith(ours) for config in (callbacks or {}).values() if config)
-    if monitor.name in FIGURES or (own and "/" not in monitor.name):
+    if monitor.name in VALIDATION_METRICS or (own and "/" not in monitor.name):
         return
-    near = difflib.get_close_matches(monitor.name.replace("/", "_"), FIGURES, n=1)
+    near = difflib.get_close_matches(monitor.name.replace("/", "_"), VALIDATION_METRICS, n=1)
     hint = f"; did you mean {near[0]}?" if near else "."
-    raise Mistake(
-        f"monitor={monitor.name}: a validation does not measure it{hint} It measures {', '.join(FIGURES)}"
+    raise UserError(
+        f"monitor={monitor.name}: a validation does not measure it{hint} It measures {', '.join(VALIDATION_METRICS)}"
     )
 
 
-def make_callbacks(configs: dict[str, Any] | None, curves: Curves, clock: TrainingClock) -> list[L.Callback]:
+def make_callbacks(
+    configs: dict[str, Any] | None, metrics_callback: MetricsCallback, timer: TrainingTimer
+) -> list[L.Callback]:
     """The callbacks of the config: ours, Lightning's or the user's.
 
-    A constructor's parameter without a default that is named `curves` or `clock`, and that the config leaves out,
-    is given those of the run. So is `monitor`, and `mode` with it, for Lightning's `EarlyStopping` and the like:
+    Constructor parameters named `metrics_callback` or `timer` that have no default and are not in the config receive
+    those of the run. So is `monitor`, and `mode` with it, for Lightning's `EarlyStopping` and the like:
     the curves log the run's score as `score`.
 
     Raises:
-        Mistake: one cannot be made, or is no callback.
+        UserError: one cannot be made, or is no callback.
     """
-    monitor = {"monitor": SCORE, "mode": curves.monitor.mode}
+    monitor = {"monitor": SCORE, "mode": metrics_callback.monitor.mode}
 
     def arguments(target: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         free = _free_parameters(target, config)
         required = {name for name, parameter in free.items() if parameter.default is parameter.empty}
-        given = {name: value for name, value in {"curves": curves, "clock": clock}.items() if name in required}
+        given = {
+            name: value
+            for name, value in {"metrics_callback": metrics_callback, "timer": timer}.items()
+            if name in required
+        }
         if "monitor" in required:
             given |= {name: value for name, value in monitor.items() if name in free}
         return given
 
     return [
-        _make(config, f"callbacks.{name}", L.Callback, arguments)
-        for name, config in (configs or {}).items()
-        if config
+        _make(config, f"callbacks.{name}", L.Callback, arguments) for name, config in (configs or {}).items() if config
     ]
 
 
@@ -193,16 +193,14 @@ def make_loggers(configs: dict[str, Any] | None, step: int | None) -> list[Logge
         step: of the checkpoint that a resumed run starts from; TensorBoard hides earlier points after it.
 
     Raises:
-        Mistake: one cannot be made, or is no logger.
+        UserError: one cannot be made, or is no logger.
     """
 
     def arguments(target: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         is_board = inspect.isclass(target) and issubclass(target, TensorBoardLogger)
         return {"purge_step": step + 1} if is_board and step is not None and "purge_step" not in config else {}
 
-    return [
-        _make(config, f"logger.{name}", Logger, arguments) for name, config in (configs or {}).items() if config
-    ]
+    return [_make(config, f"logger.{name}", Logger, arguments) for name, config in (configs or {}).items() if config]
 
 
 def _free_parameters(target: Any, config: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
@@ -223,8 +221,8 @@ def _free_parameters(target: Any, config: Mapping[str, Any]) -> dict[str, inspec
 def _make(config: Mapping[str, Any], path: str, kind: type, arguments: Any) -> Any:
     try:
         target = locate(config.get("_target_"), path, trusted=True)
-        return build(config, path, kind, trusted=True, **arguments(target, config))
+        return instantiate(config, path, kind, trusted=True, **arguments(target, config))
     except Exception as error:  # a class of anybody's may raise anything
         hint = ": pip install wandb" if "wandb" in str(error) else ""
         reason = (str(error).removeprefix(f"{path}: ").splitlines() or [type(error).__name__])[0]
-        raise Mistake(f"{path} cannot be made: {reason}{hint}") from error
+        raise UserError(f"{path} cannot be made: {reason}{hint}") from error

@@ -62,7 +62,7 @@ class ShardedStrategy(FSDPStrategy):
         Autocast casts what has to be cast, as with every other strategy. FSDP's own cast would take norms,
         embeddings and the sums of their gradients to 16 bits.
         """
-        # FSDP would copy a block's `Surroundings` to cast it, and what the block writes there would be lost.
+        # FSDP would copy a block's `BlockContext` to cast it, and what the block writes there would be lost.
         uncast = dict(cast_forward_inputs=False, cast_root_forward_inputs=False)
         config = super().mixed_precision_config
         if "mixed" in self.precision_plugin.precision:

@@ -9,26 +9,26 @@ from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.runs.directory import write_json
 from chargpt.training.setup import Run
 from chargpt.training.trainer import device_name
-from chargpt.utils.atomic_write import write_whole
+from chargpt.utils.atomic_write import atomic_write_text
 
 
 def summarize(run: Run) -> tuple[dict[str, Any], str]:
     """Writes the sample and the metrics; gives both. The metrics come last: their presence means "finished"."""
-    directory, curves, data = run.directory, run.curves, run.data
+    directory, metrics_callback, data = run.directory, run.metrics_callback, run.data
     text = load(directory.best).generate(max_new_tokens=500, seed=run.config["seed"])
-    write_whole(directory.sample, text + "\n")
-    steps, seconds = run.trainer.global_step, run.clock.seconds()
+    atomic_write_text(directory.sample, text + "\n")
+    steps, seconds = run.trainer.global_step, run.timer.seconds()
     tokens = steps * run.trainer.accumulate_grad_batches * data.batch_size * data.block_size
     metrics = {
-        "monitor": curves.monitor.name,
-        "mode": curves.monitor.mode,
-        "score": curves.best_score,
-        "val_loss": curves.best_val_loss,
-        "final_val_loss": curves.val_loss,
-        "initial_loss": curves.initial_loss,
-        "val_bpc": bits_per_character(curves.best_val_loss, data.characters_per_token),
-        "val_perplexity": perplexity(curves.best_val_loss),
-        "best_step": curves.best_step,
+        "monitor": metrics_callback.monitor.name,
+        "mode": metrics_callback.monitor.mode,
+        "score": metrics_callback.best_score,
+        "val_loss": metrics_callback.best_val_loss,
+        "final_val_loss": metrics_callback.val_loss,
+        "initial_loss": metrics_callback.initial_loss,
+        "val_bpc": bits_per_character(metrics_callback.best_val_loss, data.characters_per_token),
+        "val_perplexity": perplexity(metrics_callback.best_val_loss),
+        "best_step": metrics_callback.best_step,
         "steps": steps,
         "epochs": run.module.batches / data.batches_per_epoch,
         "rollbacks": len(run.rollbacks.steps),

@@ -14,16 +14,16 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from chargpt.distributed import env
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.training import peak_flops as peaks
-from chargpt.training.bfloat16_support import is_fast
+from chargpt.training.bfloat16_support import has_fast_bfloat16
 from chargpt.training.strategies import make_strategy
 
-TENSOR_CORES = (7, 0)  # the compute capability from which on a GPU has them: Volta's, for float16
+TENSOR_CORE_CAPABILITY = (7, 0)  # the compute capability from which on a GPU has them: Volta's, for float16
 
 # Lightning's own short cuts, with which the figures of a run would not mean what they say.
-NOT_HERE = {"fast_dev_run", "overfit_batches", "max_epochs", "min_epochs", "min_steps", "num_sanity_val_steps"}
-NOT_HERE |= {f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")}
+UNSUPPORTED = {"fast_dev_run", "overfit_batches", "max_epochs", "min_epochs", "min_steps", "num_sanity_val_steps"}
+UNSUPPORTED |= {f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")}
 
 
 class NoProfiler(PassThroughProfiler):
@@ -35,7 +35,7 @@ class NoProfiler(PassThroughProfiler):
         return self._nothing
 
 
-def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
+def build_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
     """A Trainer for an endless stream of batches.
 
     Args:
@@ -44,7 +44,7 @@ def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
         fixed: what is not the user's choice: callbacks, loggers, directories.
 
     Raises:
-        Mistake: hardware that is not there, or settings that Lightning refuses.
+        UserError: hardware that is not there, or settings that Lightning refuses.
     """
     settings = dict(settings)
     _check(settings)
@@ -57,11 +57,11 @@ def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
     if settings["deterministic"] is False and settings["accelerator"] != "cpu" and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     settings["profiler"] = settings.get("profiler") or NoProfiler()
-    _quieten()
-    shape = _given_shape()
-    several = env.OURS in os.environ or shape.get("devices", 1) * shape.get("num_nodes", 1) > 1
+    _silence_lightning()
+    shape = _launched_shape()
+    several = env.LOCK_FD_ENV in os.environ or shape.get("devices", 1) * shape.get("num_nodes", 1) > 1
     settings["strategy"] = make_strategy(settings["strategy"], several)
-    fixed["plugins"] = [*fixed.get("plugins", []), *_environment()]
+    fixed["plugins"] = [*fixed.get("plugins", []), *_cluster_environment()]
     try:
         trainer = L.Trainer(
             **settings | shape,
@@ -82,7 +82,7 @@ def make_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
     ) as error:
         message = " ".join(str(error).split())
         other = "" if settings["accelerator"] == "auto" else "; trainer=auto takes what there is"
-        raise Mistake(f"trainer: {message} ({_found()}){other}") from error
+        raise UserError(f"trainer: {message} ({_detect_accelerator()}){other}") from error
     disable_signal_handlers(trainer)
     return trainer
 
@@ -97,19 +97,19 @@ def disable_signal_handlers(trainer: L.Trainer) -> None:
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
-def _environment() -> list[ClusterEnvironment]:
+def _cluster_environment() -> list[ClusterEnvironment]:
     """Who has started the ranks: torchrun is Lightning's to find, srun and we are named to it."""
-    if env.by_torchrun():
+    if env.launched_by_torchrun():
         return []
-    return [SLURMEnvironment(auto_requeue=False) if env.by_srun() else LightningEnvironment()]
+    return [SLURMEnvironment(auto_requeue=False) if env.launched_by_srun() else LightningEnvironment()]
 
 
-def _given_shape() -> dict[str, int]:
+def _launched_shape() -> dict[str, int]:
     """Processes a node and nodes, where torchrun or srun has started them: it is they who know."""
     here = os.environ
-    if env.by_torchrun():
+    if env.launched_by_torchrun():
         local, world = int(here["LOCAL_WORLD_SIZE"]), int(here["WORLD_SIZE"])
-    elif env.by_srun():
+    elif env.launched_by_srun():
         world = int(here["SLURM_NTASKS"])
         local = world // int(here.get("SLURM_NNODES") or here.get("SLURM_JOB_NUM_NODES") or 1)
     else:
@@ -132,29 +132,27 @@ def device_name(device: torch.device) -> str:
 
 
 def _check(settings: dict[str, Any]) -> None:
-    if unwanted := sorted(NOT_HERE & settings.keys()):
-        raise Mistake(
+    if unwanted := sorted(UNSUPPORTED & settings.keys()):
+        raise UserError(
             f"trainer.{unwanted[0]} is not for this bench: a run is measured over the whole validation split. For "
             f"a short run take trainer.max_steps"
         )
     for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
         if settings[name] < 1:
-            raise Mistake(f"trainer.{name}={settings[name]}: it must be 1 or more")
+            raise UserError(f"trainer.{name}={settings[name]}: it must be 1 or more")
     if settings["max_steps"] < 1 and not (settings["max_steps"] == -1 and settings["max_time"]):
-        raise Mistake(
+        raise UserError(
             f"trainer.max_steps={settings['max_steps']}: it must be 1 or more, or -1 with a trainer.max_time"
         )
     if settings["deterministic"] not in (True, False, "warn"):
-        raise Mistake(f"trainer.deterministic={settings['deterministic']}: it is true, false or warn")
+        raise UserError(f"trainer.deterministic={settings['deterministic']}: it is true, false or warn")
     if str(settings["strategy"]).endswith(("_notebook", "_fork", "_spawn")):
-        raise Mistake(f"trainer.strategy={settings['strategy']} starts processes of its own: take ddp or fsdp")
+        raise UserError(f"trainer.strategy={settings['strategy']} starts processes of its own: take ddp or fsdp")
     if settings.get("ema_decay") is not None and str(settings["strategy"]).startswith("fsdp"):
-        raise Mistake(
-            "trainer.ema_decay wants whole weights, which FSDP splits: leave it out, or take trainer=ddp"
-        )
+        raise UserError("trainer.ema_decay wants whole weights, which FSDP splits: leave it out, or take trainer=ddp")
     clip = settings["gradient_clip_val"]
     if clip is not None and not clip > 0:
-        raise Mistake(f"trainer.gradient_clip_val={clip}: it must be more than 0, or null for no clipping")
+        raise UserError(f"trainer.gradient_clip_val={clip}: it must be more than 0, or null for no clipping")
 
 
 def best_precision(accelerator: str, on_cpu_too: bool = False) -> str:
@@ -163,20 +161,20 @@ def best_precision(accelerator: str, on_cpu_too: bool = False) -> str:
     bfloat16 from Ampere on. Volta and Turing (V100, T4) would emulate it, and have float16.
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        if is_fast(torch.device("cuda")):
+        if has_fast_bfloat16(torch.device("cuda")):
             return "bf16-mixed"
-        return "16-mixed" if torch.cuda.get_device_capability() >= TENSOR_CORES else "32-true"
+        return "16-mixed" if torch.cuda.get_device_capability() >= TENSOR_CORE_CAPABILITY else "32-true"
     here = on_cpu_too and accelerator in ("auto", "cpu")
-    return "bf16-mixed" if here and is_fast(torch.device("cpu")) else "32-true"
+    return "bf16-mixed" if here and has_fast_bfloat16(torch.device("cpu")) else "32-true"
 
 
-def _found() -> str:
+def _detect_accelerator() -> str:
     gpus = torch.cuda.device_count()
     mps = ", Apple's GPU" if torch.backends.mps.is_available() else ""
     return f"this machine has {gpus or 'no'} CUDA GPU{'s' if gpus > 1 else ''}{mps}"
 
 
-def _quieten() -> None:
+def _silence_lightning() -> None:
     """Lightning's announcements, which tell a user of this bench nothing that he can act on."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)

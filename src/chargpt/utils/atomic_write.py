@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write `path` through, and to read back: others see the old content or the new, never a part.
 
     What is written goes to a temporary file beside `path`, which is flushed to the disk and renamed; when anything
@@ -28,7 +28,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: str) -> None:
+def atomic_write_text(path: Path, content: str) -> None:
     """Writes a text file, in UTF-8 and with its line ends as they are."""
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(content.encode())

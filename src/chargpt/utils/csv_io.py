@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chargpt.utils.atomic_write import write_whole
+from chargpt.utils.atomic_write import atomic_write_text
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -15,7 +15,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer = csv.DictWriter(content, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, content.getvalue())
+    atomic_write_text(path, content.getvalue())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -2,10 +2,10 @@
 
 from datetime import timedelta
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 
-def seconds_of(max_time: str | int | float | dict[str, int | float] | None) -> float | None:
+def parse_duration(max_time: str | int | float | dict[str, int | float] | None) -> float | None:
     """`trainer.max_time` in seconds: a number, `DD:HH:MM:SS`, or timedelta's keywords; None for no limit."""
     if max_time is None:
         return None
@@ -20,9 +20,9 @@ def seconds_of(max_time: str | int | float | dict[str, int | float] | None) -> f
         else:
             seconds = timedelta(**max_time).total_seconds()
     except (ValueError, TypeError, OverflowError) as error:
-        raise Mistake(
+        raise UserError(
             f"trainer.max_time={max_time!r} is not a time: give seconds, or DD:HH:MM:SS as in 00:00:05:00"
         ) from error
     if not 0 < seconds < float("inf"):
-        raise Mistake(f"trainer.max_time={max_time!r}: it must be more than 0 seconds")
+        raise UserError(f"trainer.max_time={max_time!r}: it must be more than 0 seconds")
     return seconds

@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-NEVER = 2**31 - 1
+MAX_THRESHOLD = 2**31 - 1
 
 
-def keep_heap() -> bool:
+def disable_malloc_trim() -> bool:
     """Has glibc keep freed memory, rather than return it to the kernel and get it again, page by page, each step.
 
     The peak stays what it was: every step wants the same memory.
@@ -21,13 +21,13 @@ def keep_heap() -> bool:
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        kept = mallopt(M_TRIM_THRESHOLD, NEVER)
+        kept = mallopt(M_TRIM_THRESHOLD, MAX_THRESHOLD)
         # Older versions take no more than 32 MiB here.
-        return bool(kept and (mallopt(M_MMAP_THRESHOLD, NEVER) or mallopt(M_MMAP_THRESHOLD, 32 << 20)))
+        return bool(kept and (mallopt(M_MMAP_THRESHOLD, MAX_THRESHOLD) or mallopt(M_MMAP_THRESHOLD, 32 << 20)))
     return False
 
 
-def available(group: Path = Path("/sys/fs/cgroup")) -> float:
+def available_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
     """Bytes that can still be had without anything being killed for them; infinite where the system does not say.
 
     Args:

@@ -5,28 +5,28 @@ import os
 import stat
 from pathlib import Path
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EBADF)  # what `Path.exists` takes for "no"
 
 
-def typed_path(setting: str, text: str | Path) -> Path:
+def resolve_path(setting: str, text: str | Path) -> Path:
     """The path, with `~` as the shell has it; a user who is not there is a name like any other.
 
     Args:
         setting: what it was given for, for the message.
 
     Raises:
-        Mistake: nobody may look there, or it is too long or holds a NUL to be a path.
+        UserError: nobody may look there, or it is too long or holds a NUL to be a path.
     """
     path = Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises on a user who is not there
     try:
         path.stat()
     except OSError as error:
         if error.errno not in _ABSENT:
-            raise Mistake(f"{setting}={_short(text)}: {error.strerror}") from error
+            raise UserError(f"{setting}={_short(text)}: {error.strerror}") from error
     except ValueError as error:
-        raise Mistake(f"{setting}={_short(text)} is no path: {error}") from error
+        raise UserError(f"{setting}={_short(text)} is no path: {error}") from error
     return path
 
 
@@ -34,12 +34,12 @@ def _short(text: str | Path) -> str:
     return str(text) if len(str(text)) <= 80 else f"{str(text)[:80]}..."
 
 
-def shown(path: str | Path) -> str:
+def printable(path: str | Path) -> str:
     """A path to be printed: bytes that are no text are marked as such."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def content(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """All that is in a file, or comes from a pipe; nothing, if nobody is at its other end. Raises `OSError`."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())

@@ -11,7 +11,7 @@ BATCH, STEP, SAMPLE = 1, 2, 3
 _MASK = (1 << 64) - 1
 
 
-def derive(seed: int, *counters: int) -> int:
+def fold_in(seed: int, *counters: int) -> int:
     """A seed in [0, 2^63) for the stream named by `counters`; neighbours get unrelated values.
 
     SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), one round per
@@ -28,7 +28,7 @@ def derive(seed: int, *counters: int) -> int:
 
 def generator(seed: int, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator of its own for one stream."""
-    return torch.Generator(device).manual_seed(derive(seed, *counters))
+    return torch.Generator(device).manual_seed(fold_in(seed, *counters))
 
 
 def seed_device(seed: int, device: torch.device) -> None:

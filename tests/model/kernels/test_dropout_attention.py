@@ -5,7 +5,7 @@ import torch
 
 from chargpt.model.attention import CausalSelfAttention
 from chargpt.model.kernels import dropout_attention as module
-from chargpt.model.kernels.dropout_attention import QUERIES, dropout_attention
+from chargpt.model.kernels.dropout_attention import QUERY_BLOCK, dropout_attention
 
 
 def qkv(T: int, D: int = 8) -> list[torch.Tensor]:
@@ -36,7 +36,7 @@ def test_it_is_attention_with_the_dropped_weights_zeroed(T, masks):
 
     factor_TT = torch.zeros(6, T, T)
     for i, (keep_NRS, scale) in enumerate(masks):
-        factor_TT[:, i * QUERIES : i * QUERIES + keep_NRS.shape[1], : keep_NRS.shape[2]] = keep_NRS * scale
+        factor_TT[:, i * QUERY_BLOCK : i * QUERY_BLOCK + keep_NRS.shape[1], : keep_NRS.shape[2]] = keep_NRS * scale
     past_TT = torch.ones(T, T, dtype=torch.bool).tril()
     scores = (q @ k.transpose(2, 3) * 8**-0.5).masked_fill(~past_TT, -torch.inf)
     expected = (scores.softmax(-1) * factor_TT.view(2, 3, T, T)) @ v

@@ -5,17 +5,17 @@ from itertools import combinations, product
 import pytest
 from omegaconf import OmegaConf
 
-from chargpt.runs.record import read_any
+from chargpt.runs.record import read_run
 from chargpt.runs.score import Monitor
-from chargpt.sweeps.plots.axis import LOSS, scale_of
+from chargpt.sweeps.plots.axis import LOSS, make_scale
 from chargpt.sweeps.plots.pareto import pareto_front
-from chargpt.sweeps.plots.sweep_figure import draw_sweep
+from chargpt.sweeps.plots.sweep_figure import plot_sweep
 from chargpt.sweeps.ranking import rank
 from tests.sweeps.conftest import WORD_PIECES
 
 
 def axes_of(*paths):
-    figure = draw_sweep(rank([read_any(path) for path in paths]), "a $weep\udcff in \x0b")
+    figure = plot_sweep(rank([read_run(path) for path in paths]), "a $weep\udcff in \x0b")
     figure.draw_without_rendering()
     return {axes.get_xlabel().partition("\n")[0]: axes for axes in figure.axes if axes.get_xlabel()}
 
@@ -59,8 +59,7 @@ def test_the_front_is_named_and_no_name_lies_on_another(grid):
 
 def test_names_stay_apart_on_a_crowded_front(run):
     paths = [
-        run(f"{n}", f"optimizer.lr={n / 1000}", loss=2 - n / 1000, flops_per_token=10_000 + n)
-        for n in range(1, 13)
+        run(f"{n}", f"optimizer.lr={n / 1000}", loss=2 - n / 1000, flops_per_token=10_000 + n) for n in range(1, 13)
     ]
     panel = axes_of(*paths)["training FLOPs"]
     assert len(panel.texts) == 12
@@ -80,9 +79,7 @@ def test_long_names_are_broken_and_stay_in_the_panel(run):
 
 
 def assert_apart(panel):
-    boxes = [
-        type(text).__mro__[1].get_window_extent(text) for text in panel.texts
-    ]  # without the line to the point
+    boxes = [type(text).__mro__[1].get_window_extent(text) for text in panel.texts]  # without the line to the point
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
     frame = panel.get_window_extent()
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 for box in boxes)
@@ -105,7 +102,7 @@ def test_one_run_and_runs_that_all_failed_still_make_a_picture(run):
     history = [(10, 3.0), (20, 2.0)]
     one = axes_of(run("a", loss=2.0, history=history))
     assert list(one) == ["optimizer steps", "training FLOPs"]
-    figure = draw_sweep(rank([read_any(run(n, state="failed", reason="no $ left")) for n in "bc"]), "sweep")
+    figure = plot_sweep(rank([read_run(run(n, state="failed", reason="no $ left")) for n in "bc"]), "sweep")
     figure.draw_without_rendering()
     assert "no run has finished" in figure.get_suptitle()
     assert r"no \$ left (2)" in figure.get_suptitle()
@@ -150,7 +147,7 @@ def test_different_tokenizers_are_drawn_by_bits_and_who_has_none_is_left_out(run
     panel = axes_of(*paths)["n_layer"]
     assert panel.get_ylabel() == "val_bpc"
     assert sorted(y for _, y in panel.collections[0].get_offsets()) == [1.9, 2.16]
-    figure = draw_sweep(rank([read_any(run("a", loss=1.0, val_bpc=None)), read_any(paths[1])]), "sweep")
+    figure = plot_sweep(rank([read_run(run("a", loss=1.0, val_bpc=None)), read_run(paths[1])]), "sweep")
     assert "best val_bpc 1.9000" in figure.get_suptitle()
 
 
@@ -168,7 +165,7 @@ def test_different_tokenizers_are_drawn_by_bits_and_who_has_none_is_left_out(run
     ],
 )
 def test_values_stand_where_they_can_be_told_apart(values, kind):
-    assert scale_of([(value, 2.0) for value in values], Monitor()).kind == kind
+    assert make_scale([(value, 2.0) for value in values], Monitor()).kind == kind
 
 
 def test_the_front_is_what_nothing_cheaper_beats():

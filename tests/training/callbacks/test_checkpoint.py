@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from chargpt.errors import Failed
-from chargpt.training.callbacks.checkpoint import SealedCheckpointIO
+from chargpt.errors import TrainingError
+from chargpt.training.callbacks.checkpoint import ChecksumCheckpointIO
 
 
 @pytest.fixture
-def io() -> SealedCheckpointIO:
-    return SealedCheckpointIO()
+def io() -> ChecksumCheckpointIO:
+    return ChecksumCheckpointIO()
 
 
 def test_what_is_saved_is_loaded(io, tmp_path: Path):
@@ -35,7 +35,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(io, tmp_path: Pa
 
     where = {"save": (torch, "save"), "fsync": (os, "fsync"), "replace": (Path, "replace")}
     monkeypatch.setattr(*where[step], full)
-    with pytest.raises(Failed, match="No space left"):
+    with pytest.raises(TrainingError, match="No space left"):
         io.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
@@ -51,18 +51,17 @@ def test_a_checkpoint_is_replaced_and_never_written_in_place(io, tmp_path: Path)
     assert torch.load(last, weights_only=True) == {"step": 2}
 
 
-def test_each_checkpoint_is_its_own_also_where_there_are_no_hard_links(verb, tiny, tmp_path: Path, monkeypatch):
+def test_each_checkpoint_is_its_own_also_where_there_are_no_hard_links(run_cli, tiny, tmp_path: Path, monkeypatch):
     def refused(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(Path, "hardlink_to", refused)
     words = ["trainer.max_steps=6", "trainer.val_check_interval=2", "hydra.run.dir=run"]
-    outcome = verb("train", *tiny, *words)
+    outcome = run_cli("train", *tiny, *words)
     assert outcome.code == 0, outcome.err
     folder = tmp_path / "run" / "checkpoints"
     assert {p.name for p in folder.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     steps = {
-        name: torch.load(folder / f"{name}.ckpt", weights_only=True)["global_step"]
-        for name in ("last", "previous")
+        name: torch.load(folder / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("last", "previous")
     }
     assert steps == {"last": 6, "previous": 4}

@@ -18,17 +18,17 @@ from tests.conftest import REPO, process
 STEPS = ["trainer.max_steps=400", "trainer.val_check_interval=200", "trainer.log_every_n_steps=10"]
 
 
-def test_a_run_without_a_terminal_writes_no_control_characters(verb, tiny, caplog):
+def test_a_run_without_a_terminal_writes_no_control_characters(run_cli, tiny, caplog):
     caplog.set_level(logging.INFO)
-    outcome = verb("train", *tiny, "hydra.run.dir=run")
+    outcome = run_cli("train", *tiny, "hydra.run.dir=run")
     assert outcome.code == 0
     for written in (outcome.out, outcome.err, caplog.text):
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", written)
 
 
-def test_each_validation_is_a_line_with_both_losses_the_speed_and_the_time(verb, tiny, caplog):
+def test_each_validation_is_a_line_with_both_losses_the_speed_and_the_time(run_cli, tiny, caplog):
     caplog.set_level(logging.INFO)
-    assert verb("train", *tiny, "hydra.run.dir=run").code == 0
+    assert run_cli("train", *tiny, "hydra.run.dir=run").code == 0
     line = r"step +(\d+)   train \d\.\d{4}   val \d\.\d{4}   [\d,]+ tokens/s   \d+ s  best"
     assert re.findall(line, caplog.text) == ["10", "20"]
 

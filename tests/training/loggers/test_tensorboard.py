@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from chargpt.training.loggers.tensorboard import TensorBoard
-from tests.training import reading
+from tests.training import run_artifacts
 
 NAME = "run/tensorboard"
 
@@ -70,14 +70,14 @@ def wait_for(condition: Callable[[], Any], server: subprocess.Popen, log: Path) 
 def test_the_curves_are_those_of_history_csv(ask, finished, tag):
     points = {step: value for _, step, value in ask("scalars/scalars", tag=tag, run=NAME)}
     column = tag.replace("/", "_")
-    rows = {int(row["step"]): float(row[column]) for row in reading.history(finished) if row[column]}
+    rows = {int(row["step"]): float(row[column]) for row in run_artifacts.history(finished) if row[column]}
     assert len(rows) >= 2
     assert points == pytest.approx(rows, rel=1e-6)
 
 
 def test_nothing_else_is_drawn_than_the_curves_and_the_loss_in_other_units(ask):
-    curves = {"train/loss", "val/loss", "lr", "grad_norm", "tokens_per_second"}
-    assert ask("scalars/tags")[NAME].keys() == curves | {"val/perplexity", "val/bits_per_character"}
+    metrics_callback = {"train/loss", "val/loss", "lr", "grad_norm", "tokens_per_second"}
+    assert ask("scalars/tags")[NAME].keys() == metrics_callback | {"val/perplexity", "val/bits_per_character"}
 
 
 def text(ask: Ask, tag: str) -> dict[int, str]:
@@ -114,7 +114,7 @@ def test_the_hparams_tab_compares_runs_by_their_settings_and_their_validation_lo
     settings |= {"optimizer": "adamw", "batch_size": 4, "max_steps": 20, "seed": 1337}
     assert settings.items() <= group["hparams"].items()
     losses = {v["name"]["tag"]: v["value"] for v in group["metricValues"]}
-    assert losses["val/loss"] == pytest.approx(reading.metrics(finished)["final_val_loss"])
+    assert losses["val/loss"] == pytest.approx(run_artifacts.metrics(finished)["final_val_loss"])
 
 
 @pytest.mark.parametrize("reader", ["event_accumulator", "plugin_event_accumulator"])

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-SIDES = 1 << 16  # of the coin: probabilities are rounded to a multiple of 1 / 65536
+NUM_MASK_LEVELS = 1 << 16  # of the coin: probabilities are rounded to a multiple of 1 / 65536
 
 
 def dropout(x: Float[Tensor, "*shape"], p: float, training: bool) -> Float[Tensor, "*shape"]:
@@ -41,9 +41,9 @@ def keep_mask(shape: torch.Size | tuple[int, ...], p: float) -> tuple[Tensor, fl
     """A mask from torch's default CPU generator: which elements stay; and the factor 1 / (1 - p) for those."""
     count = torch.Size(shape).numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    dropped = min(round(p * SIDES), SIDES - 1)
-    keep = bits[:count].view(shape) >= dropped - SIDES // 2
-    return keep, SIDES / (SIDES - dropped)
+    dropped = min(round(p * NUM_MASK_LEVELS), NUM_MASK_LEVELS - 1)
+    keep = bits[:count].view(shape) >= dropped - NUM_MASK_LEVELS // 2
+    return keep, NUM_MASK_LEVELS / (NUM_MASK_LEVELS - dropped)
 
 
 class _Dropout(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from chargpt.model.kernels.dropout import keep_mask
 
-QUERIES = 64  # a block: long enough for fast matrix products, short enough to skip most of the masked half
+QUERY_BLOCK = 64  # a block: long enough for fast matrix products, short enough to skip most of the masked half
 
 
 def dropout_attention(
@@ -33,7 +33,7 @@ class _DropoutAttention(torch.autograd.Function):
         q_NTD = (q_BHTD * ctx.temper).flatten(0, 1)
         k_NTD, v_NTD = k_BHTD.flatten(0, 1), v_BHTD.flatten(0, 1)
         y_NTD = torch.empty_like(q_NTD)
-        future_RR = torch.ones(QUERIES, QUERIES, dtype=torch.bool).triu(1)
+        future_RR = torch.ones(QUERY_BLOCK, QUERY_BLOCK, dtype=torch.bool).triu(1)
         kept = []
         for rows, seen in _blocks(q_NTD.shape[1]):
             w_NRS = q_NTD[:, rows] @ k_NTD[:, seen].transpose(1, 2)
@@ -67,4 +67,4 @@ class _DropoutAttention(torch.autograd.Function):
 
 def _blocks(T: int) -> list[tuple[slice, slice]]:
     """The queries of each block, and the tokens they may see."""
-    return [(slice(a, min(a + QUERIES, T)), slice(0, min(a + QUERIES, T))) for a in range(0, T, QUERIES)]
+    return [(slice(a, min(a + QUERY_BLOCK, T)), slice(0, min(a + QUERY_BLOCK, T))) for a in range(0, T, QUERY_BLOCK)]

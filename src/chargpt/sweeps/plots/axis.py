@@ -15,9 +15,9 @@ from chargpt.sweeps.formatting import key_text
 from chargpt.sweeps.swept_params import ABSENT, hashable, is_number
 
 LOSS = "validation loss, nats a character"
-NEAREST = 0.08  # share of an axis that two ticks must lie apart
-MOST_TICKS = 12
-LONGEST_TICK = 30  # characters
+MIN_TICK_DISTANCE = 0.08  # share of an axis that two ticks must lie apart
+MAX_TICKS = 12
+MAX_TICK_LENGTH = 30  # characters
 
 
 @dataclass
@@ -43,10 +43,10 @@ class Scale:
 
 def score_label(monitor: Monitor) -> str:
     """The label of an axis of scores."""
-    return LOSS if monitor.name == "val_loss" else plain(monitor.words)
+    return LOSS if monitor.name == "val_loss" else escape_mathtext(monitor.label)
 
 
-def scale_of(points: Sequence[tuple[Any, float]], monitor: Monitor) -> Scale:
+def make_scale(points: Sequence[tuple[Any, float]], monitor: Monitor) -> Scale:
     """The axis for these values of a key: numbers in their order, names by their mean score, the worst first."""
     scores: dict[Any, list[float]] = {}
     values: dict[Any, Any] = {}
@@ -66,7 +66,7 @@ def set_ticks(axes: Axes, scale: Scale) -> None:
         axes.set_xscale("log")
     if not scale.values:
         return
-    labels = [tick(value) for value in scale.values]
+    labels = [tick_label(value) for value in scale.values]
     axes.set_xticks([scale.place(value) for value in scale.values], labels)
     axes.xaxis.set_minor_locator(NullLocator())
     if sum(map(len, labels)) > 30:
@@ -79,7 +79,7 @@ def set_ticks(axes: Axes, scale: Scale) -> None:
 
 def _numeric(values: list[Any]) -> Scale:
     positive = values[0] > 0
-    if len(values) > MOST_TICKS:
+    if len(values) > MAX_TICKS:
         return Scale([], "log" if positive and _spread_by_factors(values) else "linear", True)
     if len(values) == 1 or _apart(values, float):
         return Scale(values, "linear", True)
@@ -98,16 +98,16 @@ def _spread_by_factors(values: list[Any]) -> bool:
 def _apart(values: list[Any], scale: Callable[[float], float]) -> bool:
     places = [scale(value) for value in values]
     gaps = [high - low for low, high in pairwise(places)]
-    return min(gaps) >= NEAREST * (places[-1] - places[0])
+    return min(gaps) >= MIN_TICK_DISTANCE * (places[-1] - places[0])
 
 
-def tick(value: Any) -> str:
+def tick_label(value: Any) -> str:
     """A value beside its tick; of a long path the end."""
     text = key_text(value)
-    return plain(text if len(text) <= LONGEST_TICK else f"…{text[1 - LONGEST_TICK :]}")
+    return escape_mathtext(text if len(text) <= MAX_TICK_LENGTH else f"…{text[1 - MAX_TICK_LENGTH :]}")
 
 
-def plain(text: str) -> str:
+def escape_mathtext(text: str) -> str:
     """A text in which matplotlib sees no formula, and nothing that no font can draw."""
     seen = "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
     return seen.replace("$", r"\$")

@@ -6,27 +6,26 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from chargpt.runs.finished import read_curves
-from chargpt.runs.record import RecordedRun
+from chargpt.runs.record import RunRecord, read_curves
 from chargpt.runs.score import Monitor
 from chargpt.sweeps.formatting import short_path
-from chargpt.sweeps.plots.axis import plain, score_label
+from chargpt.sweeps.plots.axis import escape_mathtext, score_label
 
-MOST_NAMES = 8  # curves that a legend can tell apart
+MAX_LEGEND_ENTRIES = 8  # curves that a legend can tell apart
 
 
-def draw_curves(axes: Axes, runs: Sequence[RecordedRun], monitor: Monitor) -> None:
+def plot_curves(axes: Axes, runs: Sequence[RunRecord], monitor: Monitor) -> None:
     """A curve a run, as far as it came."""
     drawn = 0
     for run in runs:
         with contextlib.suppress(OSError, ValueError, csv.Error):
             steps, scores = read_curves(run.path, [monitor.name])[monitor.name]
             if steps:
-                label = plain(f"{short_path(run.path, run.path.parent)[-40:]} ({run.state})")
+                label = escape_mathtext(f"{short_path(run.path, run.path.parent)[-40:]} ({run.state})")
                 axes.plot(steps, scores, marker="o", markersize=4, label=label)
                 drawn += 1
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel(score_label(monitor))
     axes.grid(alpha=0.3)
-    if 0 < drawn <= MOST_NAMES:
+    if 0 < drawn <= MAX_LEGEND_ENTRIES:
         axes.legend(fontsize=8)

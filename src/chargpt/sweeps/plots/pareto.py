@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from chargpt.runs.score import Monitor
 from chargpt.sweeps.formatting import flops_text, key_text, short_names, short_path
-from chargpt.sweeps.plots.axis import plain, score_label
+from chargpt.sweeps.plots.axis import escape_mathtext, score_label
 from chargpt.sweeps.ranking import Ranking, Row
 from chargpt.sweeps.swept_params import ABSENT
 
@@ -32,7 +32,7 @@ def pareto_front(points: Sequence[tuple[float, float]], monitor: Monitor) -> lis
     return front
 
 
-def draw_pareto(figure: Figure, axes: Axes, ranking: Ranking) -> None:
+def plot_pareto(figure: Figure, axes: Axes, ranking: Ranking) -> None:
     """Mean score of each row against its training FLOPs, the front as a step line with its rows named."""
     rows = [row for row in ranking.scored if row.mean(lambda run: run.training_flops)]
     points = [(row.mean(lambda run: run.training_flops), row.score) for row in rows]
@@ -66,7 +66,7 @@ def _label(row: Row, ranking: Ranking) -> str:
         elif value is not ABSENT:
             parts.append(f"{names[key]}={key_text(value)}")
     label = " ".join(parts) or short_path(row.runs[0].path, row.runs[0].path.parent)
-    return plain(fill(label, LINE, max_lines=LINES, placeholder="…", break_on_hyphens=False))
+    return escape_mathtext(fill(label, LINE, max_lines=LINES, placeholder="…", break_on_hyphens=False))
 
 
 def _name(figure: Figure, axes: Axes, points: list[tuple[float, float]], labels: list[str], up: int) -> None:

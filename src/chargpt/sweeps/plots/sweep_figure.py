@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from chargpt.runs.record import RecordedRun
+from chargpt.runs.record import RunRecord
 from chargpt.runs.score import Monitor, score_of
 from chargpt.sweeps.formatting import short_names
-from chargpt.sweeps.plots.axis import Scale, plain, scale_of, score_label, set_ticks
-from chargpt.sweeps.plots.curves import draw_curves
-from chargpt.sweeps.plots.heat_map import draw_pair, pair_of
-from chargpt.sweeps.plots.pareto import draw_pareto
+from chargpt.sweeps.plots.axis import Scale, escape_mathtext, make_scale, score_label, set_ticks
+from chargpt.sweeps.plots.curves import plot_curves
+from chargpt.sweeps.plots.heat_map import plot_heat_map, select_pair
+from chargpt.sweeps.plots.pareto import plot_pareto
 from chargpt.sweeps.ranking import Ranking, Row
 from chargpt.sweeps.swept_params import ABSENT, hashable
 
@@ -25,7 +25,7 @@ WIDTH, HEIGHT = 12.0, 4.2  # inches of the sheet, and of a row of panels
 Points = list[tuple[Any, float]]  # value of a key, and score, of each run
 
 
-def draw_sweep(ranking: Ranking, name: str) -> Figure:
+def plot_sweep(ranking: Ranking, name: str) -> Figure:
     """All panels on one sheet; one that says so where no run has a score.
 
     Args:
@@ -33,8 +33,8 @@ def draw_sweep(ranking: Ranking, name: str) -> Figure:
     """
     columns, monitor = _columns(ranking), ranking.monitor
     if not ranking.scored:
-        return _nothing(ranking, name)
-    pair = pair_of(columns)
+        return _plot_statuses(ranking, name)
+    pair = select_pair(columns)
     last = ["pair", "pareto"] if pair else ["pareto"]
     curves = not columns and ranking.started
     rows = _rows(["curves"] if curves else list(columns), last)
@@ -47,14 +47,14 @@ def draw_sweep(ranking: Ranking, name: str) -> Figure:
         for place, panel in enumerate(row, 1):
             axes = line.add_subplot(1, len(row), place, sharey=first if panel in columns else None)
             if panel == "pareto":
-                draw_pareto(figure, axes, ranking)
+                plot_pareto(figure, axes, ranking)
             elif panel == "curves":
-                draw_curves(axes, ranking.runs, monitor)
+                plot_curves(axes, ranking.runs, monitor)
             elif panel == "pair":
-                draw_pair(axes, pair, columns, monitor)
+                plot_heat_map(axes, pair, columns, monitor)
             else:
                 first = first or axes
-                _draw_key(axes, names[panel], columns[panel], monitor)
+                _plot_key(axes, names[panel], columns[panel], monitor)
                 legend |= {label: mark for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if legend:
         figure.legend(legend.values(), legend.keys(), loc="outside upper right", ncols=4, fontsize=8)
@@ -67,7 +67,7 @@ def _columns(ranking: Ranking) -> dict[str, Points]:
     runs = [(row, run, score) for row, run, score in scored if score is not None]
     keys = ranking.keys or (["seed"] if len(runs) > 1 else [])
 
-    def value(key: str, row: Row, run: RecordedRun) -> Any:
+    def value(key: str, row: Row, run: RunRecord) -> Any:
         return str(run.seed) if key == "seed" else row.values.get(key, ABSENT)
 
     columns = {key: [(value(key, row, run), score) for row, run, score in runs] for key in keys}
@@ -86,24 +86,24 @@ def _rows(keys: list[str], last: list[str]) -> list[list[str]]:
 def _title(ranking: Ranking, name: str) -> str:
     states = Counter(run.state for run in ranking.runs)
     others = "".join(f", {count} {state}" for state, count in states.items() if state != "finished")
-    best = f"best {ranking.monitor.words} {ranking.scored[0].score:.4f}"
-    return plain(f"{name}: {states['finished']} finished{others}; {best}")
+    best = f"best {ranking.monitor.label} {ranking.scored[0].score:.4f}"
+    return escape_mathtext(f"{name}: {states['finished']} finished{others}; {best}")
 
 
-def _draw_key(axes: Axes, name: str, points: Points, monitor: Monitor) -> None:
+def _plot_key(axes: Axes, name: str, points: Points, monitor: Monitor) -> None:
     points = [(value, score) for value, score in points if value is not ABSENT]
-    scale = scale_of(points, monitor)
+    scale = make_scale(points, monitor)
     places = np.array([scale.place(value) for value, _ in points])
     scores = np.array([score for _, score in points])
     axes.scatter(places, scores, s=22, color="C0", alpha=0.45, linewidth=0, label="a run", zorder=3)
-    _draw_means(axes, scale, places, scores)
+    _plot_means(axes, scale, places, scores)
     set_ticks(axes, scale)
     axes.set_xlabel(name)
     axes.set_ylabel(score_label(monitor) if axes.get_subplotspec().is_first_col() else "")
     axes.grid(alpha=0.3)
 
 
-def _draw_means(axes: Axes, scale: Scale, places: np.ndarray, scores: np.ndarray) -> None:
+def _plot_means(axes: Axes, scale: Scale, places: np.ndarray, scores: np.ndarray) -> None:
     if not scale.values:  # as many values as runs: a mean of one is no mean
         return
     at = sorted(set(places.tolist()))
@@ -121,7 +121,7 @@ def _draw_means(axes: Axes, scale: Scale, places: np.ndarray, scores: np.ndarray
         axes.errorbar(at, means, yerr=spreads if spreads.any() else None, **style)
 
 
-def _nothing(ranking: Ranking, name: str) -> Figure:
+def _plot_statuses(ranking: Ranking, name: str) -> Figure:
     """A sheet for runs of which none has a score: how they stand, why, and how far they came."""
     curves = ranking.started
     figure = Figure(figsize=(8, 2 + 3 * curves), dpi=DPI, layout="constrained")
@@ -130,7 +130,7 @@ def _nothing(ranking: Ranking, name: str) -> Figure:
     lines = [f"{name}: no run {lacking}", ", ".join(f"{count} {state}" for state, count in states.items())]
     reasons = Counter(run.reason for run in ranking.runs if run.reason)
     lines += [f"{reason[:90]} ({count})" for reason, count in reasons.most_common(3)]
-    figure.suptitle(plain("\n".join(lines)), fontsize=10, linespacing=1.5)
+    figure.suptitle(escape_mathtext("\n".join(lines)), fontsize=10, linespacing=1.5)
     if curves:
-        draw_curves(figure.subplots(), ranking.runs, ranking.monitor)
+        plot_curves(figure.subplots(), ranking.runs, ranking.monitor)
     return figure

@@ -13,11 +13,11 @@ from chargpt.checkpoint import torch_file
 from chargpt.checkpoint.torch_file import KEY
 from chargpt.runs.directory import RunDirectory
 from chargpt.training.callbacks.divergence import check_weights
-from chargpt.training.callbacks.metrics import Curves
+from chargpt.training.callbacks.metrics import MetricsCallback
 from chargpt.version import __version__
 
 
-class SealedCheckpointIO(TorchCheckpointIO):
+class ChecksumCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoints in our file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -27,7 +27,7 @@ class SealedCheckpointIO(TorchCheckpointIO):
         return torch_file.read(Path(path))
 
 
-class Checkpoints(Checkpoint):
+class CheckpointCallback(Checkpoint):
     """Saves after each validation; keeps the last state, the one before it, and the best.
 
     Every checkpoint is made between two steps, with the validation of the last one done, and is
@@ -40,14 +40,20 @@ class Checkpoints(Checkpoint):
         last_is_whole: whether `last.ckpt` is what the run goes on from; otherwise it may be damaged.
     """
 
-    def __init__(self, run: RunDirectory, curves: Curves, identity: dict[str, Any], last_is_whole: bool = False):
-        self._run, self._curves = run, curves
+    def __init__(
+        self,
+        run: RunDirectory,
+        metrics_callback: MetricsCallback,
+        identity: dict[str, Any],
+        last_is_whole: bool = False,
+    ):
+        self._run, self._metrics_callback = run, metrics_callback
         self._identity = identity
         self._last_is_whole = last_is_whole
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save(trainer)
-        if self._curves.best_step == trainer.global_step:
+        if self._metrics_callback.best_step == trainer.global_step:
             self.copy(self._run.last, self._run.best)
         if trainer.is_global_zero:
             self._run.write_status("running", trainer.global_step)
@@ -56,7 +62,7 @@ class Checkpoints(Checkpoint):
         """Writes `last.ckpt`; what stood there becomes `previous.ckpt`, if it is whole. Called on all ranks."""
         check_weights(trainer, trainer.lightning_module)
         if trainer.is_global_zero:
-            self._curves.save()
+            self._metrics_callback.save()
         for logger in trainer.loggers:
             logger.save()
         if self._last_is_whole:
@@ -64,11 +70,9 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(self._run.last)
         self._last_is_whole = True
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = {"version": __version__, "devices": trainer.world_size, **self._identity}
-        _settle(checkpoint["loops"]["fit_loop"], checkpoint["global_step"], trainer.accumulate_grad_batches)
+        _set_loop_progress(checkpoint["loops"]["fit_loop"], checkpoint["global_step"], trainer.accumulate_grad_batches)
 
     @staticmethod
     @rank_zero_only
@@ -84,7 +88,7 @@ class Checkpoints(Checkpoint):
         partial.replace(target)
 
 
-def _settle(fit_loop: dict[str, Any], steps: int, batches_per_step: int) -> None:
+def _set_loop_progress(fit_loop: dict[str, Any], steps: int, batches_per_step: int) -> None:
     """Sets Lightning's progress counters to "just so many batches done, none begun".
 
     Taken inside a hook they say that a batch or a validation is under way, and a resumed run would count it

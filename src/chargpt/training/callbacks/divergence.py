@@ -12,15 +12,15 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from chargpt.errors import Diverged, Mistake
+from chargpt.errors import DivergenceError, UserError
 from chargpt.training.lightning_module import LanguageModeling
 
 ADVICE = "try a lower optimizer.lr or trainer.gradient_clip_val=1.0"
-WAYS = ("stop", "rollback")
-MOST = 3  # times that one run goes back
+ON_DIVERGENCE = ("stop", "rollback")
+MAX_ROLLBACKS = 3  # times that one run goes back
 
 
-class Rollbacks(L.Callback):
+class DivergenceRollback(L.Callback):
     """How often the run has gone back to its last good checkpoint; each time the learning rate is halved.
 
     What a run has diverged at travels in its checkpoints, so that one that is cut off goes on with the same rate.
@@ -33,8 +33,8 @@ class Rollbacks(L.Callback):
     state_key = "Rollbacks"
 
     def __init__(self, way: str, steps: Sequence[int]):
-        if way not in WAYS:
-            raise Mistake(f"on_divergence={way}: it is one of {', '.join(WAYS)}")
+        if way not in ON_DIVERGENCE:
+            raise UserError(f"on_divergence={way}: it is one of {', '.join(ON_DIVERGENCE)}")
         self.way, self.steps = way, list(steps)
         self._seen = bool(steps)
 
@@ -43,8 +43,8 @@ class Rollbacks(L.Callback):
         """Factor of every learning rate."""
         return 0.5 ** len(self.steps)
 
-    def may_go_back(self) -> bool:
-        return self.way == "rollback" and len(self.steps) < MOST
+    def can_roll_back(self) -> bool:
+        return self.way == "rollback" and len(self.steps) < MAX_ROLLBACKS
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps}
@@ -54,7 +54,7 @@ class Rollbacks(L.Callback):
             self.steps = state_dict["steps"]
 
 
-class LossWatch:
+class NonFiniteLossDetector:
     """Whether the losses of a step were numbers, without waiting for the device.
 
     The losses are copied to pinned memory, behind the step that they come from on the device's stream. On a GPU
@@ -74,7 +74,7 @@ class LossWatch:
         self._copied: deque[tuple[int, torch.cuda.Event | None]] = deque()
         self._count = 0
 
-    def is_lost(self, losses: Sequence[Tensor]) -> bool:
+    def is_non_finite(self, losses: Sequence[Tensor]) -> bool:
         """Called once a step, with the newest step's losses; with none of them after they were looked at already.
 
         Returns:
@@ -102,15 +102,15 @@ def mean_losses(trainer: L.Trainer, module: LanguageModeling) -> Float[Tensor, "
     return trainer.strategy.reduce(losses_N, reduce_op="mean")
 
 
-def first_lost(losses_N: torch.Tensor, step: int, passes: int) -> int:
+def first_non_finite_step(losses_N: torch.Tensor, step: int, passes: int) -> int:
     """The step of the first loss that is not a number, of those of N passes the last of which ended `step`."""
     first = int((~torch.isfinite(losses_N)).nonzero()[0])
     return step - (len(losses_N) - 1 - first) // passes
 
 
 def check_weights(trainer: L.Trainer, module: LanguageModeling) -> None:
-    """Raises `Diverged` before a checkpoint that is worth nothing: the step after a good loss can be too long."""
+    """Raises `DivergenceError` if a weight is not finite, so that no useless checkpoint is saved."""
     if isinstance(trainer.strategy, FSDPStrategy):  # a rank has a part, and all must do the same
         return
     if not torch.isfinite(get_total_norm([p.detach() for p in module.parameters()])):
-        raise Diverged(f"the weights are no longer numbers after step {trainer.global_step}: {ADVICE}")
+        raise DivergenceError(f"the weights are no longer numbers after step {trainer.global_step}: {ADVICE}")

@@ -7,19 +7,19 @@ from typing import Any
 import lightning as L
 import torch
 
-from chargpt.errors import Diverged, Failed
+from chargpt.errors import DivergenceError, TrainingError
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.runs.score import Monitor
-from chargpt.training.callbacks.divergence import ADVICE, first_lost, mean_losses
-from chargpt.training.callbacks.timer import TrainingClock
-from chargpt.training.loggers.history import History
+from chargpt.training.callbacks.divergence import ADVICE, first_non_finite_step, mean_losses
+from chargpt.training.callbacks.timer import TrainingTimer
+from chargpt.training.loggers.csv_history import CSVHistory
 from chargpt.training.trainer import peak_flops
 
-FIGURES = ("val_loss", "val_bpc", "val_perplexity")  # that each validation measures
+VALIDATION_METRICS = ("val_loss", "val_bpc", "val_perplexity")  # that each validation measures
 SCORE = "score"  # the monitor's figure, by this name in `trainer.callback_metrics`
 
 
-class Curves(L.Callback):
+class MetricsCallback(L.Callback):
     """Logs the training curves every `trainer.log_every_n_steps` steps and at the first, and each validation.
 
     `train/loss` is the mean over the steps since the last point and over all ranks; `grad_norm` and `lr` are
@@ -42,8 +42,8 @@ class Curves(L.Callback):
 
     state_key = "Curves"
 
-    def __init__(self, clock: TrainingClock, history: History, monitor: Monitor) -> None:
-        self._clock, self._history, self.monitor = clock, history, monitor
+    def __init__(self, timer: TrainingTimer, history: CSVHistory, monitor: Monitor) -> None:
+        self._timer, self._history, self.monitor = timer, history, monitor
         self.figures: dict[str, float] = {}
         self.initial_loss: float | None = None
         self.train_loss: float | None = None
@@ -88,13 +88,13 @@ class Curves(L.Callback):
         """A point of the training curves, now. Called on all ranks.
 
         Raises:
-            Diverged: the loss of a step since the last point is not a number; says which step's.
+            DivergenceError: the loss of a step since the last point is not a number; says which step's.
         """
         step, passes = trainer.global_step, trainer.accumulate_grad_batches
         losses_N = mean_losses(trainer, pl_module)
         loss = losses_N.mean().item()
         pl_module.train_losses.clear()
-        seconds = self._clock.train_seconds
+        seconds = self._timer.train_seconds
         data = trainer.datamodule
         tokens = data.batch_size * data.block_size * passes * (step - self._last_step)
         self.tokens_per_second = tokens / max(1e-9, seconds - self._last_seconds)
@@ -112,8 +112,8 @@ class Curves(L.Callback):
             self._history.append(step, {name.replace("/", "_"): value for name, value in point.items()})
         self._log(trainer, point, step)
         if not math.isfinite(loss):
-            raise Diverged(
-                f"the training loss is {loss} at step {first_lost(losses_N, step, passes)} (learning rate "
+            raise DivergenceError(
+                f"the training loss is {loss} at step {first_non_finite_step(losses_N, step, passes)} (learning rate "
                 f"{self._lr:.3g}, gradient norm {norm:.3g}): {ADVICE}"
             )
 
@@ -126,7 +126,7 @@ class Curves(L.Callback):
         figures["val_perplexity"] = perplexity(self.val_loss)
         self.figures, self.score = figures, figures.get(self.monitor.name)
         if self.score is None:
-            raise Failed(f"monitor={self.monitor.name}: a validation measures {', '.join(sorted(figures))}")
+            raise TrainingError(f"monitor={self.monitor.name}: a validation measures {', '.join(sorted(figures))}")
         trainer.callback_metrics[SCORE] = torch.tensor(self.score)
         if self.monitor.is_better(self.score, self.best_score):
             self.best_score, self.best_val_loss, self.best_step = self.score, self.val_loss, step
@@ -135,11 +135,11 @@ class Curves(L.Callback):
         point = {"val/loss": self.val_loss, "val/perplexity": figures["val_perplexity"]}
         self._log(trainer, point | {"val/bits_per_character": figures["val_bpc"]}, step)
         if not math.isfinite(self.val_loss):  # before it is saved over the last good checkpoint
-            raise Diverged(
+            raise DivergenceError(
                 f"the validation loss is {self.val_loss} at step {step} (learning rate {self._lr:.3g}): {ADVICE}"
             )
         if not math.isfinite(self.score):
-            raise Failed(
+            raise TrainingError(
                 f"monitor={self.monitor.name} is {self.score} at step {step}: checkpoints cannot be compared"
             )
 

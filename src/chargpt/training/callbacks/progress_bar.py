@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from chargpt.training.callbacks.metrics import Curves
-from chargpt.training.callbacks.timer import TrainingClock
+from chargpt.training.callbacks.metrics import MetricsCallback
+from chargpt.training.callbacks.timer import TrainingTimer
 
 log = logging.getLogger(__name__)
 
 
-class Progress(ProgressBar):
+class TrainingProgressBar(ProgressBar):
     """A bar with loss, tokens/s and the time left; only the lines where the output is not a terminal.
 
     Args:
@@ -25,9 +25,9 @@ class Progress(ProgressBar):
             bar never waits for the device.
     """
 
-    def __init__(self, curves: Curves, clock: TrainingClock, refresh_seconds: float = 0.2):
+    def __init__(self, metrics_callback: MetricsCallback, timer: TrainingTimer, refresh_seconds: float = 0.2):
         super().__init__()
-        self._curves, self._clock = curves, clock
+        self._metrics_callback, self._timer = metrics_callback, timer
         self._refresh_seconds = refresh_seconds
         self._bar: Bar | None = None
         self._drawn = 0.0
@@ -65,27 +65,27 @@ class Progress(ProgressBar):
         if self._bar is None or now - self._drawn < self._refresh_seconds:
             return
         self._drawn = now
-        loss = self._curves.train_loss
+        loss = self._metrics_callback.train_loss
         self._bar.update(
             self._task,
             completed=trainer.global_step,
             description=f"loss {loss:.3f}" if loss is not None else "",
-            speed=f"{self._curves.tokens_per_second:,.0f} tokens/s",
+            speed=f"{self._metrics_callback.tokens_per_second:,.0f} tokens/s",
             refresh=True,
         )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._quiet:
             return
-        curves = self._curves
-        best = "  best" if curves.best_step == trainer.global_step else ""
+        metrics_callback = self._metrics_callback
+        best = "  best" if metrics_callback.best_step == trainer.global_step else ""
         log.info(
             "step %5d   train %.4f   val %.4f   %s tokens/s   %.0f s%s",
             trainer.global_step,
-            curves.train_loss if curves.train_loss is not None else float("nan"),
-            curves.val_loss,
-            f"{curves.tokens_per_second:,.0f}",
-            self._clock.train_seconds,
+            metrics_callback.train_loss if metrics_callback.train_loss is not None else float("nan"),
+            metrics_callback.val_loss,
+            f"{metrics_callback.tokens_per_second:,.0f}",
+            self._timer.train_seconds,
             best,
         )
 

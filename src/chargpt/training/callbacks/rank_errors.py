@@ -6,11 +6,11 @@ from pathlib import Path
 
 import lightning as L
 
-from chargpt.errors import Diverged, Interrupted, Pruned
+from chargpt.errors import DivergenceError, Interrupted, TrialPruned
 from chargpt.runs.directory import RunDirectory
 
 
-class RankError(L.Callback):
+class RankErrorFile(L.Callback):
     """Writes an error of this rank to `error_rank_N.txt` beside status.json, as soon as it is raised.
 
     The others then fail as well, in the middle of what they do together: the oldest file names the cause.
@@ -28,7 +28,7 @@ class RankError(L.Callback):
             self._directory = Path(trainer.strategy.broadcast(str(self._run.path.absolute())))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if trainer.world_size > 1 and isinstance(exception, Exception) and not _told_otherwise(exception):
+        if trainer.world_size > 1 and isinstance(exception, Exception) and not _is_reported_elsewhere(exception):
             file = self._directory / f"error_rank_{trainer.global_rank}.txt"
             with contextlib.suppress(OSError):  # a node that does not share the disk: its terminal has the error
                 file.write_text("".join(traceback.format_exception(exception)))
@@ -36,5 +36,5 @@ class RankError(L.Callback):
             trainer.strategy.teardown = lambda: None
 
 
-def _told_otherwise(exception: Exception) -> bool:
-    return isinstance(exception, Interrupted | Diverged | Pruned)
+def _is_reported_elsewhere(exception: Exception) -> bool:
+    return isinstance(exception, Interrupted | DivergenceError | TrialPruned)

@@ -3,9 +3,9 @@
 import lightning as L
 from lightning.pytorch.strategies import FSDPStrategy
 
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.inference.generate import generate
-from chargpt.utils.seeding import SAMPLE, derive
+from chargpt.utils.seeding import SAMPLE, fold_in
 
 
 class Samples(L.Callback):
@@ -18,7 +18,7 @@ class Samples(L.Callback):
 
     def __init__(self, max_new_tokens: int, seed: int):
         if max_new_tokens < 0:
-            raise Mistake(f"max_new_tokens={max_new_tokens}: it must not be negative; 0 is for no sample")
+            raise UserError(f"max_new_tokens={max_new_tokens}: it must not be negative; 0 is for no sample")
         self._max_new_tokens, self._seed = max_new_tokens, seed
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -28,7 +28,7 @@ class Samples(L.Callback):
             return
         tokenizer, step = trainer.datamodule.tokenizer, trainer.global_step
         prompt_N = trainer.datamodule.val_tokens_N[:1]
-        tokens = generate(pl_module.model, prompt_N, self._max_new_tokens, seed=derive(self._seed, SAMPLE, step))
+        tokens = generate(pl_module.model, prompt_N, self._max_new_tokens, seed=fold_in(self._seed, SAMPLE, step))
         text = "".join(tokenizer.decode(new_1) for new_1 in tokens)
         for logger in takers:
             logger.log_text("sample", text, step)

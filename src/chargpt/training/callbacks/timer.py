@@ -9,7 +9,7 @@ import torch
 ACTIVITIES = ("train", "validation", "checkpoint", "compilation", "setup")
 
 
-class TrainingClock(L.Callback):
+class TrainingTimer(L.Callback):
     """Measures what a run spends its time on, and stops it at its last step, with a last validation.
 
     At each moment one of `ACTIVITIES` counts: steps; validation; checkpoints, with the samples beside them;
@@ -41,7 +41,7 @@ class TrainingClock(L.Callback):
         """Share of the time budget that is used, the same on all ranks; 0 without one."""
         return self._used
 
-    def share_used(self) -> float:
+    def fraction_of_time(self) -> float:
         """Share of the time budget that this rank has used by now, from 0 to 1; 0 without a budget."""
         return 0.0 if self._max_time is None else min(1.0, self.train_seconds / self._max_time)
 
@@ -52,7 +52,7 @@ class TrainingClock(L.Callback):
         """
         self._used = used
 
-    def turn_to(self, activity: str, device: torch.device) -> None:
+    def start_activity(self, activity: str, device: torch.device) -> None:
         if activity != self._activity:
             if "train" in (activity, self._activity):
                 synchronize(device)
@@ -65,11 +65,11 @@ class TrainingClock(L.Callback):
             trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self.turn_to("train", pl_module.device)
+        self.start_activity("train", pl_module.device)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.world_size == 1:
-            self._used = self.share_used()
+            self._used = self.fraction_of_time()
         step = trainer.global_step
         if step == self._step:  # gradients are being accumulated
             return
@@ -78,10 +78,10 @@ class TrainingClock(L.Callback):
             trainer.should_stop = True  # Lightning then validates once more and leaves
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.turn_to("validation", pl_module.device)
+        self.start_activity("validation", pl_module.device)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.turn_to("checkpoint", pl_module.device)
+        self.start_activity("checkpoint", pl_module.device)
 
     def state_dict(self) -> dict[str, float]:
         return self.seconds()

@@ -7,20 +7,20 @@ from torch import Tensor
 
 from chargpt.data.tokenizer import Tokenizer
 
-VISIBLE = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥", "\0": "␀"}
+SYMBOLS = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥", "\0": "␀"}
 
 
-def visible(text: str) -> str:
+def make_visible(text: str) -> str:
     """The text with a sign for each character that would leave no mark."""
-    return "".join(VISIBLE.get(c) or (c if c.isprintable() and not c.isspace() else "�") for c in text)
+    return "".join(SYMBOLS.get(c) or (c if c.isprintable() and not c.isspace() else "�") for c in text)
 
 
-def labels(tokens_N: Integer[Tensor, " N"], tokenizer: Tokenizer) -> list[str]:
+def token_labels(tokens_N: Integer[Tensor, " N"], tokenizer: Tokenizer) -> list[str]:
     """The visible text of each token."""
-    return [visible(tokenizer.decode(token[None])) for token in tokens_N]
+    return [make_visible(tokenizer.decode(token[None])) for token in tokens_N]
 
 
-def kind(text: str) -> str:
+def character_class(text: str) -> str:
     """What a token is, by its first letter or sign: vowel, consonant, capital, digit, space, punctuation or other.
 
     Vowels are a, e, i, o, u and their accented forms; letters of scripts without case count as other.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chargpt.training.loggers.history import History
+from chargpt.training.loggers.csv_history import CSVHistory
 
 HEADER = "step,train_loss,val_loss,lr,grad_norm,tokens_per_second,val_bpc"
 
@@ -16,8 +16,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def history(tmp_path: Path) -> History:
-    return History(tmp_path / "history.csv")
+def history(tmp_path: Path) -> CSVHistory:
+    return CSVHistory(tmp_path / "history.csv")
 
 
 def steps(path: Path) -> list[str]:
@@ -66,7 +66,7 @@ def test_rewind_drops_the_steps_after_the_checkpoint(history, path):
         history.append(step, {"train_loss": 1 / step})
     history.save()
     before = path.read_text().splitlines()
-    again = History(path)
+    again = CSVHistory(path)
     again.rewind(10)
     assert path.read_text().splitlines() == before[:4]
     again.append(15, {"train_loss": 1 / 15})
@@ -97,7 +97,7 @@ def test_rewind_of_a_run_that_wrote_nothing_makes_no_file(history, path):
 
 
 def test_the_figure_that_checkpoints_are_compared_by_has_a_column(tmp_path):
-    history = History(tmp_path / "history.csv", "val_accuracy")
+    history = CSVHistory(tmp_path / "history.csv", "val_accuracy")
     history.append(5, {"val_loss": 3.0, "val_accuracy": 0.25, "val_f1": 0.5})
     history.save()
     assert (tmp_path / "history.csv").read_text() == f"{HEADER},val_accuracy\n5,,3.0,,,,,0.25\n"

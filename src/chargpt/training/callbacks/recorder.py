@@ -13,19 +13,19 @@ from omegaconf import OmegaConf
 
 from chargpt.data.datamodule import TextDataModule
 from chargpt.distributed import env
-from chargpt.errors import Mistake
+from chargpt.errors import UserError
 from chargpt.runs import reproduce
 from chargpt.runs.directory import RunDirectory, provenance, write_hydra, write_json
 from chargpt.training import report
-from chargpt.training.callbacks.checkpoint import Checkpoints
-from chargpt.training.callbacks.metrics import Curves
+from chargpt.training.callbacks.checkpoint import CheckpointCallback
+from chargpt.training.callbacks.metrics import MetricsCallback
 from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.loggers.tensorboard import TensorBoard
 from chargpt.training.setup import Origin
 from chargpt.training.trainer import device_name
 
 
-class Record(L.Callback):
+class RunRecorder(L.Callback):
     """Opens the run's directory: at once if the run is new, else once its first step is done.
 
     By then all that a checkpoint holds has been loaded and used: where a run cannot be resumed, its directory
@@ -48,11 +48,11 @@ class Record(L.Callback):
         config: dict[str, Any],
         origin: Origin,
         data: TextDataModule,
-        curves: Curves,
+        metrics_callback: MetricsCallback,
         messages: logging.handlers.MemoryHandler,
     ):
         self._directory, self._config, self._origin = directory, config, origin
-        self._data, self._curves, self._messages = data, curves, messages
+        self._data, self._metrics_callback, self._messages = data, metrics_callback, messages
         self._log: _LogFile | None = None
         self._step = 0  # that training started from
         self.is_open = False
@@ -71,19 +71,19 @@ class Record(L.Callback):
         """Writes the record of a run that begins or goes on: once, and on rank 0. Called on all ranks.
 
         Raises:
-            Mistake: the directory cannot be written.
+            UserError: the directory cannot be written.
         """
         if trainer.is_global_zero and not self.is_open:
             try:
                 self._open(trainer, module)
             except OSError as error:
-                raise Mistake(f"{self._directory.path} cannot be written: {error.strerror}") from error
+                raise UserError(f"{self._directory.path} cannot be written: {error.strerror}") from error
         self.is_open = True
 
     def _open(self, trainer: L.Trainer, module: LanguageModeling) -> None:
         directory, origin, step = self._directory, self._origin, self._origin.step
-        if env.OURS not in os.environ:  # else the process that started the ranks has done it
-            directory.tidy()
+        if env.LOCK_FD_ENV not in os.environ:  # else the process that started the ranks has done it
+            directory.remove_temporary_files()
         if origin.repeated:
             reproduce.copy_record(origin.repeated, directory)
         config = OmegaConf.create(self._config)
@@ -94,10 +94,13 @@ class Record(L.Callback):
         write_json(directory.path / "provenance.json", record)
         self._begin_log()
         # Cut off before the best was told from the last, or the best is lost.
-        if origin.progress and step in (Curves.best_step_in(origin.progress), self._curves.best_from):
-            Checkpoints.copy(origin.checkpoint, directory.best)
+        if origin.progress and step in (
+            MetricsCallback.best_step_in(origin.progress),
+            self._metrics_callback.best_from,
+        ):
+            CheckpointCallback.copy(origin.checkpoint, directory.best)
         if origin.resumed:
-            self._curves.rewind(step)
+            self._metrics_callback.rewind(step)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoard):
                 logger.begin(restart=step + 1 if origin.resumed else None)

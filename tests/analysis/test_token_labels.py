@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chargpt.analysis.characters import kind, labels, visible
+from chargpt.analysis.token_labels import character_class, make_visible, token_labels
 from chargpt.data.tokenizer import CharTokenizer
 
 
 def test_spaces_and_line_breaks_are_visible():
-    assert visible("O Romeo,\n\tO\r\0") == "O␣Romeo,↵⇥O␍␀"
+    assert make_visible("O Romeo,\n\tO\r\0") == "O␣Romeo,↵⇥O␍␀"
 
 
 @given(st.text())
 def test_each_character_leaves_one_mark(text):
-    shown = visible(text)
+    shown = make_visible(text)
     assert len(shown) == len(text)
     assert all(unicodedata.category(c)[0] not in "CZ" for c in shown)
 
@@ -24,7 +24,7 @@ def test_each_character_leaves_one_mark(text):
 def test_labels_are_those_of_the_tokens_in_order():
     text = "What ho!\n"
     tokenizer = CharTokenizer.from_text(text)
-    assert labels(tokenizer.encode(text), tokenizer) == list("What␣ho!↵")
+    assert token_labels(tokenizer.encode(text), tokenizer) == list("What␣ho!↵")
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_labels_are_those_of_the_tokens_in_order():
     ],
 )
 def test_the_kind_of_a_character(characters, expected):
-    assert {kind(c) for c in characters} == {expected}
+    assert {character_class(c) for c in characters} == {expected}
 
 
 @given(st.text())
 def test_every_token_is_of_some_kind(text):
     kinds = {"vowel", "consonant", "capital", "digit", "space", "punctuation", "other"}
-    assert kind(text) in kinds
+    assert character_class(text) in kinds

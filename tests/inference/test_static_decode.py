@@ -7,32 +7,30 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from chargpt.inference.decode import OneToken
-from chargpt.inference.static_step import StaticStep
-from chargpt.model.attention import KeyValueCache
+from chargpt.inference.decode import DecodeStep
+from chargpt.inference.static_decode import StaticDecodeStep
+from chargpt.model.attention import LayerKVCache
 from tests.inference.architectures import architectures, made
 
 BLOCK = 8
-MODERN = ["model=gpt_modern", "model/values=residual", "model/skips=u_net"]
+MODERN = ["model=gpt_modern", "model/value_residual=residual", "model/unet_skips=u_net"]
 
 
 def tokens(batch_size: int, T: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(11, (batch_size, T), generator=torch.Generator().manual_seed(seed))
 
 
-def step_with(step: StaticStep, tokens_B: torch.Tensor) -> torch.Tensor:
+def step_with(step: StaticDecodeStep, tokens_B: torch.Tensor) -> torch.Tensor:
     step.tokens_B1.copy_(tokens_B[:, None])
     return step().clone()
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    words=architectures(), batch_size=st.integers(1, 3), prompt=st.integers(1, BLOCK), again=st.integers(1, BLOCK)
-)
+@given(words=architectures(), batch_size=st.integers(1, 3), prompt=st.integers(1, BLOCK), again=st.integers(1, BLOCK))
 def test_it_gives_the_models_logits_also_after_the_window_moved(words, batch_size, prompt, again):
     model = made(words, block_size=BLOCK)
-    assert OneToken.knows(model)
-    step = StaticStep(model, batch_size)
+    assert DecodeStep.supports(model)
+    step = StaticDecodeStep(model, batch_size)
     for seed, T in enumerate((prompt, again)):  # the second prefill finds the first one's keys and values
         tokens_BT, cache = tokens(batch_size, BLOCK, seed), model.new_cache(batch_size)
         expected_BV = model(tokens_BT[:, :T], cache)[:, -1]
@@ -46,7 +44,7 @@ def test_it_gives_the_models_logits_also_after_the_window_moved(words, batch_siz
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_the_cache_and_the_mask_have_the_dtype_of_the_weights(dtype):
     model = made(MODERN, block_size=BLOCK).to(dtype)
-    step, tokens_BT = StaticStep(model, 2), tokens(2, 4)
+    step, tokens_BT = StaticDecodeStep(model, 2), tokens(2, 4)
     step.prefill(tokens_BT[:, :3])
     expected_BV = model(tokens_BT)[:, -1]
     tolerance = 0.1 if dtype == torch.bfloat16 else 1e-9
@@ -59,12 +57,12 @@ def test_memory_that_was_in_use_before_is_zeroed(monkeypatch):
 
     def full_of_nan(self, batch_size):
         cache = new_cache(self, batch_size)
-        for layer in cache:
+        for layer in cache.layers:
             layer.both_2BHTD.fill_(torch.nan)
         return cache
 
     monkeypatch.setattr(type(model), "new_cache", full_of_nan)
-    step = StaticStep(model, 2)
+    step = StaticDecodeStep(model, 2)
     step.prefill(tokens_BT[:, :4])
     torch.testing.assert_close(step_with(step, tokens_BT[:, 4]), model(tokens_BT)[:, -1], atol=1e-5, rtol=1e-5)
 
@@ -72,7 +70,7 @@ def test_memory_that_was_in_use_before_is_zeroed(monkeypatch):
 def test_what_lies_beyond_the_position_does_not_matter():
     model, tokens_BT, logits = made(MODERN, block_size=BLOCK), tokens(2, BLOCK), []
     for before in (tokens_BT, tokens_BT.flip(1)):
-        step = StaticStep(model, 2)
+        step = StaticDecodeStep(model, 2)
         step.prefill(before)
         step.prefill(tokens_BT[:, :4])
         logits.append(step_with(step, tokens_BT[:, 4]))
@@ -96,7 +94,7 @@ class Operations(TorchDispatchMode):
 @given(words=architectures())
 def test_every_position_runs_the_same_kernels_and_none_of_them_waits_for_the_device(words):
     model = made(words, block_size=BLOCK)
-    step, runs = StaticStep(model, 2), []
+    step, runs = StaticDecodeStep(model, 2), []
     step.prefill(tokens(2, 2))
     for _ in range(2, BLOCK):
         with torch.no_grad(), Operations() as operations:
@@ -109,9 +107,9 @@ def test_every_position_runs_the_same_kernels_and_none_of_them_waits_for_the_dev
 
 def test_the_memory_is_allocated_once(monkeypatch):
     model, made_at = made(["model=gpt_ensemble", "model.members=2"], block_size=BLOCK), []
-    init = KeyValueCache.__init__
-    monkeypatch.setattr(KeyValueCache, "__init__", lambda self, both: made_at.append(both) or init(self, both))
-    step = StaticStep(model, 2)
+    init = LayerKVCache.__init__
+    monkeypatch.setattr(LayerKVCache, "__init__", lambda self, both: made_at.append(both) or init(self, both))
+    step = StaticDecodeStep(model, 2)
     allocated = len(made_at)
     for T in (3, BLOCK, 1):
         step.prefill(tokens(2, T))

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chargpt.utils.atomic_write import write_whole
+from chargpt.utils.atomic_write import atomic_write_text
 
 COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "val_bpc")
 
 
-class History:
+class CSVHistory:
     """Appends rows to `history.csv`; what is logged at one step shares a row.
 
     Rows reach the disk when the next step is logged, and by `save`, which comes before each checkpoint: so the
@@ -53,14 +53,14 @@ class History:
         if not self._path.exists():
             return
         with self._path.open(newline="", errors="replace") as file:
-            rows = [row for row in csv.DictReader(file) if _whole(row) and int(row["step"]) <= step]
+            rows = [row for row in csv.DictReader(file) if _complete_row(row) and int(row["step"]) <= step]
         kept = io.StringIO()
         writer = csv.DictWriter(kept, self._columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(self._path, kept.getvalue())
+        atomic_write_text(self._path, kept.getvalue())
 
 
-def _whole(row: dict[str, Any]) -> bool:
+def _complete_row(row: dict[str, Any]) -> bool:
     # A run that was killed while it wrote can leave half a line.
     return None not in row.values() and (row["step"] or "").isdigit()

@@ -272,7 +272,7 @@ def files(text: str, finished: Path, tmp_path_factory: pytest.TempPathFactory) -
 
     touch = Touch(folder / "touched")
     writer = {
-        "_target_": "chargpt.training.callbacks.checkpoint.SealedCheckpointIO.save_checkpoint",
+        "_target_": "chargpt.training.callbacks.checkpoint.ChecksumCheckpointIO.save_checkpoint",
         "self": None,
         "checkpoint": {},
         "path": str(folder / "written"),
@@ -306,7 +306,7 @@ def tree(*folders: Path) -> dict[Path, str]:
 
 
 @pytest.fixture
-def refused(verb, tmp_path: Path, files: Path, finished: Path):
+def refused(run_cli, tmp_path: Path, files: Path, finished: Path):
     """Asserts that a verb refuses these words, in one to three lines, and touches nothing."""
 
     def check(name: str, words: list[str], hint: str) -> None:
@@ -314,7 +314,7 @@ def refused(verb, tmp_path: Path, files: Path, finished: Path):
             return word.replace("RUN", str(finished)).replace("FILES", str(files))
 
         before = tree(tmp_path, files, finished.parent.parent)
-        outcome = verb(name, *map(path, words))
+        outcome = run_cli(name, *map(path, words))
         lines = outcome.err.splitlines()
         assert outcome.code == 2, outcome.err
         assert outcome.out == ""
@@ -407,15 +407,13 @@ def test_the_first_mistake_of_several_is_told(refused, tiny):
     refused("train", [*tiny, "model.n_layers=3", "model.n_head=many"], "model.n_layers")
 
 
-def test_a_traceback_is_there_for_who_asks(verb, monkeypatch):
+def test_a_traceback_is_there_for_who_asks(run_cli, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(Exception, match=r"model\.n_layers"):
-        verb("train", "model.n_layers=3")
+        run_cli("train", "model.n_layers=3")
 
 
-@pytest.mark.parametrize(
-    "words", ["model.n_layers=3", "model=gpt_smal", "model.n_layer=many", "--help", "--cfg job"]
-)
+@pytest.mark.parametrize("words", ["model.n_layers=3", "model=gpt_smal", "model.n_layer=many", "--help", "--cfg job"])
 def test_an_answer_that_needs_no_training_does_not_wait_for_torch(tmp_path, words):
     code = (
         "import runpy, sys\n"

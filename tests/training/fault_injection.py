@@ -174,7 +174,7 @@ class Witness(L.Callback):
         (self.folder / f"{os.getpid()}.json").write_text(json.dumps(seen))
 
 
-class Ears(L.Callback):
+class RecordListeningSockets(L.Callback):
     """Writes down on which addresses its process listens for TCP connections, while it trains (Linux)."""
 
     def __init__(self, folder: str):

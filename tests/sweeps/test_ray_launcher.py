@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import process
 from tests.sweeps.processes import Sweep, finished
-from tests.training import reading
+from tests.training import run_artifacts
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def sweep(tiny, tmp_path):
     def run(*words: str):
         (tmp_path / "seen").mkdir()
         some = [word for word in tiny if not word.startswith("model.n_layer")]
-        some += ["+callbacks.witness._target_=tests.training.staged.Witness"]
+        some += ["+callbacks.witness._target_=tests.training.fault_injection.Witness"]
         some += [f"+callbacks.witness.folder={tmp_path / 'seen'}", "hydra/launcher=gpus", "seed=1,2,3,4,5"]
         outcome = process(tmp_path, "train", "-m", *some, "model.n_layer=1", *words, timeout=200)
         assert outcome.code == 0, outcome.err
@@ -74,9 +74,7 @@ def test_a_share_of_a_gpu_for_each_of_several_processes_is_refused(tiny, tmp_pat
 
 
 def test_without_a_gpu_the_jobs_share_the_cores_and_take_as_many_threads(sweep):
-    _, jobs = sweep(
-        "hydra.launcher.ray.init.num_gpus=0", "hydra.launcher.ray.init.num_cpus=4", "hydra.launcher.cpus=2"
-    )
+    _, jobs = sweep("hydra.launcher.ray.init.num_gpus=0", "hydra.launcher.ray.init.num_cpus=4", "hydra.launcher.cpus=2")
     assert {job["threads"] for job in jobs} == {job["compile_threads"] for job in jobs} == {"2"}
     assert most_at_once(jobs) == 2
 
@@ -91,13 +89,13 @@ def test_ctrl_c_saves_the_jobs_that_run(tiny, tmp_path):
     ]
     sweep = Sweep(tmp_path, *some, "trainer.log_every_n_steps=1", "trainer.val_check_interval=100000")
     while len(list(tmp_path.rglob("history.csv"))) < 2:
-        assert sweep.process.poll() is None, sweep.words
+        assert sweep.process.poll() is None, sweep.output
         time.sleep(0.05)
     os.killpg(sweep.process.pid, signal.SIGINT)
-    assert sweep.wait(60) == 3, sweep.words
+    assert sweep.wait(60) == 3, sweep.output
     for file in tmp_path.rglob("status.json"):
-        assert reading.status(file.parent)["state"] == "interrupted"
-        assert reading.checkpoint(file.parent)["global_step"] == reading.status(file.parent)["step"] > 0
+        assert run_artifacts.status(file.parent)["state"] == "interrupted"
+        assert run_artifacts.checkpoint(file.parent)["global_step"] == run_artifacts.status(file.parent)["step"] > 0
 
 
 def test_a_job_asks_for_what_its_own_devices_need_and_too_many_are_a_mistake(tiny, tmp_path):

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from hydra_plugins.chargpt_optuna_sweeper import distribution
 from tests.conftest import process
 from tests.sweeps.processes import Sweep, finished, steps_done, touched
-from tests.training import reading
+from tests.training import run_artifacts
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_a_search_of_6_that_is_killed_in_the_third_goes_on_to_6(search, tmp_path
     words = [*search, "hydra/sweeper=random", "hydra.sweeper.n_trials=6"]
     sweep = Sweep(tmp_path, *words)
     while len(finished(tmp_path)) < 2 or steps_done(tmp_path) < 2 * 60 + 10:
-        assert sweep.process.poll() is None, sweep.words
+        assert sweep.process.poll() is None, sweep.output
     sweep.kill()
     before = {name: touched(run) for name, run in finished(tmp_path).items()}
     assert len(before) == 2
     again = Sweep(tmp_path, *words)
-    assert again.wait() == 0, again.words
+    assert again.wait() == 0, again.output
     trials = study(tmp_path).trials
     cut = [trial for trial in trials if trial.state == TrialState.FAIL]
     assert [trial.number for trial in cut] == [2]
@@ -62,8 +62,8 @@ def test_a_search_of_6_that_is_killed_in_the_third_goes_on_to_6(search, tmp_path
     for trial in trials:
         if trial.state == TrialState.COMPLETE:
             (run,) = [run for run in runs.values() if str(run) == trial.user_attrs["home"]]
-            assert reading.metrics(run)["val_loss"] == trial.value
-    assert "6 trials" in again.words and "the best: " in again.words
+            assert run_artifacts.metrics(run)["val_loss"] == trial.value
+    assert "6 trials" in again.output and "the best: " in again.output
 
 
 @pytest.mark.slow
@@ -74,11 +74,11 @@ def test_halving_stops_the_worse_trials_early_and_counts_them(search, tmp_path):
     states = [trial.state for trial in study(tmp_path).trials]
     assert set(states) == {TrialState.COMPLETE, TrialState.PRUNED}
     pruned = [
-        file.parent for file in tmp_path.rglob("status.json") if reading.status(file.parent)["state"] == "pruned"
+        file.parent for file in tmp_path.rglob("status.json") if run_artifacts.status(file.parent)["state"] == "pruned"
     ]
     assert len(pruned) == states.count(TrialState.PRUNED)
     for run in pruned:
-        assert reading.status(run)["step"] < 60
+        assert run_artifacts.status(run)["step"] < 60
         assert not (run / "metrics.json").exists()
     again = process(tmp_path, "train", "-m", *words)
     assert again.code == 0, again.err

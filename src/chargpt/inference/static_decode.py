@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from chargpt.model.attention import KeyValueCache
+from chargpt.model.attention import LayerKVCache
 from chargpt.model.language_model import LanguageModel
-from chargpt.model.transformer import Cache
+from chargpt.model.transformer import KVCache
 
 
-class StaticStep:
+class StaticDecodeStep:
     """Logits after one more token for each of B sequences, in static memory.
 
     Args:
-        model: in eval mode; a model that `OneToken.knows`.
+        model: in eval mode; a model that `DecodeStep.supports`.
         batch_size: B.
 
     Attributes:
@@ -35,7 +35,7 @@ class StaticStep:
         weight = next(model.parameters())
         self._masks_TT = weight.new_full((model.block_size, model.block_size), -float("inf")).triu(1)
         self._mask_1T = self._masks_TT[:1].clone()
-        self._pairs: list[tuple[Cache, StaticCache]] = []
+        self._pairs: list[tuple[KVCache, StaticKVCache]] = []
         self._plain = model.new_cache(batch_size)
         self._static = self._on_the_same_memory(self._plain)
 
@@ -50,7 +50,7 @@ class StaticStep:
         """Replaces what is in the KV cache by T tokens, in one pass with the plain cache on the same memory."""
         for plain, _ in self._pairs:
             plain.before_BR = torch.zeros_like(plain.before_BR)
-            for layer in plain:
+            for layer in plain.layers:
                 layer.length = 0
         logits_BV = self._model(tokens_BT, self._plain)[:, -1]
         for plain, static in self._pairs:
@@ -58,16 +58,16 @@ class StaticStep:
         self.position_1.fill_(tokens_BT.shape[1])
         return logits_BV
 
-    def _on_the_same_memory(self, plain: Cache | list) -> "StaticCache | list":
-        if not isinstance(plain, Cache):  # an ensemble has a cache for each member
+    def _on_the_same_memory(self, plain: KVCache | list) -> "StaticKVCache | list":
+        if not isinstance(plain, KVCache):  # an ensemble has a cache for each member
             return [self._on_the_same_memory(member) for member in plain]
-        static = StaticCache(plain, self.position_1, self._mask_1T)
+        static = StaticKVCache(plain, self.position_1, self._mask_1T)
         self._pairs.append((plain, static))
         return static
 
 
-class StaticCache(Cache):
-    """The KV cache of a `StaticStep`. It takes one token at a time.
+class StaticKVCache(KVCache):
+    """The KV cache of a `StaticDecodeStep`. It takes one token at a time.
 
     Args:
         plain: whose memory it shares; zeroed, since a masked NaN would still reach the output.
@@ -75,20 +75,20 @@ class StaticCache(Cache):
         mask_1T: 0 for the positions up to it, -inf for the others.
     """
 
-    def __init__(self, plain: Cache, position_1: Integer[Tensor, " 1"], mask_1T: Float[Tensor, "1 T"]):
-        layers = [StaticKeyValueCache(layer.both_2BHTD.zero_(), position_1, mask_1T) for layer in plain]
+    def __init__(self, plain: KVCache, position_1: Integer[Tensor, " 1"], mask_1T: Float[Tensor, "1 T"]):
+        layers = [StaticLayerKVCache(layer.both_2BHTD.zero_(), position_1, mask_1T) for layer in plain.layers]
         super().__init__(layers, plain.before_BR.clone())
         self._position_1 = position_1
 
     def positions(self, start: int, end: int) -> Integer[Tensor, " 1"]:
         return self._position_1
 
-    def remember(self, tokens_BT: Integer[Tensor, "B 1"]) -> None:
+    def append(self, tokens_BT: Integer[Tensor, "B 1"]) -> None:
         self.before_BR.copy_(torch.cat((self.before_BR, tokens_BT), dim=1)[:, 1:])
 
 
-class StaticKeyValueCache(KeyValueCache):
-    """One layer of a `StaticCache`. Its `length` stays 0: `position_1` takes its place."""
+class StaticLayerKVCache(LayerKVCache):
+    """One layer of a `StaticKVCache`. Its `length` stays 0: `position_1` takes its place."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class StaticKeyValueCache(KeyValueCache):
         self._keys_BHTD, self._values_BHTD = both_2BHTD
         self._position_1, self._mask_1T = position_1, mask_1T
 
-    def extend(
+    def append(
         self, keys_BHTD: Float[Tensor, "B H 1 D"], values_BHTD: Float[Tensor, "B H 1 D"]
     ) -> Float[Tensor, "2 B H S D"]:
         """Writes one token; gives the keys and the values of the whole block."""

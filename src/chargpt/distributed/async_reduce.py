@@ -5,12 +5,12 @@ import os
 import torch
 import torch.distributed as dist
 
-from chargpt.errors import Failed
+from chargpt.errors import TrainingError
 
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"  # the network interface that each of them takes
 
 
-class RankAgreement:
+class AsyncMaxReduce:
     """The largest value over all ranks of a few numbers, one call late.
 
     The all-reduce goes by the CPUs and runs beside the step, so that neither the host nor a GPU waits for it. All
@@ -60,7 +60,7 @@ def _new_gloo_group() -> dist.ProcessGroup:
         return dist.new_group(backend="gloo")
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise Failed(
+        raise TrainingError(
             f"the ranks cannot reach each other by gloo ({reason}): set {GLOO} to the network interface that all "
             f"nodes share, for example {GLOO}=eth0"
         ) from error

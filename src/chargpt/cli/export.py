@@ -1,0 +1,54 @@
+"""export.py: writes the weights of a trained model to a safetensors file."""
+
+from pathlib import Path
+
+from chargpt.checkpoint import safetensors_file
+from chargpt.errors import UserError
+from chargpt.inference.export import export_model
+from chargpt.inference.pretrained import latest_run, load
+from chargpt.utils.paths import printable, resolve_path
+
+
+def export(run: str, file: str | None) -> None:
+    """Writes the file, and prints where it went and what is in it.
+
+    Args:
+        file: None for `model.safetensors` in the run directory, or for a file beside the checkpoint that `run` is.
+
+    Raises:
+        Mistake: no such run, or the file cannot be written, or would take another's place.
+    """
+    source = latest_run() if run == "latest" else resolve_path("run", run)
+    trained = load(source)
+    if file is not None:
+        path = resolve_path("file", file)
+    elif source.is_dir():
+        path = source / f"model{safetensors_file.SUFFIX}"
+    else:
+        path = source.with_suffix(safetensors_file.SUFFIX)
+    try:
+        _check(path)
+        digest = export_model(trained, path)
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}. Choose another: file=FILE") from error
+    numbers = sum(weight.numel() for weight in trained.model.parameters())
+    rows = {
+        "run": trained.path,
+        "weights": f"{numbers:,} after {trained.step:,} steps",
+        "file": path,
+        "size": f"{size:,} bytes",
+        "sha256": f"{digest} of its content",
+    }
+    for key, value in rows.items():
+        print(f"{key:>10}  {printable(str(value))}")
+
+
+def _check(path: Path) -> None:
+    """Raises `UserError` if there is no place for the file; only an earlier export gives way to it."""
+    if path.is_dir():
+        raise UserError(f"file={path} is a folder: name the file as well, file={path / 'model.safetensors'}")
+    if not path.parent.is_dir():
+        raise UserError(f"file={path}: there is no folder {path.parent} (looked from {Path.cwd()})")
+    if path.exists() and not (path.is_file() and safetensors_file.is_safetensors(path)):
+        raise UserError(f"file={path} is there, and is no safetensors file to be replaced: choose another name")

@@ -1,0 +1,16 @@
+"""Visualize a trained model: python visualize.py --help"""
+
+from omegaconf import DictConfig
+
+from chargpt.cli.app import entry_point
+
+
+@entry_point("visualize")
+def main(config: DictConfig) -> None:
+    from chargpt.cli.visualize import visualize
+
+    visualize(**config)
+
+
+if __name__ == "__main__":
+    main()
