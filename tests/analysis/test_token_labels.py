@@ -1,4 +1,4 @@
-"""Characters in a picture: none is invisible, each is of a kind."""
+"""Token labels are visible, and every character has a class."""
 
 import unicodedata
 
@@ -15,13 +15,13 @@ def test_spaces_and_line_breaks_are_visible():
 
 
 @given(st.text())
-def test_each_character_leaves_one_mark(text):
-    shown = make_visible(text)
-    assert len(shown) == len(text)
-    assert all(unicodedata.category(c)[0] not in "CZ" for c in shown)
+def test_each_character_becomes_one_visible_character(text):
+    visible = make_visible(text)
+    assert len(visible) == len(text)
+    assert all(unicodedata.category(c)[0] not in "CZ" for c in visible)
 
 
-def test_labels_are_those_of_the_tokens_in_order():
+def test_labels_follow_the_order_of_the_tokens():
     text = "What ho!\n"
     tokenizer = CharTokenizer.from_text(text)
     assert token_labels(tokenizer.encode(text), tokenizer) == list("What␣ho!↵")
@@ -39,11 +39,11 @@ def test_labels_are_those_of_the_tokens_in_order():
         ("愛ا\x07", "other"),
     ],
 )
-def test_the_kind_of_a_character(characters, expected):
+def test_character_class(characters, expected):
     assert {character_class(c) for c in characters} == {expected}
 
 
 @given(st.text())
-def test_every_token_is_of_some_kind(text):
-    kinds = {"vowel", "consonant", "capital", "digit", "space", "punctuation", "other"}
-    assert character_class(text) in kinds
+def test_every_token_has_a_class(text):
+    classes = {"vowel", "consonant", "capital", "digit", "space", "punctuation", "other"}
+    assert character_class(text) in classes

@@ -1,4 +1,4 @@
-"""Saved configs of earlier versions are read as this version would write them."""
+"""Saved configs and checkpoints of earlier versions are translated to the current names."""
 
 import importlib
 
@@ -19,11 +19,11 @@ from chargpt.checkpoint.migrations import (
     migrate_target,
 )
 from tests.conftest import REPO
-from tests.inference.architectures import made
+from tests.inference.architectures import build_model
 
 
 @pytest.mark.parametrize(("old", "new"), MODULES.items())
-def test_a_module_that_has_moved_is_where_the_table_says(old, new):
+def test_moved_modules_are_importable_under_their_new_name_only(old, new):
     importlib.import_module(new)
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(old)
@@ -31,18 +31,18 @@ def test_a_module_that_has_moved_is_where_the_table_says(old, new):
 
 
 @pytest.mark.parametrize(("old", "new"), TARGETS.items())
-def test_a_target_that_has_moved_by_itself_is_where_the_table_says(old, new):
+def test_moved_targets_exist_under_their_new_name(old, new):
     module, _, name = new.rpartition(".")
     assert callable(getattr(importlib.import_module(module), name))
     assert migrate_target(old) == new
 
 
 @pytest.mark.parametrize("target", ["chargpt.model.transformer.Transformer", "torch.nn.GELU", "plain", ""])
-def test_what_has_not_moved_keeps_its_name(target):
+def test_other_targets_are_unchanged(target):
     assert migrate_target(target) == target
 
 
-def test_targets_are_translated_wherever_they_stand_and_nothing_else_is():
+def test_nested_targets_are_translated_and_other_values_are_not():
     old = {
         "_target_": "chargpt.training.muon.muon",
         "parts": [{"_target_": "chargpt.model.values.ValueEmbedding", "name": "chargpt.training.muon.muon"}, 3],
@@ -57,22 +57,22 @@ def test_targets_are_translated_wherever_they_stand_and_nothing_else_is():
     assert migrate(new) == new
 
 
-def test_the_settings_of_a_model_are_renamed_and_those_of_another_are_not():
-    parts = {"n_grams": None, "values": {"share": 0.5}, "skips": None, "logits": None, "n_layer": 2}
-    renamed = {
+def test_only_the_settings_of_chargpt_models_are_renamed():
+    old = {"n_grams": None, "values": {"share": 0.5}, "skips": None, "logits": None, "n_layer": 2}
+    new = {
         "ngram_embedding": None,
         "value_residual": {"share": 0.5},
         "unet_skips": None,
         "softcap": None,
         "n_layer": 2,
     }
-    ours, theirs = {"_target_": "chargpt.model.ensemble.Ensemble"}, {"_target_": "my_model.MyModel"}
-    assert migrate({"config": {"model": ours | parts}}) == {"config": {"model": ours | renamed}}
-    assert migrate({"model": theirs | parts}) == {"model": theirs | parts}
+    ensemble, other = {"_target_": "chargpt.model.ensemble.Ensemble"}, {"_target_": "my_model.MyModel"}
+    assert migrate({"config": {"model": ensemble | old}}) == {"config": {"model": ensemble | new}}
+    assert migrate({"model": other | old}) == {"model": other | old}
 
 
 @pytest.mark.parametrize(("old", "new"), [*SETTINGS.items(), *GROUPS.items()])
-def test_a_renamed_setting_or_group_exists_under_its_new_name_alone(old, new):
+def test_renamed_settings_and_groups_exist_under_their_new_name_only(old, new):
     with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
         config = compose("train", ["model=gpt_modern"])
     if "/" in new:
@@ -95,7 +95,7 @@ def test_a_renamed_setting_or_group_exists_under_its_new_name_alone(old, new):
         ("model.logits=null", "model.softcap=null"),
     ],
 )
-def test_overrides_are_translated_to_the_new_names_and_back(old, new):
+def test_overrides_are_translated_to_the_current_names_and_back(old, new):
     assert migrate_override(old) == migrate_override(new) == new
     assert legacy_override(new) == legacy_override(old) == old
 
@@ -112,17 +112,17 @@ def test_overrides_are_translated_to_the_new_names_and_back(old, new):
         "",
     ],
 )
-def test_other_overrides_stay_as_they_are(override):
+def test_other_overrides_are_unchanged(override):
     assert migrate_override(override) == legacy_override(override) == override
 
 
-def test_a_key_is_translated_with_all_below_it():
+def test_nested_settings_are_translated():
     assert migrate_key("model.values.share") == "model.value_residual.share"
     assert migrate_key("model.values_of_mine") == "model.values_of_mine"
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "members.1.", "model.members.12."])
-def test_state_dict_keys_are_renamed_in_their_order(prefix):
+def test_state_dict_keys_are_renamed_in_the_same_order(prefix):
     old = [
         *("n_grams.tables.0.weight", "values.1.embedding.weight", "values.1.share", "skips.weights_S"),
         *("blocks.0.attention.qkv.weight", "blocks.0.attention.projection.bias"),
@@ -137,15 +137,15 @@ def test_state_dict_keys_are_renamed_in_their_order(prefix):
     ]
     state = {f"{prefix}{key}": torch.tensor(i) for i, key in enumerate(old)}
     config = {"model": {"_target_": "chargpt.model.transformer.Transformer"}}
-    found = migrate_state_dict(state, config)
-    assert list(found) == [f"{prefix}{key}" for key in new]
-    assert [value.item() for value in found.values()] == list(range(len(old)))
-    assert migrate_state_dict(found, config) == found
+    migrated = migrate_state_dict(state, config)
+    assert list(migrated) == [f"{prefix}{key}" for key in new]
+    assert [value.item() for value in migrated.values()] == list(range(len(old)))
+    assert migrate_state_dict(migrated, config) == migrated
     assert migrate_state_dict(state, {"model": {"_target_": "my_model.MyModel"}}) is state
 
 
-def test_the_new_names_are_those_of_the_model():
-    model = made(["model=gpt_modern", "model/unet_skips=u_net", "model/feed_forward=swiglu"])
+def test_the_current_state_dict_keys_exist_in_the_model():
+    model = build_model(["model=gpt_modern", "model/unet_skips=u_net", "model/feed_forward=swiglu"])
     keys = " ".join(model.state_dict())
     for name in ("ngram_embedding.", "value_residual.", "unet_skips.", "qkv_proj.", "out_proj."):
         assert name in keys

@@ -1,4 +1,4 @@
-"""Plain data, and what is none."""
+"""Values that are plain data, and values that are not."""
 
 import pytest
 import torch
@@ -12,29 +12,29 @@ PLAIN = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.
 
 
 @given(PLAIN)
-def test_what_json_can_say_is_plain(value):
+def test_json_values_are_plain(value):
     assert find_non_plain(value, "config") == ""
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         ({"a": [{"b": torch.zeros(1)}]}, "config.a[0].b is a Tensor"),
         ({"a": {3: 1}}, "config.a has the key 3"),
-        ({"a": "x${oc.env:HOME}"}, "config.a='x${oc.env:HOME}' is to be looked up"),
+        ({"a": "x${oc.env:HOME}"}, "config.a='x${oc.env:HOME}' is an interpolation"),
         ({"a": (1, 2)}, "config.a is a tuple"),
         (b"bytes", "config is a bytes"),
     ],
 )
-def test_what_is_not_is_told_with_its_place(value, told):
-    assert find_non_plain(value, "config").startswith(told)
+def test_other_values_are_reported_with_their_path(value, message):
+    assert find_non_plain(value, "config").startswith(message)
 
 
-def test_a_vocabulary_may_have_any_characters():
+def test_a_vocabulary_may_contain_any_characters():
     assert find_non_plain({"characters": "${}"}, "tokenizer") == ""
 
 
-def test_what_holds_itself_is_not_plain():
-    endless: list = []
-    endless.append(endless)
-    assert find_non_plain(endless, "config") == "config has no bottom"
+def test_a_list_that_contains_itself_is_not_plain():
+    recursive: list = []
+    recursive.append(recursive)
+    assert find_non_plain(recursive, "config") == "config is nested too deeply"

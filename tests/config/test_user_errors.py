@@ -179,15 +179,15 @@ SAMPLES = {
     "a name that no run can have": (f"run={'long' * 80}", "File name too long"),
     "half a checkpoint": ("run=FILES/half", "damaged"),
     "garbage for a checkpoint": ("run=FILES/garbage", "damaged"),
-    "another's checkpoint": ("run=FILES/others", "not a checkpoint of this bench"),
-    "a checkpoint without config": ("run=FILES/no_config", "not a checkpoint of this bench"),
+    "another's checkpoint": ("run=FILES/others", "not a chargpt checkpoint"),
+    "a checkpoint without config": ("run=FILES/no_config", "not a chargpt checkpoint"),
     "a pickle that runs code": ("run=FILES/pickle", "nothing was loaded"),
     "a checkpoint that runs code": ("run=FILES/code", "nothing was loaded"),
     "a config that runs code": ("run=FILES/target", "os.system"),
     "a config that writes a file": ("run=FILES/writer", "may be built"),
     "weights of another size": ("run=FILES/misfit", "fit"),
     "half an export": ("run=FILES/half.safetensors", "damaged"),
-    "another's weights": ("run=FILES/others.safetensors", "not one of this bench"),
+    "another's weights": ("run=FILES/others.safetensors", "not written by chargpt"),
 }
 
 MEASURES = {

@@ -1,4 +1,4 @@
-"""Small models of any parts in conf/model/, with weights large enough for every part to matter."""
+"""Builds small models from any components in conf/model/, with weights large enough for each to have an effect."""
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -9,7 +9,7 @@ from chargpt.config.instantiate import instantiate
 from chargpt.model.language_model import LanguageModel
 from tests.conftest import REPO
 
-CHOICES = {
+OPTIONS = {
     group.name: sorted(file.stem for file in group.glob("*.yaml"))
     for group in sorted((REPO / "conf" / "model").iterdir())
     if group.is_dir()
@@ -17,11 +17,11 @@ CHOICES = {
 FLAGS = ["embedding_norm", "final_norm", "residual"]
 
 
-def made(words: list[str], n_embd: int = 24, block_size: int = 16) -> LanguageModel:
+def build_model(overrides: list[str], n_embd: int = 24, block_size: int = 16) -> LanguageModel:
     sizes = ["model.n_layer=3", f"model.n_embd={n_embd}", f"model.block_size={block_size}", "model.dropout=0.1"]
-    heads = [] if "+lecture=head" in words else ["model.n_head=3"]
+    heads = [] if "+lecture=head" in overrides else ["model.n_head=3"]
     with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
-        config = compose("train", [*words, *sizes, *heads])
+        config = compose("train", [*overrides, *sizes, *heads])
     torch.manual_seed(0)
     model = instantiate(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=11).eval()
     with torch.no_grad():
@@ -32,11 +32,11 @@ def made(words: list[str], n_embd: int = 24, block_size: int = 16) -> LanguageMo
 
 @st.composite
 def architectures(draw: st.DrawFn) -> list[str]:
-    """Overrides: one choice of each group, and the switches of a Transformer."""
+    """Overrides that select one option of each group and set the flags of a Transformer."""
     model = draw(st.sampled_from(["gpt_nano", "gpt_ensemble"]))
-    words = [f"model={model}", *(["model.members=2"] if model == "gpt_ensemble" else [])]
-    words += [f"model/{group}={draw(st.sampled_from(names))}" for group, names in CHOICES.items()]
-    words += [f"++model.{flag}={draw(st.booleans())}" for flag in FLAGS]
+    overrides = [f"model={model}", *(["model.members=2"] if model == "gpt_ensemble" else [])]
+    overrides += [f"model/{group}={draw(st.sampled_from(names))}" for group, names in OPTIONS.items()]
+    overrides += [f"++model.{flag}={draw(st.booleans())}" for flag in FLAGS]
     tied = draw(st.booleans())
     bias = not tied and draw(st.booleans())
-    return [*words, f"model.tie_weights={tied}", f"model.bias={bias}"]
+    return [*overrides, f"model.tie_weights={tied}", f"model.bias={bias}"]

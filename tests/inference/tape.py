@@ -1,4 +1,4 @@
-"""A CUDA graph's stand-in for the CPU: the operations of one run, repeated on the same memory."""
+"""Replaces a CUDA graph on the CPU: records the operations of one call, and repeats them on the same memory."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class Tape(TorchDispatchMode):
-    """Like a CUDA graph it knows operations and memory, and nothing of the Python that called them.
+    """Records operations and their memory, like a CUDA graph, but no Python code.
 
-    A number that Python computed is repeated as it was, and so is a tensor that did not come from static memory.
+    A number that Python computed keeps its recorded value, and so does a tensor outside of static memory.
     """
 
     def __init__(self):
@@ -25,17 +25,17 @@ class Tape(TorchDispatchMode):
     @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, results in self._operations:
-            again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
+            new_results = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(results), tree_leaves(new_results), strict=True):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
 
-def record(run: Callable[[], None], reset: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Takes the place of `chargpt.inference.cuda_graph.capture`."""
+def record(func: Callable[[], None], reset: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Replaces `chargpt.inference.cuda_graph.capture`."""
     reset()
-    run()
+    func()
     reset()
     with Tape() as tape:
-        run()
+        func()
     return tape.replay

@@ -1,4 +1,4 @@
-"""One token at a time against the model's own forward pass, for every part a model can have."""
+"""Decoding one token at a time, compared to the forward pass of the model, for all components of a model."""
 
 import pytest
 import torch
@@ -8,10 +8,10 @@ from chargpt.errors import UserError
 from chargpt.inference import decode
 from chargpt.inference.context import Context
 from chargpt.inference.decode import DecodeStep
-from tests.inference.architectures import made
+from tests.inference.architectures import build_model
 
 NANO = "model=gpt_nano"
-PARTS = [
+ARCHITECTURES = [
     [NANO],
     ["model=gpt_small"],
     [NANO, "model/position=rotary"],
@@ -41,9 +41,9 @@ PARTS = [
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-@pytest.mark.parametrize("words", PARTS, ids=" ".join)
-def test_it_gives_the_models_logits(words, batch_size):
-    model = made(words)
+@pytest.mark.parametrize("overrides", ARCHITECTURES, ids=" ".join)
+def test_logits_are_equal_to_the_forward_pass(overrides, batch_size):
+    model = build_model(overrides)
     assert DecodeStep.supports(model)
     tokens_BT = torch.randint(11, (batch_size, 16), generator=torch.Generator().manual_seed(1))
     cache, step = model.new_cache(batch_size), DecodeStep.create(model, batch_size)
@@ -54,17 +54,17 @@ def test_it_gives_the_models_logits(words, batch_size):
         )
 
 
-class Halved(torch.nn.LayerNorm):
-    """Somebody's own norm."""
+class HalvedLayerNorm(torch.nn.LayerNorm):
+    """A norm defined by a user."""
 
     def forward(self, x):
         return super().forward(x) / 2
 
 
-def test_a_norm_of_somebodys_own_is_called_as_it_is():
-    model = made([])
+def test_a_norm_defined_by_a_user_is_called():
+    model = build_model([])
     for block in model.blocks:
-        block.attention_norm.__class__ = Halved
+        block.attention_norm.__class__ = HalvedLayerNorm
     tokens_BT = torch.arange(8)[None] % 11
     cache, step = model.new_cache(1), DecodeStep(model, 1)
     rows = [step(tokens_BT[:, t], cache) for t in range(8)]
@@ -72,26 +72,26 @@ def test_a_norm_of_somebodys_own_is_called_as_it_is():
 
 
 @pytest.mark.parametrize("window", ["half", "exact"])
-@pytest.mark.parametrize("words", [["model=bigram"], *PARTS], ids=" ".join)
-def test_a_context_past_two_blocks_gives_the_logits_of_a_full_pass_over_its_window(words, window):
+@pytest.mark.parametrize("overrides", [["model=bigram"], *ARCHITECTURES], ids=" ".join)
+def test_a_context_beyond_two_blocks_has_the_logits_of_a_full_pass_over_its_window(overrides, window):
     model = (
-        made(words)
-        if words != ["model=bigram"]
+        build_model(overrides)
+        if overrides != ["model=bigram"]
         else instantiate({"_target_": "chargpt.model.bigram.Bigram", "block_size": 16}, "model", vocab_size=11).eval()
     )
     tokens_N = torch.randint(11, (50,), generator=torch.Generator().manual_seed(2))
-    context, seen = Context(model, 1, window), 0
+    context, length = Context(model, 1, window), 0
     for end in range(3, 51):
         new_BT = tokens_N[None, 0 if end == 3 else end - 1 : end]
-        seen += new_BT.shape[1]
-        if seen > 16:
-            seen = 8 if window == "half" else 16
-        expected_V = model(tokens_N[None, end - seen : end])[0, -1]
+        length += new_BT.shape[1]
+        if length > 16:
+            length = 8 if window == "half" else 16
+        expected_V = model(tokens_N[None, end - length : end])[0, -1]
         torch.testing.assert_close(context.extend(new_BT)[0], expected_V, atol=1e-4, rtol=3e-5)
 
 
-def test_every_character_sees_at_least_half_a_block():
-    model, widths = made([]), []
+def test_every_token_has_a_context_of_at_least_half_a_block():
+    model, widths = build_model([]), []
     forward = model.forward
     model.forward = lambda tokens_BT, cache=None: widths.append(tokens_BT.shape[1]) or forward(tokens_BT, cache)
     context = Context(model, 1)
@@ -102,24 +102,24 @@ def test_every_character_sees_at_least_half_a_block():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("words", [[], ["model=gpt_small"]], ids=" ".join)
-def test_int8_weights_are_within_their_rounding(words, batch_size):
-    model = made(words, n_embd=96)
+@pytest.mark.parametrize("overrides", [[], ["model=gpt_small"]], ids=" ".join)
+def test_int8_logits_are_within_the_quantization_error(overrides, batch_size):
+    model = build_model(overrides, n_embd=96)
     tokens_BT = torch.randint(11, (batch_size, 10), generator=torch.Generator().manual_seed(1))
     cache, step = model.new_cache(batch_size), DecodeStep(model, batch_size, "int8")
     for t in range(10):
-        found_BV = step(tokens_BT[:, t], cache)
+        actual_BV = step(tokens_BT[:, t], cache)
     expected_BV = model(tokens_BT)[:, -1]
     spread = expected_BV.std()
-    assert 0 < (found_BV - expected_BV).abs().max() < 0.1 * spread
+    assert 0 < (actual_BV - expected_BV).abs().max() < 0.1 * spread
 
 
-def test_rows_that_the_int8_product_cannot_read_are_refused():
+def test_int8_requires_channels_in_multiples_of_32():
     with pytest.raises(UserError, match="multiples of 32"):
-        Context(made([]), 1, quantize="int8")
+        Context(build_model([]), 1, quantize="int8")
 
 
-def test_a_table_has_nothing_to_quantize():
+def test_a_bigram_model_cannot_be_quantized():
     model = instantiate({"_target_": "chargpt.model.bigram.Bigram"}, "model", vocab_size=11)
     with pytest.raises(UserError, match="quantize=int8"):
         Context(model, 1, quantize="int8")
@@ -127,25 +127,25 @@ def test_a_table_has_nothing_to_quantize():
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch without MKL")
 @pytest.mark.parametrize("bias", [True, False])
-def test_torchs_undocumented_product_with_packed_weights_is_still_a_linear_layer(bias):
+def test_the_undocumented_operator_for_packed_weights_is_a_linear_layer(bias):
     layer, x_BC = torch.nn.Linear(48, 40, bias=bias), torch.randn(3, 48)
     packed = torch.ops.mkl._mkl_reorder_linear_weight(layer.weight.detach(), 3)
-    found_BC = torch.ops.mkl._mkl_linear.default(x_BC, packed, layer.weight, layer.bias, 3)
-    torch.testing.assert_close(found_BC, layer(x_BC), atol=1e-5, rtol=1e-5)
+    actual_BC = torch.ops.mkl._mkl_linear.default(x_BC, packed, layer.weight, layer.bias, 3)
+    torch.testing.assert_close(actual_BC, layer(x_BC), atol=1e-5, rtol=1e-5)
 
 
-def test_torchs_undocumented_product_with_8_bit_weights_is_still_there():
+def test_the_undocumented_operator_for_int8_weights_is_a_scaled_product():
     weight = torch.randint(-127, 128, (40, 64), dtype=torch.int8)
     x_BC, scale_C = torch.randn(3, 64).bfloat16(), torch.rand(40).bfloat16()
-    found_BC = torch.ops.aten._weight_int8pack_mm.default(x_BC, weight, scale_C)
-    assert found_BC.dtype == torch.bfloat16
+    actual_BC = torch.ops.aten._weight_int8pack_mm.default(x_BC, weight, scale_C)
+    assert actual_BC.dtype == torch.bfloat16
     expected_BC = torch.nn.functional.linear(x_BC.float(), weight.float()) * scale_C.float()
-    torch.testing.assert_close(found_BC.float(), expected_BC, atol=0.1, rtol=0.02)
+    torch.testing.assert_close(actual_BC.float(), expected_BC, atol=0.1, rtol=0.02)
 
 
-def test_without_mkl_several_rows_are_multiplied_all_the_same(monkeypatch):
+def test_several_rows_without_mkl(monkeypatch):
     monkeypatch.setattr(decode, "_has_mkl", lambda: False)
-    model, tokens_B = made([NANO]), torch.tensor([1, 2, 3])
+    model, tokens_B = build_model([NANO]), torch.tensor([1, 2, 3])
     step = DecodeStep(model, 3)
     torch.testing.assert_close(
         step(tokens_B, model.new_cache(3)), model(tokens_B[:, None])[:, -1], atol=1e-4, rtol=3e-5

@@ -1,4 +1,4 @@
-"""evaluate.py: the figures of a trained model, against metrics.json and against a sum by hand."""
+"""evaluate.py: the metrics of a trained model, compared to metrics.json and to an explicit sum."""
 
 import json
 import math
@@ -13,8 +13,8 @@ from chargpt.checkpoint import torch_file
 from chargpt.inference.evaluate import mean_loss
 
 
-def by_hand(trained, text: str) -> float:
-    """Mean loss over the text, one block after the other, each on its own."""
+def reference_loss(trained, text: str) -> float:
+    """Returns the mean loss over the text, computed block by block."""
     tokens_N, T = trained.tokenizer.encode(text).long(), trained.model.block_size
     losses = []
     for start in range(0, len(tokens_N) - 1, T):
@@ -23,51 +23,51 @@ def by_hand(trained, text: str) -> float:
     return torch.cat(losses).mean().item()
 
 
-def figures(out: str) -> dict[str, float]:
+def parse_metrics(out: str) -> dict[str, float]:
     return {name: float(re.search(rf"{name}\s+([\d.]+)", out)[1]) for name in ("loss", "perplexity", "bits")}
 
 
-def test_the_validation_split_gives_the_loss_of_metrics_json(run_cli, finished):
+def test_the_metrics_of_the_validation_split_are_those_of_metrics_json(run_cli, finished):
     outcome = run_cli("evaluate", f"run={finished}")
     assert outcome.code == 0, outcome.err
     metrics = json.loads((finished / "metrics.json").read_text())
-    found = figures(outcome.out)
-    assert found["loss"] == pytest.approx(metrics["val_loss"], abs=1e-4)
-    assert found["bits"] == pytest.approx(metrics["val_bpc"], abs=1e-4)
-    assert found["perplexity"] == pytest.approx(metrics["val_perplexity"], rel=1e-3)
+    printed = parse_metrics(outcome.out)
+    assert printed["loss"] == pytest.approx(metrics["val_loss"], abs=1e-4)
+    assert printed["bits"] == pytest.approx(metrics["val_bpc"], abs=1e-4)
+    assert printed["perplexity"] == pytest.approx(metrics["val_perplexity"], rel=1e-3)
 
 
-def test_the_loss_of_metrics_json_is_that_of_the_best_checkpoint_over_the_last_tenth_of_the_text(finished, text):
+def test_val_loss_is_the_loss_of_the_best_checkpoint_on_the_last_tenth_of_the_text(finished, text):
     trained = chargpt.load(finished)
     last_tenth = text[int(0.9 * len(text)) :]
     recorded = json.loads((finished / "metrics.json").read_text())["val_loss"]
     assert mean_loss(trained.model, trained.tokenizer.encode(last_tenth), 16384) == pytest.approx(recorded, abs=1e-5)
-    assert by_hand(trained, last_tenth) == pytest.approx(recorded, abs=1e-5)
+    assert reference_loss(trained, last_tenth) == pytest.approx(recorded, abs=1e-5)
 
 
-def test_a_checkpoint_that_says_less_of_its_validation_is_measured_all_the_same(run_cli, finished, tmp_path):
+def test_a_checkpoint_without_validation_tokens_in_its_config_can_be_evaluated(run_cli, finished, tmp_path):
     content = torch_file.read(finished / "checkpoints" / "best.ckpt")
     del content["chargpt"]["config"]["data"]["validation_tokens"]
     torch_file.save(content, tmp_path / "older.ckpt")
     outcome = run_cli("evaluate", f"run={tmp_path / 'older.ckpt'}")
     assert outcome.code == 0, outcome.err
-    assert figures(outcome.out) == figures(run_cli("evaluate", f"run={finished}").out)
+    assert parse_metrics(outcome.out) == parse_metrics(run_cli("evaluate", f"run={finished}").out)
 
 
-def test_another_text_is_measured_whole_with_the_model_s_own_vocabulary(run_cli, finished, tmp_path):
+def test_another_text_is_evaluated_completely_with_the_vocabulary_of_the_model(run_cli, finished, tmp_path):
     text = "What is the king to love.\n" * 5
     (tmp_path / "other.txt").write_text(text)
     outcome = run_cli("evaluate", f"run={finished}", "data=text_file", "data.path=other.txt", "split=all")
     assert outcome.code == 0, outcome.err
-    expected = by_hand(chargpt.load(finished), text)
-    assert figures(outcome.out)["loss"] == pytest.approx(expected, abs=1e-4)
-    assert figures(outcome.out)["bits"] == pytest.approx(expected / math.log(2), abs=1e-4)
+    expected = reference_loss(chargpt.load(finished), text)
+    assert parse_metrics(outcome.out)["loss"] == pytest.approx(expected, abs=1e-4)
+    assert parse_metrics(outcome.out)["bits"] == pytest.approx(expected / math.log(2), abs=1e-4)
     assert f"{len(text) - 1} predictions" in outcome.out
 
 
 @pytest.mark.parametrize("tokens_per_pass", [1, 16, 100, 10**6])
-def test_the_loss_does_not_depend_on_how_many_blocks_go_through_at_once(finished, text, tokens_per_pass):
+def test_the_loss_does_not_depend_on_tokens_per_pass(finished, text, tokens_per_pass):
     trained = chargpt.load(finished)
-    part = text[:333]
-    found = mean_loss(trained.model, trained.tokenizer.encode(part), tokens_per_pass)
-    assert found == pytest.approx(by_hand(trained, part), abs=1e-5)
+    text = text[:333]
+    loss = mean_loss(trained.model, trained.tokenizer.encode(text), tokens_per_pass)
+    assert loss == pytest.approx(reference_loss(trained, text), abs=1e-5)

@@ -1,4 +1,4 @@
-"""export.py: the file is the model, wherever it is used."""
+"""export.py: an exported file contains the same model."""
 
 import json
 import re
@@ -24,20 +24,20 @@ SMALL = ["model.n_layer=2", "model.n_head=2", "model.n_embd=16"]
 
 
 def untrained(model: str, *overrides: str) -> PretrainedModel:
-    """The model that `train.py model=...` would begin with, its first weights stirred."""
+    """Returns the initial model of `train.py model=...`, with noise added to its weights."""
     with hydra.initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
         composed = hydra.compose("train", [f"model={model}", "model.block_size=8", *overrides])
     settings = OmegaConf.to_container(composed.model, resolve=True)
     tokenizer = CharTokenizer("\n !'?abcdefÄ☃\U0001f0a1")
     torch.manual_seed(0)
     module = instantiate(settings, "model", vocab_size=tokenizer.vocab_size).eval().requires_grad_(False)
-    for weight in module.parameters():  # those that begin at 0 are told apart too
+    for weight in module.parameters():  # so that weights initialized to 0 differ
         weight.add_(torch.randn_like(weight), alpha=0.1)
     config = {key: {} for key in SAVED_KEYS} | {"name": model, "seed": 0, "model": settings}
     return PretrainedModel(module, tokenizer, config, 7, Path("nowhere.ckpt"), "0" * 64)
 
 
-def same(one: PretrainedModel, other: PretrainedModel) -> None:
+def assert_same(one: PretrainedModel, other: PretrainedModel) -> None:
     weights = other.model.state_dict()
     assert weights.keys() == one.model.state_dict().keys()
     for name, weight in one.model.state_dict().items():
@@ -48,11 +48,11 @@ def same(one: PretrainedModel, other: PretrainedModel) -> None:
     assert other.generate("a", 40, seed=3) == one.generate("a", 40, seed=3)
 
 
-def test_a_trained_model_is_the_same_from_its_export(finished, tmp_path):
+def test_an_export_of_a_trained_run_contains_the_same_model(finished, tmp_path):
     trained = load(finished)
     export_model(trained, tmp_path / "model.safetensors")
     exported = chargpt.load(tmp_path / "model.safetensors")
-    same(trained, exported)
+    assert_same(trained, exported)
     assert not exported.model.training
     assert exported.path == tmp_path / "model.safetensors"
 
@@ -69,22 +69,22 @@ def test_a_trained_model_is_the_same_from_its_export(finished, tmp_path):
         ("gpt_ensemble", [*SMALL, "model.tie_weights=true"]),
     ],
 )
-def test_every_kind_of_model_is_the_same_from_its_export(tmp_path, model, overrides):
+def test_an_export_of_any_model_contains_the_same_model(tmp_path, model, overrides):
     trained = untrained(model, *overrides)
     export_model(trained, tmp_path / "model.safetensors")
-    same(trained, load(tmp_path / "model.safetensors"))
+    assert_same(trained, load(tmp_path / "model.safetensors"))
 
 
-def test_a_tied_weight_is_written_once_and_tied_again(tmp_path):
+def test_a_tied_weight_is_exported_once_and_tied_when_loaded(tmp_path):
     trained = untrained("gpt_nano", *SMALL)
     export_model(trained, tmp_path / "a.safetensors")
     names = load_file(tmp_path / "a.safetensors").keys()
     assert trained.model.state_dict().keys() - names == {"head.weight"}
-    again = load(tmp_path / "a.safetensors").model
-    assert again.head.weight is again.token_embedding.weight
+    loaded = load(tmp_path / "a.safetensors").model
+    assert loaded.head.weight is loaded.token_embedding.weight
 
 
-def test_the_same_model_has_the_same_digest_and_another_has_another(tmp_path):
+def test_the_digest_depends_on_the_model_only(tmp_path):
     trained, path = untrained("bigram"), tmp_path / "a.safetensors"
     digest = export_model(trained, path)
     assert export_model(load(path), path) == digest
@@ -92,26 +92,26 @@ def test_the_same_model_has_the_same_digest_and_another_has_another(tmp_path):
     assert export_model(trained, path) != digest
 
 
-def test_it_loads_without_lightning_or_hydra(tmp_path):
+def test_an_export_loads_without_lightning_or_hydra(tmp_path):
     export_model(untrained("gpt_modern", *SMALL), tmp_path / "model.safetensors")
     script = (
         "import sys, chargpt\n"
         "print(chargpt.load('model.safetensors').generate('a', 5))\n"
         "assert not {'lightning', 'hydra', 'omegaconf', 'torchmetrics'} & set(sys.modules), sorted(sys.modules)\n"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False, encoding="utf-8"
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of its own, to write into."""
+    """A copy of a finished run, for tests that write into it."""
     return shutil.copytree(finished, tmp_path / "outputs" / "run")
 
 
-def test_the_last_run_is_exported_into_its_directory(run_cli, run):
+def test_the_latest_run_is_exported_into_its_directory(run_cli, run):
     outcome = run_cli("export")
     assert outcome.code == 0, outcome.err
     path = Path("outputs/run/model.safetensors")
@@ -121,16 +121,16 @@ def test_the_last_run_is_exported_into_its_directory(run_cli, run):
     assert rows["size"] == f"{path.stat().st_size:,} bytes"
     metrics = json.loads((run / "metrics.json").read_text())
     assert rows["weights"] == f"{metrics['parameters']:,} after {metrics['best_step']:,} steps"
-    same(load(run), load(path))
+    assert_same(load(run), load(path))
 
 
-def test_a_checkpoint_is_exported_beside_itself_and_an_earlier_export_is_replaced(run_cli, run):
+def test_a_checkpoint_is_exported_next_to_itself_and_replaces_an_earlier_export(run_cli, run):
     checkpoint = run / "checkpoints" / "last.ckpt"
     before = checkpoint.read_bytes()
     for _ in range(2):
         outcome = run_cli("export", f"run={checkpoint}")
         assert outcome.code == 0, outcome.err
-    same(load(checkpoint), load(run / "checkpoints" / "last.safetensors"))
+    assert_same(load(checkpoint), load(run / "checkpoints" / "last.safetensors"))
     assert checkpoint.read_bytes() == before
 
 
@@ -140,34 +140,34 @@ def test_the_file_may_have_any_name(run_cli, run, tmp_path):
         outcome = run_cli("export", f"run={run}", f"file={name}")
         assert outcome.code == 0, outcome.err
         assert f"{name}\n" in outcome.out
-        same(load(run), load(tmp_path / name))
+        assert_same(load(run), load(tmp_path / name))
 
 
-def test_the_other_verbs_take_the_file_for_the_run(run_cli, run):
+def test_the_other_commands_accept_an_export_as_the_run(run_cli, run):
     assert run_cli("export", f"run={run}", "file=model").code == 0
-    words = ["prompt=The ", "max_new_tokens=30"]
-    sample = run_cli("sample", "run=model", *words)
+    overrides = ["prompt=The ", "max_new_tokens=30"]
+    sample = run_cli("sample", "run=model", *overrides)
     assert sample.code == 0, sample.err
-    assert sample.out == run_cli("sample", f"run={run}", *words).out
-    measured = run_cli("evaluate", "run=model")
-    assert measured.code == 0, measured.err
-    assert measured.out.splitlines()[1:] == run_cli("evaluate", f"run={run}").out.splitlines()[1:]
-    look = run_cli("visualize", "run=model", "text=The king", "folder=pictures")
-    assert look.code == 0, look.err
+    assert sample.out == run_cli("sample", f"run={run}", *overrides).out
+    evaluation = run_cli("evaluate", "run=model")
+    assert evaluation.code == 0, evaluation.err
+    assert evaluation.out.splitlines()[1:] == run_cli("evaluate", f"run={run}").out.splitlines()[1:]
+    visualization = run_cli("visualize", "run=model", "text=The king", "folder=pictures")
+    assert visualization.code == 0, visualization.err
     assert Path("pictures/surprise.png").exists()
 
 
 @pytest.mark.parametrize("name", ["best.ckpt", "notes.txt"])
-def test_nothing_but_an_earlier_export_gives_way(run_cli, run, tmp_path, name):
-    there = shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / name)
-    before = Path(there).read_bytes()
+def test_only_an_earlier_export_is_overwritten(run_cli, run, tmp_path, name):
+    path = shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / name)
+    before = path.read_bytes()
     outcome = run_cli("export", f"run={run}", f"file={name}")
     assert outcome.code == 2
     assert "choose another name" in outcome.err
-    assert Path(there).read_bytes() == before
+    assert path.read_bytes() == before
 
 
-def test_training_does_not_go_on_from_an_export(run_cli, run):
+def test_training_cannot_be_resumed_from_an_export(run_cli, run):
     assert run_cli("export", f"run={run}", "file=model.safetensors").code == 0
     outcome = run_cli("train", "resume=model.safetensors")
     assert outcome.code == 2

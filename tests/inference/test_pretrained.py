@@ -1,4 +1,4 @@
-"""A trained model from its run directory."""
+"""Loading a trained model from its run directory."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from chargpt.errors import UserError
 from chargpt.inference.pretrained import find_checkpoint, latest_run, load
 
 
-def test_a_loaded_model_has_the_weights_of_the_best_checkpoint_and_is_in_eval_mode(finished):
+def test_load_returns_the_best_checkpoint_in_eval_mode(finished):
     trained = chargpt.load(finished)
     saved = torch.load(finished / "checkpoints" / "best.ckpt", weights_only=True)
     for name, weight in trained.model.state_dict().items():
@@ -25,22 +25,22 @@ def test_a_loaded_model_has_the_weights_of_the_best_checkpoint_and_is_in_eval_mo
     assert trained.step == json.loads((finished / "metrics.json").read_text())["best_step"]
 
 
-def test_the_three_lines_work_without_lightning_or_hydra(finished, tmp_path):
+def test_load_and_generate_import_neither_lightning_nor_hydra(finished, tmp_path):
     script = (
         "import sys, chargpt\n"
         "model = chargpt.load(sys.argv[1])\n"
         "print(model.generate('The ', 20))\n"
         "assert not {'lightning', 'hydra', 'omegaconf', 'torchmetrics'} & set(sys.modules), sorted(sys.modules)\n"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script, str(finished)], capture_output=True, text=True, cwd=tmp_path, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("The ")
-    assert len(done.stdout) == len("The ") + 20 + 1
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("The ")
+    assert len(result.stdout) == len("The ") + 20 + 1
 
 
-def test_generate_gives_the_prompt_and_so_many_characters_the_same_for_the_same_seed(finished):
+def test_generate_returns_the_prompt_and_max_new_tokens_characters_reproducibly(finished):
     trained = chargpt.load(finished)
     text = trained.generate("The king", 30, seed=1)
     assert text.startswith("The king")
@@ -49,31 +49,31 @@ def test_generate_gives_the_prompt_and_so_many_characters_the_same_for_the_same_
     assert text != trained.generate("The king", 30, seed=2)
 
 
-def test_without_a_prompt_the_text_begins_with_the_first_character_of_the_vocabulary(finished):
+def test_the_default_prompt_is_the_first_character_of_the_vocabulary(finished):
     assert chargpt.load(finished).generate(max_new_tokens=3)[0] == "\n"
 
 
 @pytest.mark.parametrize(("prompt", "hint"), [("", "empty"), ("war @ love", "'@'")])
-def test_a_prompt_that_cannot_be_said_is_refused_before_anything_is_drawn(finished, prompt, hint):
+def test_an_invalid_prompt_raises_an_error_before_sampling(finished, prompt, hint):
     with pytest.raises(UserError, match=hint):
         chargpt.load(finished).stream(prompt, 5)
 
 
-def test_a_checkpoint_works_alone_wherever_it_was_copied(finished, tmp_path):
-    alone = shutil.copy(finished / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
-    assert load(alone).generate("The", 10) == load(finished).generate("The", 10)
+def test_a_copied_checkpoint_can_be_loaded_on_its_own(finished, tmp_path):
+    copy = shutil.copy(finished / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
+    assert load(copy).generate("The", 10) == load(finished).generate("The", 10)
 
 
-@pytest.mark.parametrize("part", ["torch.nn.Flatten", "torch.nn.CosineSimilarity"])
-def test_parts_that_do_not_go_together_are_told(finished, tmp_path, part):
+@pytest.mark.parametrize("target", ["torch.nn.Flatten", "torch.nn.CosineSimilarity"])
+def test_incompatible_components_raise_an_error(finished, tmp_path, target):
     content = torch_file.read(finished / "checkpoints" / "best.ckpt")
-    content["chargpt"]["config"]["model"]["logits"] = {"_target_": part}
+    content["chargpt"]["config"]["model"]["logits"] = {"_target_": target}
     torch_file.save(content, tmp_path / "odd.ckpt")
     with pytest.raises(UserError, match=r"odd\.ckpt: the model that its config describes cannot be used"):
         load(tmp_path / "odd.ckpt")
 
 
-def test_latest_is_the_run_that_finished_last(tmp_path):
+def test_latest_run_is_the_one_that_finished_last(tmp_path):
     for i, name in enumerate(("b", "a", "c")):
         run = tmp_path / "outputs" / name
         run.mkdir(parents=True)
@@ -84,7 +84,7 @@ def test_latest_is_the_run_that_finished_last(tmp_path):
     assert latest_run(tmp_path / "outputs").name == "a"
 
 
-def test_no_run_at_all_and_a_run_without_checkpoints_say_so(tmp_path):
+def test_missing_runs_and_runs_without_checkpoints_raise_an_error(tmp_path):
     with pytest.raises(UserError, match="no finished run"):
         latest_run(tmp_path)
     with pytest.raises(UserError, match="no run at"):

@@ -1,1 +1,1 @@
-"""Pictures of what a model predicts and attends to."""
+"""Analysis and plots of a model's predictions and attention."""

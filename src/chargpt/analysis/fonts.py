@@ -1,18 +1,16 @@
-"""The fonts of this machine that pictures are written in, and what they cannot write."""
+"""Selects the installed fonts for figures, and replaces characters that they have no glyph for."""
 
 import functools
 
 from matplotlib import font_manager
 
-# The first comes with matplotlib; the others add scripts that it has no glyphs for, where they are installed.
+# The first two come with matplotlib; the others add scripts that these have no glyphs for, if they are installed.
 PREFERRED_FAMILIES = (
     "DejaVu Sans Mono",
     "DejaVu Sans",
     "Noto Sans Mono CJK SC",
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
-)
-PREFERRED_FAMILIES += (
     "WenQuanYi Micro Hei",
     "PingFang SC",
     "Hiragino Sans",
@@ -26,7 +24,7 @@ REPLACEMENT = "�"
 
 @functools.cache
 def font_families() -> list[str]:
-    """The families to write in, matplotlib's own first: for each glyph the first that has it is taken."""
+    """Returns the installed families in order of preference: each glyph is taken from the first family that has it."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return [name for name in PREFERRED_FAMILIES if name in installed]
 
@@ -38,5 +36,5 @@ def _glyphs() -> frozenset[int]:
 
 
 def replace_missing_glyphs(text: str) -> str:
-    """The text with `REPLACEMENT` for each character that no font here can draw."""
+    """Replaces each character that no installed font can draw by `REPLACEMENT`."""
     return "".join(c if ord(c) in _glyphs() else REPLACEMENT for c in text)

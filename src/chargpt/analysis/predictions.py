@@ -1,4 +1,4 @@
-"""What a model expects along a text, and where it looks meanwhile."""
+"""Computes a model's predictions and attention weights along a text."""
 
 import torch
 from jaxtyping import Float, Integer
@@ -11,9 +11,9 @@ from chargpt.model.language_model import LanguageModel
 
 @torch.no_grad()
 def log_probabilities(model: LanguageModel, tokens_T: Integer[Tensor, " T"]) -> Float[Tensor, "T V"]:
-    """Natural logarithms of the probabilities of each token that could follow each prefix of the text.
+    """Returns the log probabilities, in nats, of every possible next token after each prefix of the text.
 
-    Row t is what comes after tokens 0 .. t. As in sampling, a prefix longer than `block_size` is cropped to its
+    Row t is the prediction after tokens 0 .. t. As in sampling, a prefix longer than `block_size` is cropped to its
     last `block_size` tokens.
 
     Args:
@@ -25,28 +25,28 @@ def log_probabilities(model: LanguageModel, tokens_T: Integer[Tensor, " T"]) -> 
     logits_TV = model(tokens_T[None, :block_size])[0]
     if len(tokens_T) > block_size:
         windows = tokens_T.unfold(0, block_size, 1)[1:]
-        rest = [model(some_BT)[:, -1] for some_BT in windows.split(64)]
+        rest = [model(batch_BT)[:, -1] for batch_BT in windows.split(64)]
         logits_TV = torch.cat((logits_TV, *rest))
     return logits_TV.float().log_softmax(dim=-1).cpu()
 
 
 @torch.no_grad()
 def attention_maps(model: LanguageModel, tokens_T: Integer[Tensor, " T"]) -> list[Float[Tensor, "H T T"]]:
-    """The attention weights of each layer: row t of a head says how much token t takes from each token.
+    """Returns the attention weights of each layer: row t of a head contains the weights of query t over all keys.
 
     Args:
         model: in eval mode.
         tokens_T: at most `block_size` tokens.
 
     Returns:
-        One tensor a layer, of an ensemble's first member; none for a model without attention.
+        One tensor per layer; of the first member for an ensemble; an empty list for a model without attention.
     """
     maps: list[Tensor] = []
     model = model.members[0] if isinstance(model, Ensemble) else model
     layers = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
     hooks = [
         layer.register_forward_pre_hook(
-            lambda layer, given: maps.append(layer.attention_weights(given[0], given[1].rotation)[0].float().cpu())
+            lambda layer, args: maps.append(layer.attention_weights(args[0], args[1].rotation)[0].float().cpu())
         )
         for layer in layers
     ]

@@ -1,4 +1,4 @@
-"""Characters as a picture shows them: each visible, and of some kind."""
+"""Labels tokens for figures: replaces invisible characters by symbols, and classifies characters."""
 
 import unicodedata
 
@@ -11,19 +11,19 @@ SYMBOLS = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥", "\0": "␀"}
 
 
 def make_visible(text: str) -> str:
-    """The text with a sign for each character that would leave no mark."""
+    """Replaces each invisible character by a symbol."""
     return "".join(SYMBOLS.get(c) or (c if c.isprintable() and not c.isspace() else "�") for c in text)
 
 
 def token_labels(tokens_N: Integer[Tensor, " N"], tokenizer: Tokenizer) -> list[str]:
-    """The visible text of each token."""
+    """Returns the visible text of each token."""
     return [make_visible(tokenizer.decode(token[None])) for token in tokens_N]
 
 
 def character_class(text: str) -> str:
-    """What a token is, by its first letter or sign: vowel, consonant, capital, digit, space, punctuation or other.
+    """Classifies a token by its first visible character: vowel, consonant, capital, digit, space, punctuation or other.
 
-    Vowels are a, e, i, o, u and their accented forms; letters of scripts without case count as other.
+    Vowels are a, e, i, o, u and their accented forms; letters of scripts without case are other.
     """
     character = text.strip()[:1]
     if not character:

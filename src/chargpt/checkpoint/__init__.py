@@ -1,1 +1,1 @@
-"""File formats of trained models."""
+"""File formats of checkpoints and exported models."""

@@ -1,13 +1,13 @@
-"""Names that earlier versions used, in one table: targets, settings, groups and state-dict keys.
+"""Maps the names of earlier versions to the current ones: targets, settings, config groups and state-dict keys.
 
-Runs, checkpoints and exports are translated where a file is read, so the rest of the code knows only the new names.
+Runs, checkpoints and exports are translated when a file is read, so the rest of the code uses only the current names.
 The old names of settings and groups are also accepted on the command line, with a warning, until 0.4.
 """
 
 import re
 from typing import Any
 
-# Modules that have moved.
+# Moved or renamed modules.
 MODULES = {
     "chargpt.model.logits": "chargpt.model.softcap",
     "chargpt.model.n_grams": "chargpt.model.ngram_embedding",
@@ -21,14 +21,14 @@ MODULES = {
     "chargpt.training.soap": "chargpt.optim.soap",
     "chargpt.training.tensorboard": "chargpt.training.loggers.tensorboard",
 }
-# Functions and classes that have a new name, or have moved out of their module.
+# Functions and classes that were renamed, or moved out of their module.
 TARGETS = {
     "chargpt.model.n_grams.NGrams": "chargpt.model.ngram_embedding.NGramEmbedding",
     "chargpt.model.skips.UNet": "chargpt.model.unet_skips.UNetSkips",
     "chargpt.training.optimizer.sgd": "chargpt.optim.sgd.sgd",
     "chargpt.training.progress.Progress": "chargpt.training.callbacks.progress_bar.TrainingProgressBar",
 }
-# Settings, and everything below them.
+# Settings, with all settings nested in them.
 SETTINGS = {
     "model.logits": "model.softcap",
     "model.n_grams": "model.ngram_embedding",
@@ -38,7 +38,7 @@ SETTINGS = {
 # Config groups.
 GROUPS = {old.replace(".", "/"): new.replace(".", "/") for old, new in SETTINGS.items()}
 GROUPS["data/blocks"] = "data/dataloader"
-# Patterns of state-dict keys. A checkpoint has the prefix `model.`, an ensemble `members.N.`.
+# Patterns of state-dict keys. Keys have the prefix `model.` in a checkpoint and `members.N.` in an ensemble.
 _PREFIX, _BLOCK = r"^((?:model\.)?(?:members\.\d+\.)?)", r"(blocks\.\d+\.)"
 STATE_DICT_KEYS = {
     _PREFIX + r"n_grams\.": r"\1ngram_embedding.",
@@ -50,36 +50,36 @@ STATE_DICT_KEYS = {
     _PREFIX + _BLOCK + r"feed_forward\.gate\.": r"\1\2feed_forward.gate_proj.",
     _PREFIX + _BLOCK + r"feed_forward\.projection\.": r"\1\2feed_forward.down_proj.",
 }
-# Models whose settings and state-dict keys these are.
+# Only the settings and state-dict keys of these models are translated.
 MODELS = ("chargpt.model.transformer.Transformer", "chargpt.model.ensemble.Ensemble")
 
 
 def migrate_target(target: str) -> str:
-    """The current name of a `_target_`."""
+    """Returns the current name of a `_target_`."""
     module, _, name = target.rpartition(".")
     return TARGETS.get(target) or f"{MODULES.get(module, module)}.{name}".removeprefix(".")
 
 
 def migrate(config: Any) -> Any:
-    """A saved config (plain data) with current targets and settings. Anything else is returned unchanged."""
+    """Translates a saved config (plain data) to current targets and settings. Anything else is returned unchanged."""
     if isinstance(config, list):
         return [migrate(item) for item in config]
     if not isinstance(config, dict):
         return config
-    found = {key: migrate(value) for key, value in config.items()}
-    if isinstance(found.get("_target_"), str):
-        found["_target_"] = migrate_target(found["_target_"])
-    model = found.get("model")
+    migrated = {key: migrate(value) for key, value in config.items()}
+    if isinstance(migrated.get("_target_"), str):
+        migrated["_target_"] = migrate_target(migrated["_target_"])
+    model = migrated.get("model")
     if isinstance(model, dict) and model.get("_target_") in MODELS:
-        found["model"] = {SETTINGS.get(f"model.{key}", f"model.{key}")[6:]: value for key, value in model.items()}
-    return found
+        migrated["model"] = {SETTINGS.get(f"model.{key}", f"model.{key}")[6:]: value for key, value in model.items()}
+    return migrated
 
 
 def migrate_state_dict(state: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The state dict of a model with current keys, in the same order.
+    """Translates the state dict of a model to current keys, in the same order.
 
     Args:
-        config: of the run, as `migrate` returns it.
+        config: the config of the run, as `migrate` returns it.
     """
     model = config.get("model")
     if not isinstance(model, dict) or model.get("_target_") not in MODELS:
@@ -94,23 +94,23 @@ def migrate_state_dict(state: dict[str, Any], config: dict[str, Any]) -> dict[st
 
 
 def migrate_key(key: str) -> str:
-    """The current name of a setting (`model.n_grams.dropout`) or group (`model/n_grams`, also `GROUP@PACKAGE`)."""
+    """Returns the current name of a setting (`model.n_grams.dropout`) or group (`model/n_grams` or `GROUP@PACKAGE`)."""
     return _rename(key, SETTINGS, GROUPS)
 
 
 def migrate_override(override: str) -> str:
-    """An override with the current name of its setting or group."""
+    """Translates an override to the current name of its setting or group."""
     return _rename_override(override, SETTINGS, GROUPS)
 
 
 def legacy_override(override: str) -> str:
-    """An override as 0.2 wrote it: the folders of its sweeps are named so."""
+    """Translates an override back to the names of version 0.2, which are in the folder names of its sweeps."""
     return _rename_override(override, *({new: old for old, new in names.items()} for names in (SETTINGS, GROUPS)))
 
 
 def _rename_override(override: str, settings: dict[str, str], groups: dict[str, str]) -> str:
-    signs, key, rest = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()
-    return f"{signs}{_rename(key, settings, groups)}{rest}"
+    prefix, key, rest = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()
+    return f"{prefix}{_rename(key, settings, groups)}{rest}"
 
 
 def _rename(key: str, settings: dict[str, str], groups: dict[str, str]) -> str:

@@ -1,32 +1,32 @@
-"""Configs that others wrote are data: never orders to look something up, never objects."""
+"""Checks that a config from an untrusted file is plain data, without objects or interpolations."""
 
 from typing import Any
 
 
 def find_non_plain(value: Any, path: str) -> str:
-    """Where something is not plain data, and what it is; empty if all is.
+    """Describes the first value that is not plain data; returns "" if there is none.
 
-    An interpolation is an order to look something up, in the environment for one, and no data. What is saved has
-    its interpolations resolved.
+    An interpolation is not plain data, since resolving it can read the environment, for example. Saved configs have
+    their interpolations resolved.
 
     Args:
-        path: the name of `value` itself.
+        path: the name of `value` in the description.
     """
     try:
         return _search(value, path)
     except RecursionError:
-        return f"{path} has no bottom"
+        return f"{path} is nested too deeply"
 
 
 def _search(value: Any, path: str) -> str:
     if isinstance(value, dict):
-        if odd := next((key for key in value if not isinstance(key, str)), None):
-            return f"{path} has the key {odd!r}"
-        return next((found for key, item in value.items() if (found := _search(item, f"{path}.{key}"))), "")
+        if invalid := next((key for key in value if not isinstance(key, str)), None):
+            return f"{path} has the key {invalid!r}, which is not a string"
+        return next((problem for key, item in value.items() if (problem := _search(item, f"{path}.{key}"))), "")
     if isinstance(value, list):
-        return next((found for i, item in enumerate(value) if (found := _search(item, f"{path}[{i}]"))), "")
+        return next((problem for i, item in enumerate(value) if (problem := _search(item, f"{path}[{i}]"))), "")
     if not isinstance(value, str | int | float | None):
-        return f"{path} is a {type(value).__name__}"
+        return f"{path} is a {type(value).__name__}, not plain data"
     if isinstance(value, str) and "${" in value and path != "tokenizer.characters":
-        return f"{path}={value!r} is to be looked up somewhere, and is no value"
+        return f"{path}={value!r} is an interpolation, not a value"
     return ""

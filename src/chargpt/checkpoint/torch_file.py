@@ -1,8 +1,8 @@
-"""Checkpoints on disk: torch's own file of plain data and tensors, sealed with the digest of its bytes.
+"""Reads and writes checkpoints: files of `torch.save` with plain data and tensors, followed by a SHA-256 checksum.
 
-`torch.load` reads them as they are: the seal is the comment of the ZIP archive that a torch file is. It is looked
-at before anything in the file is trusted, and it travels with the file. It guards against damage, not against
-malice: for that nothing in a checkpoint is ever code (`weights_only`, `chargpt.config.instantiate`).
+The checksum is stored as the comment of the ZIP archive, so `torch.load` reads the file unchanged. It is verified
+before anything else is read. It detects damage, not manipulation. Against untrusted files, no code in a checkpoint is
+ever run (`weights_only`, `chargpt.config.instantiate`).
 """
 
 import hashlib
@@ -23,85 +23,85 @@ from chargpt.errors import TrainingError, UserError
 from chargpt.utils.atomic_write import atomic_write
 from chargpt.version import __version__
 
-KEY = "chargpt"  # our part of Lightning's checkpoint
-VERSION_WITHOUT_DIGEST = "0.1."  # versions that had no seal
+KEY = "chargpt"  # the entry that chargpt adds to Lightning's checkpoint
+VERSION_WITHOUT_DIGEST = "0.1."  # checkpoints of these versions have no checksum
 _DIGEST_PREFIX = b"chargpt sha256 "
 _DIGEST_BYTES = len(_DIGEST_PREFIX) + 64
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint whole, or leaves what was there.
+    """Writes a checkpoint atomically.
 
     Raises:
-        TrainingError: the disk is full, or the like.
+        TrainingError: the file cannot be written, for example because the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             torch.save(checkpoint, file)
             _append_digest(file)
-    except (OSError, RuntimeError) as error:  # torch's writer hides the disk's own words
+    except (OSError, RuntimeError) as error:  # PyTorch's writer replaces the OSError by a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__
         reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
         free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
         raise TrainingError(
-            f"{path} cannot be saved: {reason} ({free:,.0f} MiB are free there). The checkpoint before it is "
-            f"whole; make room, and go on from it with resume="
+            f"{path} cannot be saved: {reason} ({free:,.0f} MiB free). The previous checkpoint is intact: "
+            f"free disk space, and resume from it with resume="
         ) from error
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours: plain data and tensors, never code.
+    """Reads a checkpoint of chargpt: plain data and tensors, never code.
 
     Raises:
-        UserError: unreadable, damaged, of a later version, or not of this bench.
+        UserError: the file is unreadable, damaged, from a later version, or not written by chargpt.
     """
     try:
         with path.open("rb") as file:
-            sealed = _verify_digest(file)
+            verified = _verify_digest(file)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except _DigestMismatch:
-        raise UserError(_damaged(path, "its digest is not that of its content")) from None
+        raise UserError(_damaged(path, "its checksum does not match its content")) from None
     try:
-        with warnings.catch_warnings(action="ignore"):  # of a pickle that is none of ours
+        with warnings.catch_warnings(action="ignore"):  # about a pickle that chargpt did not write
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if not sealed and _version(checkpoint).startswith(VERSION_WITHOUT_DIGEST):
-            with zipfile.ZipFile(path) as archive:  # it has at least a checksum for each tensor
-                sealed = archive.testzip() is None
-    except Exception as error:  # damaged bytes make the unpickler fail in any way
+        if not verified and _version(checkpoint).startswith(VERSION_WITHOUT_DIGEST):
+            with zipfile.ZipFile(path) as archive:  # which has a checksum for each tensor
+                verified = archive.testzip() is None
+    except Exception as error:  # the unpickler can raise anything for damaged bytes
         raise UserError(_damaged(path, type(error).__name__)) from error
     check(checkpoint, path, "torch", devices=int)
     checkpoint[KEY] = migrate(checkpoint[KEY])
     for key in ("state_dict", "trained_state_dict"):
         if isinstance(checkpoint.get(key), dict):
             checkpoint[key] = migrate_state_dict(checkpoint[key], checkpoint[KEY]["config"])
-    if not sealed:
+    if not verified:
         version = _version(checkpoint)
-        raise UserError(f"{path} is damaged: chargpt {version} sealed its checkpoints with a digest, which is gone")
+        raise UserError(f"{path} is damaged: the checksum at the end of a chargpt {version} checkpoint is missing")
     return checkpoint
 
 
-def check(content: Any, path: Path, form: str, **further: type) -> None:
-    """That what was read from a file is a model of ours: weights, and all that is needed to use them.
+def check(content: Any, path: Path, file_format: str, **extra_keys: type) -> None:
+    """Checks that the content of a file is a chargpt model: weights, and everything that is needed to use them.
 
     Args:
         content: anything.
-        form: the kind of file, for the message.
-        further: what else our part of it must hold, and of which type.
+        file_format: for the message.
+        extra_keys: further required keys of the chargpt entry, with their types.
 
     Raises:
-        UserError: it is not, or is of a later version.
+        UserError: the content is not a chargpt model, or is from a later version.
     """
-    if problem := _missing_parts(content, further):
-        raise UserError(f"{path} is a {form} file, but not a checkpoint of this bench: {problem}")
+    if problem := _find_problem(content, extra_keys):
+        raise UserError(f"{path} is a {file_format} file, but not a chargpt checkpoint: {problem}")
     version = _version(content)
     if _parse_version(version) > _parse_version(__version__):
-        raise UserError(f"{path} was written by chargpt {version}, and this is {__version__}: bring it up to date")
+        raise UserError(f"{path} was written by chargpt {version}, but this is {__version__}: update chargpt")
 
 
 def _append_digest(file: BinaryIO) -> None:
-    """Appends the digest, as the comment that a ZIP archive may end in."""
+    """Appends the digest as the comment at the end of the ZIP archive."""
     file.seek(-2, os.SEEK_END)
     file.write(struct.pack("<H", _DIGEST_BYTES))  # the length of the comment, 0 until now
     file.seek(0)
@@ -110,18 +110,18 @@ def _append_digest(file: BinaryIO) -> None:
 
 
 def _verify_digest(file: BinaryIO) -> bool:
-    """Whether the file is what was sealed; False without a seal. Raises `_DigestMismatch` if it is something else."""
+    """Returns False if the file has no digest, and True if the digest matches. Raises `_DigestMismatch` otherwise."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _DIGEST_BYTES))
-    seal = file.read()
-    if not seal.startswith(_DIGEST_PREFIX):
+    comment = file.read()
+    if not comment.startswith(_DIGEST_PREFIX):
         return False
     file.seek(0)
-    digest, left = hashlib.sha256(), size - _DIGEST_BYTES
-    while left > 0 and (piece := file.read(min(left, 2**20))):
-        digest.update(piece)
-        left -= len(piece)
-    if seal != _DIGEST_PREFIX + digest.hexdigest().encode():
+    digest, remaining = hashlib.sha256(), size - _DIGEST_BYTES
+    while remaining > 0 and (chunk := file.read(min(remaining, 2**20))):
+        digest.update(chunk)
+        remaining -= len(chunk)
+    if comment != _DIGEST_PREFIX + digest.hexdigest().encode():
         raise _DigestMismatch
     return True
 
@@ -132,38 +132,38 @@ class _DigestMismatch(Exception):
 
 def _damaged(path: Path, reason: str) -> str:
     return (
-        f"{path} is damaged or no checkpoint ({reason}): nothing was loaded from it. "
-        f"Its neighbours in {path.parent} may be whole"
+        f"{path} is damaged or not a checkpoint ({reason}): nothing was loaded from it. "
+        f"Other checkpoints in {path.parent} may be intact"
     )
 
 
 def _version(checkpoint: Any) -> str:
-    ours = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
-    return str(ours.get("version", "")) if isinstance(ours, dict) else ""
+    entry = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    return str(entry.get("version", "")) if isinstance(entry, dict) else ""
 
 
 def _parse_version(version: str) -> tuple[int, ...]:
-    return tuple(int(piece) for piece in version.split(".") if piece.isdecimal())
+    return tuple(int(number) for number in version.split(".") if number.isdecimal())
 
 
-def _missing_parts(checkpoint: Any, further: dict[str, type]) -> str:
-    """What a file lacks to be a checkpoint of ours; empty if nothing."""
-    ours = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
-    if not isinstance(ours, dict):
-        return f"it has no {KEY}"
+def _find_problem(checkpoint: Any, extra_keys: dict[str, type]) -> str:
+    """Describes why the content of a file is not a chargpt checkpoint; returns "" if it is one."""
+    entry = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(entry, dict):
+        return f"it has no entry {KEY}"
     weights = checkpoint.get("state_dict")
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in weights.items()
     ):
         return "it has no weights"
-    kinds = {"version": str, "config": dict, "tokenizer": dict, "corpus_sha256": str} | further
-    if wrong := next((key for key, kind in kinds.items() if not isinstance(ours.get(key), kind)), None):
-        return f"its {wrong} is missing or of a wrong type"
+    types = {"version": str, "config": dict, "tokenizer": dict, "corpus_sha256": str} | extra_keys
+    if invalid := next((key for key, kind in types.items() if not isinstance(entry.get(key), kind)), None):
+        return f"its {invalid} is missing or has the wrong type"
     if not isinstance(step := checkpoint.get("global_step"), int) or step < 0:
-        return "it has no step"
-    if lacking := next((key for key in SAVED_KEYS if key not in ours["config"]), None):
-        return f"its config has no {lacking}"
-    if found := find_non_plain(ours["config"], "config") or find_non_plain(ours["tokenizer"], "tokenizer"):
-        return found
-    groups = (key for key in ("model", "data") if not isinstance(ours["config"][key], dict))
-    return next((f"{key} in its config is no group of settings" for key in groups), "")
+        return "it has no valid global_step"
+    if missing := next((key for key in SAVED_KEYS if key not in entry["config"]), None):
+        return f"its config has no {missing}"
+    if problem := find_non_plain(entry["config"], "config") or find_non_plain(entry["tokenizer"], "tokenizer"):
+        return problem
+    groups = (key for key in ("model", "data") if not isinstance(entry["config"][key], dict))
+    return next((f"{key} in its config is not a group of settings" for key in groups), "")

@@ -1,1 +1,1 @@
-"""A trained model: loading, generation, evaluation, export."""
+"""Using a trained model: loading, generation, evaluation and export."""

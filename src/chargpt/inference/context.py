@@ -1,4 +1,4 @@
-"""What a model sees of the text so far: all of it, until it outgrows a block."""
+"""The context of generation: the window of newest tokens that fits into a block, and its KV cache."""
 
 import torch
 from jaxtyping import Float, Integer
@@ -16,7 +16,7 @@ class Window:
     """The newest tokens of B texts, at most `block_size` of each.
 
     Args:
-        kind: one of `WINDOWS`; what a text that outgrows the block is cropped to.
+        kind: one of `WINDOWS`: how to crop a text that exceeds `block_size`.
     """
 
     def __init__(self, block_size: int, kind: str, batch_size: int, device: torch.device | str):
@@ -24,18 +24,20 @@ class Window:
         self.tokens_BT = torch.empty(batch_size, 0, dtype=torch.long, device=device)
 
     def append(self, tokens_BT: Integer[Tensor, "B T"]) -> bool:
-        """Whether the window was cropped: then every token has moved, and with it every key and value."""
-        seen = self.tokens_BT.shape[1]
+        """Appends T tokens. Returns whether the window was cropped, which changes the position of every token and
+        so invalidates all cached keys and values.
+        """
+        length = self.tokens_BT.shape[1]
         self.tokens_BT = torch.cat((self.tokens_BT, tokens_BT), dim=1)
         if self.tokens_BT.shape[1] <= self._block_size:
             return False
-        keep = self._block_size if self._kind == "exact" or not seen else max(1, self._block_size // 2)
+        keep = self._block_size if self._kind == "exact" or not length else max(1, self._block_size // 2)
         self.tokens_BT = self.tokens_BT[:, -keep:]
         return True
 
 
 class Context:
-    """The newest tokens of B texts, and the model's memory of them.
+    """The newest tokens of B texts, and their KV cache.
 
     Args:
         model: in eval mode.
@@ -43,27 +45,29 @@ class Context:
         window, quantize: as in `chargpt.inference.generate`.
 
     Raises:
-        UserError: the model has no weights that could be quantized, or not on this device.
+        UserError: the model cannot be quantized, or not on this device.
     """
 
     def __init__(self, model: LanguageModel, batch_size: int, window: str = "half", quantize: str | None = None):
         if quantize and (not DecodeStep.supports(model) or model.device.type != "cpu"):
-            raise UserError(f"quantize={quantize} is for a Transformer of the bench's own parts, on the CPU")
+            raise UserError(
+                f"quantize={quantize}: it supports only Transformers made of chargpt's own components, on the CPU"
+            )
         self._model, self._batch_size, self._kind = model, batch_size, window
         self._window = Window(model.block_size, window, batch_size, model.device)
         self._cache = model.new_cache(batch_size)
-        by_rows = DecodeStep.supports(model) and not torch.is_autocast_enabled(model.device.type)
-        self._one_token = DecodeStep.create(model, batch_size, quantize) if by_rows else None
+        supported = DecodeStep.supports(model) and not torch.is_autocast_enabled(model.device.type)
+        self._decode_step = DecodeStep.create(model, batch_size, quantize) if supported else None
 
     @torch.inference_mode()
     def extend(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B V"]:
-        """Appends T >= 1 tokens; gives the logits of the token after them, valid until the next call."""
+        """Appends T >= 1 tokens and returns the logits of the next token, valid until the next call."""
         if self._window.append(tokens_BT):
             tokens_BT = self._window.tokens_BT
-            moves_on = self._kind == "half" and self._cache is not None
-            self._cache = self._model.new_cache(self._batch_size) if moves_on else None
-        if self._cache is not None and self._one_token is not None and tokens_BT.shape[1] == 1:
-            return self._one_token(tokens_BT[:, 0], self._cache)
+            refill = self._kind == "half" and self._cache is not None
+            self._cache = self._model.new_cache(self._batch_size) if refill else None
+        if self._cache is not None and self._decode_step is not None and tokens_BT.shape[1] == 1:
+            return self._decode_step(tokens_BT[:, 0], self._cache)
         if self._cache is None:
             tokens_BT = self._window.tokens_BT
         return self._model(tokens_BT, self._cache)[:, -1]

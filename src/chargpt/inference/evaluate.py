@@ -1,4 +1,4 @@
-"""The loss of a trained model on a text."""
+"""Computes the loss of a trained model on a text."""
 
 import torch
 from jaxtyping import Integer
@@ -11,7 +11,7 @@ from chargpt.model.loss import cross_entropy
 
 @torch.no_grad()
 def mean_loss(model: LanguageModel, tokens_N: Integer[Tensor, " N"], tokens_per_pass: int) -> float:
-    """Mean loss in nats a token over N >= 2 tokens, in non-overlapping blocks of the model's block size."""
+    """Returns the mean loss in nats per token over N >= 2 tokens, in non-overlapping blocks of `model.block_size`."""
     tokens_N = tokens_N.to(model.device)
     total = 0.0
     for inputs_BT, targets_BT in EvalBlockLoader(

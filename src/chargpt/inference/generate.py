@@ -1,4 +1,4 @@
-"""New tokens from a model, one after the other."""
+"""Generates tokens with a language model, one after the other."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,19 +23,19 @@ def check_settings(
     window: str,
     quantize: str | None,
 ) -> None:
-    """Raises `UserError` for settings that cannot be sampled with."""
+    """Raises `UserError` if a setting is invalid."""
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens={max_new_tokens}: it must not be negative")
     if not 0 <= temperature < float("inf"):
         raise UserError(f"temperature={temperature}: it must be 0 (greedy) or more, for example 0.8")
     if top_k is not None and top_k < 1:
-        raise UserError(f"top_k={top_k}: it must be 1 or more, or null for all")
+        raise UserError(f"top_k={top_k}: it must be 1 or more, or null for all tokens")
     if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p={top_p}: it must be more than 0 and at most 1, or null for all")
+        raise UserError(f"top_p={top_p}: it must be more than 0 and at most 1, or null for all tokens")
     if window not in WINDOWS:
-        raise UserError(f"window={window}: it is one of {', '.join(WINDOWS)}")
+        raise UserError(f"window={window}: it must be one of {', '.join(WINDOWS)}")
     if quantize not in QUANTIZATIONS:
-        raise UserError(f"quantize={quantize}: it is int8, or null for the weights as they are")
+        raise UserError(f"quantize={quantize}: it must be int8, or null for no quantization")
 
 
 def generate(
@@ -53,30 +53,31 @@ def generate(
 ) -> Iterator[Integer[Tensor, " B"]]:
     """Yields the next token of each of B = `num_samples` continuations, `max_new_tokens` times.
 
-    Keys and values are kept, so that a token costs one pass over itself.
+    A KV cache is used, so that a new token costs a forward pass over that token only.
 
     Args:
-        model: in eval mode, or dropout falls on the samples.
-        prompt_T: at least one token; of more than `block_size` the last.
-        temperature: divides the logits; 0 takes the likeliest token always.
-        top_k: only the k likeliest tokens are drawn from.
-        top_p: only the likeliest tokens that together have probability p (Holtzman et al. 2020, section 3.1).
-        seed: the same seed gives the same tokens, whatever `num_samples` is: each sample has a generator of
-            its own.
-        window: what a context that outgrows `block_size` is cropped to. "half": its newest half block, so that
-            each token sees between half a block and a whole one, and the kept keys and values serve until it is
-            full again. "exact": its last `block_size` tokens, as in the lecture, computed anew for each token,
-            since every one of them has moved.
-        quantize: "int8" reads rounded weights for each token: for one sample on a CPU faster, and a little off.
+        model: in eval mode; otherwise dropout is applied.
+        prompt_T: at least one token; a prompt longer than `block_size` is cropped to its last tokens.
+        temperature: divides the logits; 0 always takes the most likely token.
+        top_k: samples from the k most likely tokens only.
+        top_p: samples from the most likely tokens that together have probability p (Holtzman et al. 2020,
+            section 3.1).
+        seed: the same seed gives the same tokens, independent of `num_samples`: each sample has its own generator.
+        window: how to crop a context that exceeds `block_size`. "half": to its newest half block, so that each
+            token attends to between half a block and a full block, and the KV cache is valid until the block is
+            full again. "exact": to its last `block_size` tokens, as in the lecture. The position of every token
+            then changes at each step, so the context is recomputed for each token.
+        quantize: "int8" uses quantized weights for each new token: faster for one sample on a CPU, and slightly
+            less accurate.
         cuda_graph: on a GPU, launches all kernels of a token together. At temperature 0 the tokens are the same;
-            otherwise the random numbers are the GPU's, and the tokens differ from those without it. Not for use
-            inside autocast.
+            otherwise the GPU draws the random numbers, and the tokens differ from those without it. Must not be
+            used inside autocast.
 
     Raises:
-        UserError: settings that cannot be sampled with.
+        UserError: a setting is invalid.
     """
     check_settings(max_new_tokens, temperature, top_k, top_p, window, quantize)
-    seeds = [fold_in(seed, sample) for sample in range(num_samples)]
+    seeds = [fold_in(seed, i) for i in range(num_samples)]
     tokens_BT = prompt_T.long().repeat(num_samples, 1)
     if cuda_graph:
         graphs.check(model, quantize)
@@ -87,8 +88,8 @@ def generate(
         context = Context(model, num_samples, window, quantize)
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     noise = partial(_noise, vocab_size=model.vocab_size, generators=generators)
-    choose = partial(sample_token, noise=noise, temperature=temperature, top_k=top_k, top_p=top_p)
-    return _continue(context, tokens_BT.to(model.device), max_new_tokens, choose)
+    sample = partial(sample_token, noise=noise, temperature=temperature, top_k=top_k, top_p=top_p)
+    return _continue(context, tokens_BT.to(model.device), max_new_tokens, sample)
 
 
 @torch.no_grad()
@@ -96,10 +97,10 @@ def _continue(
     context: Context,
     tokens_BT: Integer[Tensor, "B T"],
     max_new_tokens: int,
-    choose: Callable[[Float[Tensor, "B V"]], Integer[Tensor, " B"]],
+    sample: Callable[[Float[Tensor, "B V"]], Integer[Tensor, " B"]],
 ) -> Iterator[Integer[Tensor, " B"]]:
     for _ in range(max_new_tokens):
-        next_B = choose(context.extend(tokens_BT).float().cpu())
+        next_B = sample(context.extend(tokens_BT).float().cpu())
         yield next_B
         tokens_BT = next_B[:, None].to(tokens_BT.device)
 

@@ -1,4 +1,4 @@
-"""A trained model from its run directory, checkpoint or export, with its tokenizer, without Lightning or Hydra."""
+"""Loads a trained model and its tokenizer from a run directory, checkpoint or export, without Lightning or Hydra."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from chargpt.utils.paths import resolve_path
 
 @dataclass
 class PretrainedModel:
-    """A model that writes.
+    """A trained model with its tokenizer and config.
 
     Attributes:
-        model: the plain module, in eval mode.
-        config: the run's config, plain data.
-        step: optimizer steps it was trained for.
-        path: the file it comes from.
-        corpus_sha256: of the text it was trained on.
+        model: the module, in eval mode.
+        config: the config of the run, as plain data.
+        step: the number of optimizer steps it was trained for.
+        path: the file it was loaded from.
+        corpus_sha256: SHA-256 of the text it was trained on.
     """
 
     model: LanguageModel
@@ -48,7 +48,7 @@ class PretrainedModel:
         quantize: str | None = None,
         cuda_graph: bool = False,
     ) -> str:
-        """The prompt and its continuation. The settings are those of `chargpt.inference.generate`."""
+        """Returns the prompt and its continuation. The settings are those of `chargpt.inference.generate`."""
         settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         settings |= dict(window=window, quantize=quantize, cuda_graph=cuda_graph)
         prompt = self.first_token() if prompt is None else prompt
@@ -56,60 +56,58 @@ class PretrainedModel:
 
     @property
     def directory(self) -> Path | None:
-        """The run directory that its checkpoint lies in; None for a checkpoint that stands alone."""
+        """The run directory that contains the checkpoint; None if the file is not in one."""
         folder = self.path.parent
         return folder.parent if folder.name == "checkpoints" else None
 
     def first_token(self) -> str:
-        """The lecture's start: token 0, a line break in most texts."""
+        """Returns token 0 as text, the default prompt as in the lecture. It is a line break in most texts."""
         return self.tokenizer.decode(torch.tensor([0]))
 
     def stream(self, prompt: str, max_new_tokens: int, **settings: Any) -> Iterator[list[str]]:
-        """Yields the next piece of text of each sample, as it is made.
+        """Yields the text of each new token, for all samples, as it is generated.
 
         Raises:
-            UserError: an empty prompt, one with characters that the model does not know, or bad settings.
+            UserError: the prompt is empty or has characters outside the vocabulary, or a setting is invalid.
         """
         if not prompt:
-            raise UserError("the prompt is empty: the model needs at least one character to go on from")
-        prompt_T = self.tokenizer.encode(prompt)
-        return self._pieces(generate(self.model, prompt_T, max_new_tokens, **settings))
-
-    def _pieces(self, tokens) -> Iterator[list[str]]:
-        for next_B in tokens:
-            yield [self.tokenizer.decode(next_1) for next_1 in next_B[:, None]]
+            raise UserError("the prompt is empty: the model needs at least one character to continue")
+        tokens = generate(self.model, self.tokenizer.encode(prompt), max_new_tokens, **settings)
+        return ([self.tokenizer.decode(next_1) for next_1 in next_B[:, None]] for next_B in tokens)
 
 
 def load(run: str | Path, device: str | torch.device = "cpu") -> PretrainedModel:
-    """The best model of a run directory, or the model of a checkpoint or of a safetensors file of `export.py`.
+    """Loads the best model of a run directory, or the model of a checkpoint or of a safetensors file of `export.py`.
 
     Raises:
-        UserError: there is no such run, it has no checkpoint yet, or the file is not one of ours.
+        UserError: the run does not exist or has no checkpoint yet, or the file was not written by chargpt.
     """
     path = find_checkpoint(resolve_path("run", run))
     checkpoint = (safetensors_file if safetensors_file.is_safetensors(path) else torch_file).read(path)
-    ours = checkpoint["chargpt"]
-    tokenizer = instantiate(ours["tokenizer"], "tokenizer", Tokenizer)
-    model = instantiate(ours["config"]["model"], "model", LanguageModel, vocab_size=tokenizer.vocab_size)
+    metadata = checkpoint["chargpt"]
+    tokenizer = instantiate(metadata["tokenizer"], "tokenizer", Tokenizer)
+    model = instantiate(metadata["config"]["model"], "model", LanguageModel, vocab_size=tokenizer.vocab_size)
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
     for name, first in model.tied_weight_names().items():
-        if first in weights:  # a tied weight is exported once
+        if first in weights:  # an export contains a tied weight once
             weights.setdefault(name, weights[first])
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit its own config: {str(error).splitlines()[-1]}") from error
+        raise UserError(f"{path}: its weights do not match its config: {str(error).splitlines()[-1]}") from error
     try:
         model.smoke_test()
     except ValueError as error:
         raise UserError(f"{path}: the model that its config describes cannot be used: {error}") from error
     model.eval().requires_grad_(False)
-    step, corpus = checkpoint["global_step"], ours["corpus_sha256"]
-    return PretrainedModel(model.to(device), tokenizer, ours["config"], step, path, corpus)
+    step, corpus_sha256 = checkpoint["global_step"], metadata["corpus_sha256"]
+    return PretrainedModel(model.to(device), tokenizer, metadata["config"], step, path, corpus_sha256)
 
 
 def data_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The `data` of a saved config. A cache folder that is not there is not made in a stranger's name."""
+    """Returns the `data` group of a saved config. A `cache_dir` that does not exist is dropped: an untrusted
+    checkpoint must not create folders.
+    """
     settings = dict(config["data"])
     folder = settings.get("cache_dir")
     if folder and not (isinstance(folder, str) and resolve_path("data.cache_dir", folder).is_dir()):
@@ -118,29 +116,29 @@ def data_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_checkpoint(run: Path, names: tuple[str, ...] = ("best.ckpt", "last.ckpt", "previous.ckpt")) -> Path:
-    """The checkpoint of a run directory, the first of `names` that is there; a file is itself."""
+    """Returns the checkpoint of a run directory: the first of `names` that exists. A file is returned unchanged."""
     if run.is_file():
         return run
     if not run.is_dir():
-        raise UserError(f"there is no run at {run} (looked from {Path.cwd()}){_other_checkpoints(run)}")
+        raise UserError(f"there is no run at {run} (current folder: {Path.cwd()}){_newest_runs(run)}")
     for name in names:
         if (path := run / "checkpoints" / name).is_file():
             return path
-    raise UserError(f"{run} has no checkpoint in checkpoints/: it is not a run, or was cut off before its first")
+    raise UserError(f"{run} has no checkpoint in checkpoints/: it is no run, or was interrupted before its first one")
 
 
 def latest_run(outputs: str | Path = "outputs") -> Path:
-    """The run under `outputs` that finished last."""
+    """Returns the run under `outputs` that finished last."""
     finished = [p.parent for p in Path(outputs).rglob("metrics.json")]
     if not finished:
-        raise UserError(f"run=latest finds no finished run under {outputs}/: train one first, python train.py")
+        raise UserError(f"run=latest: there is no finished run in {outputs}/. Train a model first: python train.py")
     return max(finished, key=lambda run: (run / "metrics.json").stat().st_mtime)
 
 
-def _other_checkpoints(run: Path) -> str:
+def _newest_runs(run: Path) -> str:
     try:
         folders = [p for p in run.parent.iterdir() if p.is_dir() and not p.name.startswith(".")]
         names = [p.name for p in sorted(folders, key=lambda p: p.stat().st_mtime)[-3:]]
     except OSError:
         return ""
-    return f". The newest in {run.parent} are {', '.join(names)}" if names else ""
+    return f". The newest folders in {run.parent} are {', '.join(names)}" if names else ""

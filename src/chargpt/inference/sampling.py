@@ -1,4 +1,4 @@
-"""Draws the next token from the logits: temperature, top-k, top-p, and Gumbel noise."""
+"""Samples the next token from logits: temperature, top-k, top-p and Gumbel noise."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-MIN_TEMPERATURE = 1e-6  # a temperature that is as good as 0, and still a float32
+MIN_TEMPERATURE = 1e-6  # practically greedy, and still a float32
 
 
 def sample_token(
@@ -16,32 +16,32 @@ def sample_token(
     top_k: int | None,
     top_p: int | float | None,
 ) -> Integer[Tensor, " B"]:
-    """One token for each row, on the device of the logits. Fixed shapes only, so a CUDA graph can hold it.
+    """Samples one token per row, on the device of the logits. All shapes are fixed, so a CUDA graph can capture it.
 
     Args:
-        noise: gives logarithms of exponentially distributed numbers; called unless the temperature is 0.
+        noise: returns logarithms of exponentially distributed numbers; not called if the temperature is 0.
         temperature, top_k, top_p: as in `chargpt.inference.generate`.
     """
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
-    # Relative to the maximum, so that a small temperature overflows to -inf and never to inf.
+    # Subtract the maximum, so that a small temperature overflows to -inf and never to inf.
     logits_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / max(temperature, MIN_TEMPERATURE)
     logits_BV = _filter_logits(logits_BV, top_k, top_p)
-    # Gumbel's trick: the argmax of logits plus Gumbel noise is a draw from their softmax.
+    # Gumbel-max trick: the argmax of logits plus Gumbel noise is a sample from their softmax.
     return (logits_BV - noise()).argmax(dim=-1)
 
 
 def _filter_logits(
     logits_BV: Float[Tensor, "B V"], top_k: int | None, top_p: int | float | None
 ) -> Float[Tensor, "B V"]:
-    """The logits of the tokens to draw from; -inf for the others."""
+    """Sets the logits of all tokens outside top-k and top-p to -inf."""
     if top_k is not None and top_k < logits_BV.shape[-1]:
-        floor_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < floor_B1, -float("inf"))
+        threshold_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < threshold_B1, -float("inf"))
     if top_p is not None and top_p < 1:
         sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
         probabilities_BV = sorted_BV.softmax(dim=-1)
-        before_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV
-        drop_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(1, order_BV, before_BV >= top_p)
+        preceding_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV
+        drop_BV = torch.zeros_like(preceding_BV, dtype=torch.bool).scatter(1, order_BV, preceding_BV >= top_p)
         logits_BV = logits_BV.masked_fill(drop_BV, -float("inf"))
     return logits_BV

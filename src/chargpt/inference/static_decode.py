@@ -1,8 +1,8 @@
-"""A decoding step of fixed shapes: the model's own forward pass, with a KV cache whose length is on the device.
+"""A decoding step with fixed shapes: the forward pass of the model with a KV cache whose length is on the device.
 
-The plain KV cache grows by one token a step, and Python knows its length: each step is a different sequence of
-kernels. Here keys and values have the memory of a whole block, attention masks what is not there yet, and the
-position is a tensor. Every step launches the same kernels on the same memory, which is what a CUDA graph records.
+The length of the plain KV cache is a Python number that grows by one per step, so each step runs different kernels.
+Here the keys and values always cover a full block, a mask hides the positions that are not filled yet, and the
+position is a tensor. Every step launches the same kernels on the same memory, as a CUDA graph requires.
 """
 
 import torch
@@ -15,7 +15,7 @@ from chargpt.model.transformer import KVCache
 
 
 class StaticDecodeStep:
-    """Logits after one more token for each of B sequences, in static memory.
+    """Computes the logits after one more token for each of B sequences, in static memory.
 
     Args:
         model: in eval mode; a model that `DecodeStep.supports`.
@@ -24,20 +24,20 @@ class StaticDecodeStep:
     Attributes:
         tokens_B1: input of the next step; written in place.
         position_1: the number of tokens in the KV cache, which is the position of the next token. It must be less
-            than `block_size` when a step begins.
+            than `block_size` when a step starts.
     """
 
     def __init__(self, model: LanguageModel, batch_size: int):
         self._model = model
         self.tokens_B1 = torch.zeros(batch_size, 1, dtype=torch.long, device=model.device)
         self.position_1 = torch.zeros(1, dtype=torch.long, device=model.device)
-        # Row t is added to the scores of the token at t. A boolean mask would be converted to this in each layer.
+        # Row t is added to the scores of the token at t. Each layer would convert a boolean mask to this form.
         weight = next(model.parameters())
         self._masks_TT = weight.new_full((model.block_size, model.block_size), -float("inf")).triu(1)
         self._mask_1T = self._masks_TT[:1].clone()
         self._pairs: list[tuple[KVCache, StaticKVCache]] = []
         self._plain = model.new_cache(batch_size)
-        self._static = self._on_the_same_memory(self._plain)
+        self._static = self._share_memory(self._plain)
 
     def __call__(self) -> Float[Tensor, "B V"]:
         """Appends `tokens_B1` to the KV cache."""
@@ -47,7 +47,7 @@ class StaticDecodeStep:
         return logits_BV
 
     def prefill(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B V"]:
-        """Replaces what is in the KV cache by T tokens, in one pass with the plain cache on the same memory."""
+        """Replaces the content of the KV cache by T tokens, in one pass with the plain cache on the same memory."""
         for plain, _ in self._pairs:
             plain.before_BR = torch.zeros_like(plain.before_BR)
             for layer in plain.layers:
@@ -58,21 +58,21 @@ class StaticDecodeStep:
         self.position_1.fill_(tokens_BT.shape[1])
         return logits_BV
 
-    def _on_the_same_memory(self, plain: KVCache | list) -> "StaticKVCache | list":
-        if not isinstance(plain, KVCache):  # an ensemble has a cache for each member
-            return [self._on_the_same_memory(member) for member in plain]
+    def _share_memory(self, plain: KVCache | list) -> "StaticKVCache | list":
+        if not isinstance(plain, KVCache):  # an ensemble has one cache per member
+            return [self._share_memory(member) for member in plain]
         static = StaticKVCache(plain, self.position_1, self._mask_1T)
         self._pairs.append((plain, static))
         return static
 
 
 class StaticKVCache(KVCache):
-    """The KV cache of a `StaticDecodeStep`. It takes one token at a time.
+    """The KV cache of a `StaticDecodeStep`. One token is appended at a time.
 
     Args:
-        plain: whose memory it shares; zeroed, since a masked NaN would still reach the output.
-        position_1: of the token.
-        mask_1T: 0 for the positions up to it, -inf for the others.
+        plain: the cache whose memory is shared. It is zeroed, since a masked NaN would still reach the output.
+        position_1: the position of the token.
+        mask_1T: 0 for the positions up to `position_1`, -inf for the others.
     """
 
     def __init__(self, plain: KVCache, position_1: Integer[Tensor, " 1"], mask_1T: Float[Tensor, "1 T"]):
@@ -88,7 +88,7 @@ class StaticKVCache(KVCache):
 
 
 class StaticLayerKVCache(LayerKVCache):
-    """One layer of a `StaticKVCache`. Its `length` stays 0: `position_1` takes its place."""
+    """One layer of a `StaticKVCache`. `position_1` replaces `length`, which stays 0."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class StaticLayerKVCache(LayerKVCache):
     def append(
         self, keys_BHTD: Float[Tensor, "B H 1 D"], values_BHTD: Float[Tensor, "B H 1 D"]
     ) -> Float[Tensor, "2 B H S D"]:
-        """Writes one token; gives the keys and the values of the whole block."""
+        """Writes one token and returns the keys and values of the full block."""
         self._keys_BHTD.index_copy_(2, self._position_1, keys_BHTD)
         self._values_BHTD.index_copy_(2, self._position_1, values_BHTD)
         return self.both_2BHTD
