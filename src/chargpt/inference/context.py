@@ -24,8 +24,9 @@ class Window:
         self.tokens_BT = torch.empty(batch_size, 0, dtype=torch.long, device=device)
 
     def append(self, tokens_BT: Integer[Tensor, "B T"]) -> bool:
-        """Appends T tokens. Returns whether the window was cropped, which changes the position of every token and
-        so invalidates all cached keys and values.
+        """Appends T tokens. Returns whether the window was cropped.
+
+        Cropping changes the position of every token, which invalidates all cached keys and values.
         """
         length = self.tokens_BT.shape[1]
         self.tokens_BT = torch.cat((self.tokens_BT, tokens_BT), dim=1)

@@ -105,8 +105,9 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> PretrainedModel
 
 
 def data_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the `data` group of a saved config. A `cache_dir` that does not exist is dropped: an untrusted
-    checkpoint must not create folders.
+    """Returns the `data` group of a saved config.
+
+    A `cache_dir` that does not exist is dropped, since an untrusted checkpoint must not create folders.
     """
     settings = dict(config["data"])
     folder = settings.get("cache_dir")
@@ -124,7 +125,9 @@ def find_checkpoint(run: Path, names: tuple[str, ...] = ("best.ckpt", "last.ckpt
     for name in names:
         if (path := run / "checkpoints" / name).is_file():
             return path
-    raise UserError(f"{run} has no checkpoint in checkpoints/: it is no run, or was interrupted before its first one")
+    raise UserError(
+        f"{run} has no checkpoint in checkpoints/: it is not a run, or was interrupted before its first one"
+    )
 
 
 def latest_run(outputs: str | Path = "outputs") -> Path:
