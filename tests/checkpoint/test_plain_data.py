@@ -21,6 +21,8 @@ def test_json_values_are_plain(value):
     [
         ({"a": [{"b": torch.zeros(1)}]}, "config.a[0].b is a Tensor"),
         ({"a": {3: 1}}, "config.a has the key 3"),
+        ({"a": {0: 1}}, "config.a has the key 0"),
+        ({"a": {None: 1}}, "config.a has the key None"),
         ({"a": "x${oc.env:HOME}"}, "config.a='x${oc.env:HOME}' is an interpolation"),
         ({"a": (1, 2)}, "config.a is a tuple"),
         (b"bytes", "config is a bytes"),

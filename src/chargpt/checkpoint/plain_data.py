@@ -20,8 +20,8 @@ def find_non_plain(value: Any, path: str) -> str:
 
 def _search(value: Any, path: str) -> str:
     if isinstance(value, dict):
-        if invalid := next((key for key in value if not isinstance(key, str)), None):
-            return f"{path} has the key {invalid!r}, which is not a string"
+        if invalid := [key for key in value if not isinstance(key, str)]:
+            return f"{path} has the key {invalid[0]!r}, which is not a string"
         return next((problem for key, item in value.items() if (problem := _search(item, f"{path}.{key}"))), "")
     if isinstance(value, list):
         return next((problem for i, item in enumerate(value) if (problem := _search(item, f"{path}[{i}]"))), "")
