@@ -74,8 +74,8 @@ def measure(name: str, turns: int) -> dict[str, Any]:
         L.Trainer.fit = with_turns
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as exit:
-            if exit.code:
+        except SystemExit as error:
+            if error.code:
                 raise
         finally:
             L.Trainer.fit = fit
