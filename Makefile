@@ -1,12 +1,13 @@
-# make train    a small GPT on Tiny Shakespeare, from an empty machine to a sample, in minutes
-# make test     the tests (make test-all: the slow ones as well)
-# make install  only the set-up: .venv with the pinned dependencies and this package
+# make train    install, train a small GPT on Tiny Shakespeare and print a sample, in minutes
+# make test     run the fast tests (make test-all: the slow ones, too)
+# make lint     check format and style
+# make install  only create .venv with the pinned dependencies and this package
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Extra words for train.py: make train ARGS="model=bigram"
+# Overrides for train.py: make train ARGS="model=bigram"
 ARGS ?=
-# Tests run in so many processes, a file of them in one.
+# Number of test processes. All tests of a file run in the same process.
 WORKERS ?= 2
 
 .PHONY: train test test-all lint install clean
@@ -27,7 +28,7 @@ lint: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
-# Made again when the dependencies change, and only then.
+# Recreated only when the dependencies change.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "chargpt needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 2; }

@@ -1,9 +1,9 @@
-"""What a step of each variant of the ablation takes, in turns within one process; writes seconds.csv.
+"""Measures the time of a step of each variant of the ablation, interleaved in one process; writes seconds.csv.
 
     python experiments/ablation/seconds.py           # three minutes on a quiet core
 
-A step is forward pass, backward pass and optimizer, on one thread, as the ablation's runs have it. In each round
-every variant takes one step, in an order of its own; the figures are medians, and ratios of medians.
+A step is forward pass, backward pass and optimizer step on one thread, as in the ablation's runs. In each round
+every variant takes one step, in random order. The results are medians and ratios of medians.
 """
 
 import argparse
@@ -25,17 +25,17 @@ from chargpt.config.instantiate import instantiate
 from chargpt.model.loss import cross_entropy
 from chargpt.utils.csv_io import write_rows
 
-VOCABULARY = 65
-# What happens outside of these three, or to the schedule alone: a step takes what the recipe's takes.
-OUTSIDE = ("cosine schedule", "decay over the last 20 %", "shorter blocks for 100 steps", "average of the weights")
+VOCAB_SIZE = 65
+# Changes outside of these three, or only to the schedule: the step time is that of the recipe.
+NOT_MEASURED = ("cosine schedule", "decay over the last 20 %", "block warm-up of 100 steps", "EMA of the weights")
 
 
-def stepper(words: list[str]) -> Callable[[], None]:
-    """Takes one training step of a variant."""
-    config = compose("train", overrides=["name=timed", *words])
-    model = instantiate(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=VOCABULARY)
+def make_step(overrides: list[str]) -> Callable[[], None]:
+    """A function that takes one training step of a variant."""
+    config = compose("train", overrides=["name=timed", *overrides])
+    model = instantiate(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=VOCAB_SIZE)
     optimizer = instantiate(OmegaConf.to_container(config.optimizer, resolve=True), "optimizer")(model)
-    blocks = torch.randint(VOCABULARY, (config.data.batch_size, config.model.block_size + 1))
+    blocks = torch.randint(VOCAB_SIZE, (config.data.batch_size, config.model.block_size + 1))
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -50,19 +50,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     rounds = parser.parse_args().rounds
     with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3", job_name="train"):
-        steppers = {name: stepper(words) for name, words in VARIANTS.items() if name not in OUTSIDE}
-    taken: dict[str, list[float]] = {name: [] for name in steppers}
+        steps = {name: make_step(overrides) for name, overrides in VARIANTS.items() if name not in NOT_MEASURED}
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 2):
-        for name in random.Random(number).sample(list(steppers), len(steppers)):
-            began = time.perf_counter()
-            steppers[name]()
-            if number > 1:
-                taken[name].append(time.perf_counter() - began)
-    recipe = statistics.median(next(iter(taken.values())))
+        for name in random.Random(number).sample(list(steps), len(steps)):
+            start = time.perf_counter()
+            steps[name]()
+            if number > 1:  # the first two rounds warm up
+                times[name].append(time.perf_counter() - start)
+    recipe = statistics.median(next(iter(times.values())))
     rows = []
-    for name, seconds in taken.items():
-        middle = statistics.median(seconds)
-        rows.append({"variant": name, "ms": f"{1000 * middle:.1f}", "of the recipe's": f"{middle / recipe:.3f}"})
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        rows.append({"variant": name, "ms": f"{1000 * median:.1f}", "relative to the recipe": f"{median / recipe:.3f}"})
         print(*rows[-1].values(), sep="\t")
     write_rows(HERE / "seconds.csv", rows)
 

@@ -1,6 +1,6 @@
-"""The grid's table out of finished runs: python experiments/grid/table.py outputs/grid/*/
+"""Reports finished runs of the grid: python experiments/grid/table.py outputs/grid/*/
 
-Writes sweep.csv and sweep.png, and puts the best and worst settings, and the mean over each value, into README.md.
+Writes sweep.csv and sweep.png, and inserts the best and worst settings and the mean for each value into README.md.
 """
 
 import sys
@@ -14,14 +14,15 @@ from chargpt.sweeps.markdown import put, table
 from chargpt.sweeps.ranking import Row, rank
 
 HERE = Path(__file__).parent
-SHOWN = 5
+SHOWN = 5  # of the best and of the worst runs
 
 
-def line(place: str, row: Row, names: dict[str, str]) -> dict[str, str]:
-    flops, seconds = (row.mean(of) for of in (lambda r: r.training_flops, lambda r: r.figure("train_seconds")))
+def table_row(position: int, row: Row, names: dict[str, str]) -> dict[str, str]:
+    flops = row.mean(lambda run: run.training_flops)
+    seconds = row.mean(lambda run: run.figure("train_seconds"))
     parameters = row.mean(lambda run: run.figure("parameters"))
     return {
-        "": place,
+        "": str(position),
         **{names[key]: f"{value:g}" for key, value in row.values.items()},
         "validation loss": f"{row.score:.3f}",
         "parameters": f"{parameters:,.0f}",
@@ -35,16 +36,16 @@ def main() -> None:
     compare(runs, HERE)
     ranking = rank([read_run(run) for run in runs])
     rows, names = ranking.scored, short_names(ranking.keys)
-    places = [n for n in range(len(rows)) if n < SHOWN or n >= len(rows) - SHOWN]
-    put(HERE / "README.md", "grid", table([line(str(n + 1), rows[n], names) for n in places]))
+    shown = [i for i in range(len(rows)) if i < SHOWN or i >= len(rows) - SHOWN]
+    put(HERE / "README.md", "grid", table([table_row(i + 1, rows[i], names) for i in shown]))
     means = []
     for key in ranking.keys:
         values = sorted({row.values[key] for row in rows})
         losses = {v: mean(row.score for row in rows if row.values[key] == v) for v in values}
         means.append(
             {
-                "key": f"`{key}`",
-                "mean validation loss at each value": ", ".join(f"{v:g}: {losses[v]:.3f}" for v in values),
+                "setting": f"`{key}`",
+                "mean validation loss for each value": ", ".join(f"{v:g}: {losses[v]:.3f}" for v in values),
             }
         )
     put(HERE / "README.md", "means", table(means))

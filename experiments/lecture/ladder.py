@@ -1,7 +1,7 @@
-"""The measured ladder out of finished runs: python experiments/lecture/ladder.py outputs/lecture/*/
+"""Reports finished runs of the lecture's models: python experiments/lecture/ladder.py outputs/lecture/*/
 
-Runs of one rung (another seed each) become one row. Writes ladder.csv, curves.csv and
-ladder.png, and puts the table and the samples into README.md.
+Runs of one model with different seeds become one row. Writes ladder.csv, curves.csv and ladder.png, and inserts the
+table and the samples into README.md.
 """
 
 import csv
@@ -19,8 +19,8 @@ from chargpt.sweeps.markdown import mean_and_spread, put, table
 
 HERE = Path(__file__).parent
 CONF = HERE.parent.parent / "conf" / "lecture"
-# The validation losses that the lecture shows.
-LECTURE = {
+# Validation losses shown in the lecture.
+LECTURE_LOSSES = {
     "bigram": 2.5,
     "head": 2.40,
     "multi_head": 2.28,
@@ -31,74 +31,74 @@ LECTURE = {
     "scaled_up": 1.48,
 }
 KEYS = ("final_val_loss", "val_loss", "initial_loss", "train_seconds", "parameters", "steps", "device", "torch")
-Ladder = dict[str, list[RunRecord]]
+Runs = dict[str, list[RunRecord]]  # of each model
 
 
-def row(rung: str, runs: list[RunRecord]) -> dict[str, str]:
+def row(model: str, runs: list[RunRecord]) -> dict[str, str]:
     metrics = [run.metrics for run in runs]
-    lecture = LECTURE[rung]
+    lecture_loss = LECTURE_LOSSES[model]
     return {
-        "rung": f"[`{rung}`](../../conf/lecture/{rung}.yaml)",
-        "the lecture": f"{lecture:.2f}" if lecture else "",
+        "model": f"[`{model}`](../../conf/lecture/{model}.yaml)",
+        "lecture": f"{lecture_loss:.2f}" if lecture_loss else "",
         "here": mean_and_spread([m["final_val_loss"] for m in metrics]) if runs else "not measured here",
         "seeds": str(len(runs) or ""),
         "parameters": f"{metrics[0]['parameters']:,}" if runs else "",
         "steps": f"{metrics[0]['steps']:,}" if runs else "",
         "seconds": f"{mean(m['train_seconds'] for m in metrics):.0f}" if runs else "",
-        "on": metrics[0]["device"] if runs else "",
+        "device": metrics[0]["device"] if runs else "",
     }
 
 
-def passage(rung: str, runs: list[RunRecord]) -> str:
-    """The rung's own words for what it adds, and three lines of what it writes."""
-    why = re.findall(r"^# (?!@)(.*)$", (CONF / f"{rung}.yaml").read_text(), re.MULTILINE)
-    lines = [line for line in runs[0].sample.splitlines() if line.strip()][:3]
-    return f"**{rung}** {' '.join(why)}\n\n```\n" + "\n".join(line[:100].rstrip() for line in lines) + "\n```\n\n"
+def sample(model: str, runs: list[RunRecord]) -> str:
+    """The description in the model's config, and three lines of its sample."""
+    description = re.findall(r"^# (?!@)(.*)$", (CONF / f"{model}.yaml").read_text(), re.MULTILINE)
+    lines = [line[:100].rstrip() for line in runs[0].sample.splitlines() if line.strip()][:3]
+    return f"**{model}** {' '.join(description)}\n\n```\n" + "\n".join(lines) + "\n```\n\n"
 
 
-def draw(ladder: Ladder) -> Figure:
-    """The validation curves: the mean over seeds, and all between the lowest and the highest."""
+def plot(runs_by_model: Runs) -> Figure:
+    """Validation curves: the mean over seeds, and the range from the lowest to the highest."""
     figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for number, (rung, runs) in enumerate((rung, runs) for rung, runs in ladder.items() if runs):
+    for number, (model, runs) in enumerate((model, runs) for model, runs in runs_by_model.items() if runs):
         steps = runs[0].curve("val_loss")[0]
         losses_SN = np.array([run.curve("val_loss")[1] for run in runs])
-        colour = f"C{number}"
-        axes.plot(steps, losses_SN.mean(axis=0), color=colour, label=rung, marker=".", markersize=4)
-        axes.fill_between(steps, losses_SN.min(axis=0), losses_SN.max(axis=0), color=colour, alpha=0.25, linewidth=0)
-        if LECTURE[rung]:
-            last = max(steps) * 1.01
-            axes.plot([last], [LECTURE[rung]], marker="<", color=colour, markersize=7, clip_on=False)
+        color = f"C{number}"
+        axes.plot(steps, losses_SN.mean(axis=0), color=color, label=model, marker=".", markersize=4)
+        axes.fill_between(steps, losses_SN.min(axis=0), losses_SN.max(axis=0), color=color, alpha=0.25, linewidth=0)
+        if LECTURE_LOSSES[model]:
+            end = max(steps) * 1.01
+            axes.plot([end], [LECTURE_LOSSES[model]], marker="<", color=color, markersize=7, clip_on=False)
     axes.set_xlabel("optimizer steps")
-    axes.set_ylabel("validation loss, nats a character (the whole split)")
+    axes.set_ylabel("validation loss, nats per character (complete split)")
     axes.set_ylim(top=3.2)
     axes.grid(alpha=0.3)
-    axes.legend(title="rung (arrow: the lecture's figure)", ncols=2)
-    axes.set_title("The lecture, rung by rung")
+    axes.legend(title="model (arrow: loss in the lecture)", ncols=2)
+    axes.set_title("The lecture's models")
     return figure
 
 
 def main() -> None:
-    found = defaultdict(list)
+    unsorted = defaultdict(list)
     for run in map(read_finished, sys.argv[1:]):
-        found[run.choices["lecture"]].append(run)
-    ladder = {rung: sorted(found[rung], key=lambda run: run.metrics["seed"]) for rung in LECTURE}
+        unsorted[run.choices["lecture"]].append(run)
+    runs_by_model = {model: sorted(unsorted[model], key=lambda run: run.metrics["seed"]) for model in LECTURE_LOSSES}
     with (HERE / "ladder.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("rung", "seed", *KEYS))
-        for rung, runs in ladder.items():
-            writer.writerows((rung, run.metrics["seed"], *(run.metrics[k] for k in KEYS)) for run in runs)
+        writer.writerow(("model", "seed", *KEYS))
+        for model, runs in runs_by_model.items():
+            writer.writerows((model, run.metrics["seed"], *(run.metrics[k] for k in KEYS)) for run in runs)
     with (HERE / "curves.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("rung", "seed", "step", "val_loss"))
-        for rung, runs in ladder.items():
+        writer.writerow(("model", "seed", "step", "val_loss"))
+        for model, runs in runs_by_model.items():
             for run in runs:
                 points = zip(*run.curve("val_loss"), strict=True)
-                writer.writerows((rung, run.metrics["seed"], step, loss) for step, loss in points)
-    draw(ladder).savefig(HERE / "ladder.png")
-    content = table([row(rung, runs) for rung, runs in ladder.items()])
+                writer.writerows((model, run.metrics["seed"], step, loss) for step, loss in points)
+    plot(runs_by_model).savefig(HERE / "ladder.png")
+    content = table([row(model, runs) for model, runs in runs_by_model.items()])
     put(HERE / "README.md", "ladder", content)
-    put(HERE / "README.md", "samples", "".join(passage(rung, runs) for rung, runs in ladder.items() if runs))
+    put(HERE / "README.md", "samples", "".join(sample(model, runs) for model, runs in runs_by_model.items() if runs))
     print(content)
 
 

@@ -1,8 +1,8 @@
-"""The table of models out of finished runs: python experiments/models/table.py outputs/models/*/
+"""Reports finished runs of the models: python experiments/models/table.py outputs/models/*/
 
-Runs of one name (another seed each) become one row, in place of what results.csv had of that name; its other rows
-stay. Writes results.csv and puts the table into README.md, here and in the project's own, between the marks
-<!-- models --> and <!-- /models -->.
+Runs with the same name and different seeds become one row, which replaces the rows of that name in results.csv; the
+other rows are kept. Writes results.csv and inserts the table between the marks <!-- models --> and <!-- /models --> of
+README.md in this folder and in the root of the project.
 """
 
 import csv
@@ -23,12 +23,12 @@ KEYS += ("devices", "device", "torch")
 
 
 def name_of(run: RunRecord) -> str:
-    chosen = [word for word in run.overrides if re.match(r"\+?(model|recipe)=", word)]
-    return " ".join(chosen) or f"model={run.choices['model']}"
+    selected = [override for override in run.overrides if re.match(r"\+?(model|recipe)=", override)]
+    return " ".join(selected) or f"model={run.choices['model']}"
 
 
 def row(name: str, runs: list[dict[str, str]]) -> dict[str, str]:
-    def all_of(key: str) -> list[float]:
+    def values(key: str) -> list[float]:
         return [float(run[key]) for run in runs]
 
     first = runs[0]
@@ -36,27 +36,27 @@ def row(name: str, runs: list[dict[str, str]]) -> dict[str, str]:
         "run": f"`{name}`",
         "parameters": f"{int(first['parameters']):,}",
         "steps": f"{int(first['steps']):,}",
-        "validation loss": mean_and_spread(all_of("val_loss")),
-        "bits a character": f"{statistics.mean(all_of('val_bpc')):.3f}",
-        "training": f"{statistics.mean(all_of('train_seconds')):.0f} s",
+        "validation loss": mean_and_spread(values("val_loss")),
+        "bits per character": f"{statistics.mean(values('val_bpc')):.3f}",
+        "training time": f"{statistics.mean(values('train_seconds')):.0f} s",
         "seeds": str(len(runs)),
-        "on": f"{first['devices']} x {first['device']}",
+        "devices": f"{first['devices']} x {first['device']}",
     }
 
 
 def main() -> None:
     with (HERE / "results.csv").open(newline="") as file:
-        before = list(csv.DictReader(file))
+        old = list(csv.DictReader(file))
     new = [
         {"run": name_of(run)} | {key: str(run.metrics[key]) for key in KEYS} for run in map(read_finished, sys.argv[1:])
     ]
-    kept = [run for run in before if run["run"] not in {run["run"] for run in new}]
+    kept = [run for run in old if run["run"] not in {run["run"] for run in new}]
     groups = defaultdict(list)
     for run in kept + new:
         groups[run["run"]].append(run)
-    worst_first = sorted(groups.items(), key=lambda item: -float(item[1][0]["val_loss"]))
-    write_rows(HERE / "results.csv", [run for _, runs in worst_first for run in runs])
-    content = table([row(name, runs) for name, runs in worst_first])
+    by_loss = sorted(groups.items(), key=lambda item: -float(item[1][0]["val_loss"]))
+    write_rows(HERE / "results.csv", [run for _, runs in by_loss for run in runs])
+    content = table([row(name, runs) for name, runs in by_loss])
     for readme in (HERE / "README.md", ROOT / "README.md"):
         put(readme, "models", content)
     print(content)

@@ -1,4 +1,4 @@
-"""What int8 weights cost: the loss of a trained model, token by token, with and without them.
+"""Measures the loss of a trained model with and without int8 weights, one token at a time.
 
 python experiments/speed/int8_loss.py outputs/gpt_nano/...
 """
@@ -16,7 +16,7 @@ TOKENS = 20_000  # of the validation text
 
 @torch.no_grad()
 def loss(model, tokens_N: torch.Tensor, quantize: str | None) -> float:
-    """Mean loss in nats of each next token, the model fed as it is while sampling, 8 stretches side by side."""
+    """Mean loss in nats per token. The model is called as during sampling, on 8 parts of the text in parallel."""
     tokens_BT = tokens_N[: TOKENS // 8 * 8].view(8, -1).long()
     context, total = Context(model, 8, quantize=quantize), 0.0
     for t in range(tokens_BT.shape[1] - 1):
@@ -31,8 +31,8 @@ def main() -> None:
     trained = chargpt.load(parser.parse_args().run)
     text = TinyShakespeare().read()
     tokens_N = trained.tokenizer.encode(text[int(0.9 * len(text)) :])
-    plain, rounded = (loss(trained.model, tokens_N, quantize) for quantize in (None, "int8"))
-    print(f"loss {plain:.4f} as they are, {rounded:.4f} with int8: {rounded - plain:+.4f} nats a token")
+    float_loss, int8_loss = (loss(trained.model, tokens_N, quantize) for quantize in (None, "int8"))
+    print(f"loss {float_loss:.4f}, {int8_loss:.4f} with int8: {int8_loss - float_loss:+.4f} nats per token")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""One measurement in a process of its own: milliseconds a training step and peak memory, as a line of JSON.
+"""Runs one measurement in this process: milliseconds per training step and peak memory, as a line of JSON.
 
     python experiments/speed/one.py chargpt --shape gpt_nano --steps 200
     python experiments/speed/one.py nanogpt --shape gpt_small --steps 5 --nanogpt ../nanoGPT
     python experiments/speed/one.py bare --n_layer 6 --n_head 6 --n_embd 384 --block_size 256 --batch_size 16
 
-`nanogpt` is its model and optimizer with batches as it makes them; `bare` is a hand-written loop over this bench's
-model, sampler and optimizer; `chargpt` is train.py with everything on that is on by default. The first steps do
-not count. On a GPU (`--device cuda`) all three are compiled and run in bfloat16.
+`nanogpt` is nanoGPT's model and optimizer with batches made in its way; `bare` is a hand-written loop with chargpt's
+model, dataloader and optimizer; `chargpt` is train.py with its defaults. The first steps are not counted. On a GPU
+(`--device cuda`) all three are compiled and run in bfloat16.
 """
 
 import argparse
@@ -18,9 +18,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from chargpt.config.instantiate import instantiate
+from chargpt.data.corpus import TinyShakespeare
+from chargpt.data.dataloader import RandomBlockLoader
+from chargpt.data.tokenizer import CharTokenizer
+from chargpt.model.loss import cross_entropy
+from chargpt.utils.memory import disable_malloc_trim
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -33,20 +44,18 @@ SHAPES: dict[str, dict[str, Any]] = {
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
 
 
-def words(shape: dict[str, Any], name: str) -> list[str]:
-    """The same shape as words for train.py."""
+def shape_overrides(shape: dict[str, Any], name: str) -> list[str]:
+    """The shape as overrides of train.py."""
     if name == "bigram":
         return ["model=bigram", f"data.batch_size={shape['batch_size']}"]
-    parts = ["model=gpt_nano", "recipe=nanogpt_laptop"] if name == "gpt_nano" else ["model=gpt_small"]
+    choices = ["model=gpt_nano", "recipe=nanogpt_laptop"] if name == "gpt_nano" else ["model=gpt_small"]
     sizes = [f"model.{key}={shape[key]}" for key in SIZES]
-    return [*parts, *sizes, f"data.batch_size={shape['batch_size']}", "trainer.gradient_clip_val=1.0"]
+    return [*choices, *sizes, f"data.batch_size={shape['batch_size']}", "trainer.gradient_clip_val=1.0"]
 
 
 def nanogpt(shape: dict[str, Any], name: str, steps: int, device: str, checkout: Path) -> float:
-    import torch
-
     sys.path.insert(0, str(checkout))
-    from model import GPT, GPTConfig
+    from model import GPT, GPTConfig  # noqa: PLC0415 - nanoGPT's module, in the checkout
 
     tokens_N = _tokens()
     model = GPT(GPTConfig(vocab_size=65, bias=False, **{key: shape[key] for key in SIZES})).to(device)
@@ -73,18 +82,9 @@ def nanogpt(shape: dict[str, Any], name: str, steps: int, device: str, checkout:
 
 
 def bare(shape: dict[str, Any], name: str, steps: int, device: str, checkout: Path | None) -> float:
-    import torch
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from chargpt.config.instantiate import instantiate
-    from chargpt.data.dataloader import RandomBlockLoader
-    from chargpt.model.loss import cross_entropy
-    from chargpt.utils.memory import disable_malloc_trim
-
     disable_malloc_trim()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", words(shape, name))
+        config = compose("train", shape_overrides(shape, name))
         config = OmegaConf.to_container(OmegaConf.masked_copy(config, ["model", "optimizer"]), resolve=True)
     model = instantiate(config["model"], "model", vocab_size=65).to(device)
     optimizer = instantiate(config["optimizer"], "optimizer")(model)
@@ -109,39 +109,32 @@ def bare(shape: dict[str, Any], name: str, steps: int, device: str, checkout: Pa
 
 
 def chargpt(shape: dict[str, Any], name: str, steps: int, device: str, checkout: Path | None) -> float:
-    """From history.csv: the time between the first log point and the last."""
+    """The time between the first and the last log point in history.csv."""
     every = max(1, steps // 2)
     end = 3 * every
     with tempfile.TemporaryDirectory() as folder:
         trainer = ["trainer=gpu", "trainer.compile=true"] if device == "cuda" else ["trainer=cpu"]
         settings = dict(max_steps=end, val_check_interval=end, log_every_n_steps=every)
-        command = [sys.executable, str(ROOT / "train.py"), *words(shape, name), *trainer]
+        command = [sys.executable, str(ROOT / "train.py"), *shape_overrides(shape, name), *trainer]
         command += [f"trainer.{key}={value}" for key, value in settings.items()]
         subprocess.run([*command, f"hydra.run.dir={folder}/run"], check=True, capture_output=True)
         with (Path(folder) / "run" / "history.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row["tokens_per_second"]]
     tokens = shape["batch_size"] * shape["block_size"]
-    counted = [row for row in rows if int(row["step"]) > every]  # the first third warms up
+    counted = [row for row in rows if int(row["step"]) > every]  # the first third is warm-up
     return sum(1000 * tokens / float(row["tokens_per_second"]) for row in counted) / len(counted)
 
 
-def _tokens():
-    from chargpt.data.corpus import TinyShakespeare
-    from chargpt.data.tokenizer import CharTokenizer
-
+def _tokens() -> torch.Tensor:
     text = TinyShakespeare().read()
     return CharTokenizer.from_text(text).encode(text[: int(0.9 * len(text))])
 
 
-def _autocast(device: str):
-    import torch
-
+def _autocast(device: str) -> AbstractContextManager:
     return torch.autocast(device, dtype=torch.bfloat16) if device == "cuda" else nullcontext()
 
 
 def _timed(step: Callable[[], None], steps: int, device: str) -> float:
-    import torch
-
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for _ in range(max(2, steps // 10)):
         step()
@@ -154,20 +147,20 @@ def _timed(step: Callable[[], None], steps: int, device: str) -> float:
 
 
 def measure(who: str, shape: dict[str, Any], name: str, steps: int, device: str, checkout: Path | None) -> dict:
-    """The same from another script: this file, in a process of its own."""
+    """Runs this file in its own process, for use in other scripts."""
     sizes = [f"--{key}={value}" for key, value in shape.items()]
     command = [sys.executable, __file__, who, f"--shape={name}", f"--steps={steps}", f"--device={device}", *sizes]
     command += [f"--nanogpt={checkout}"] if checkout else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(result.stderr)
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("who", choices=["nanogpt", "bare", "chargpt"])
-    parser.add_argument("--shape", choices=list(SHAPES), default="gpt_small", help="where the sizes start from")
+    parser.add_argument("--shape", choices=list(SHAPES), default="gpt_small", help="defaults of the sizes")
     for key in ("n_layer", "n_head", "n_embd", "block_size", "batch_size"):
         parser.add_argument(f"--{key}", type=int)
     parser.add_argument("--dropout", type=float)
@@ -180,11 +173,9 @@ def main() -> None:
     ms = {"nanogpt": nanogpt, "bare": bare, "chargpt": chargpt}[args.who](
         shape, args.shape, args.steps, args.device, args.nanogpt
     )
-    who = resource.RUSAGE_CHILDREN if args.who == "chargpt" else resource.RUSAGE_SELF
-    peak = resource.getrusage(who).ru_maxrss / 1024
+    processes = resource.RUSAGE_CHILDREN if args.who == "chargpt" else resource.RUSAGE_SELF
+    peak = resource.getrusage(processes).ru_maxrss / 1024
     if args.device == "cuda" and args.who != "chargpt":
-        import torch
-
         peak = torch.cuda.max_memory_allocated() / 2**20
     print(json.dumps({"who": args.who, **shape, "milliseconds": round(ms, 4), "peak_mib": round(peak)}))
 

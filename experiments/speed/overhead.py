@@ -1,11 +1,11 @@
-"""What train.py adds to a step over a bare loop, in one process and on the same weights, in turns of 50 steps.
+"""Measures the overhead of train.py over a bare loop, in one process, on the same weights, in turns of 50 steps.
 
     python experiments/speed/overhead.py                               # bigram and gpt_nano -> overhead.csv
-    PYTHONPATH=../before/src python experiments/speed/overhead.py      # the same of another checkout, printed only
+    PYTHONPATH=../old/src python experiments/speed/overhead.py         # another checkout; printed only
 
-Two processes of one program differ by up to 10 % on a small machine, by where their memory happens to lie; turns
-within one process do not. All that train.py has on by default is on: loggers, progress bar, clock, checkpoints.
-To compare two checkouts, run the two lines in turns, a few times each: a machine's speed changes within minutes.
+Two processes of the same program differ by up to 10 % on a small machine, depending on their memory layout; turns
+within one process do not. The defaults of train.py are on: loggers, progress bar, timer, checkpoints. To compare two
+checkouts, alternate between the two commands a few times: a machine's speed changes within minutes.
 """
 
 import argparse
@@ -20,35 +20,35 @@ from typing import Any
 
 import lightning as L
 import torch
-from one import HERE, ROOT, SHAPES, words
+from one import HERE, ROOT, SHAPES, shape_overrides
 
 import chargpt
 from chargpt.model.loss import cross_entropy
 from chargpt.utils.csv_io import write_rows
 
 TURN = 50  # steps
-TREE = Path(chargpt.__file__).resolve().parents[2]  # the checkout that is measured: train.py and conf/ are its own
+CHECKOUT = Path(chargpt.__file__).resolve().parents[2]  # the measured one, with its train.py and conf/
 
 
 class Turns(L.Callback):
-    """Before each 50th step of Lightning's, 50 by hand; the seconds a step of both, turn by turn."""
+    """Inserts 50 steps of a bare loop before every 50th step of Lightning, and measures both, turn by turn."""
 
     def __init__(self) -> None:
-        self.theirs: list[float] = []  # ms a step, the bare loop's
-        self.ours: list[float] = []
-        self._since: float | None = None
+        self.bare: list[float] = []  # ms per step
+        self.chargpt: list[float] = []
+        self._turn_start: float | None = None
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % TURN:
             return
         start = time.perf_counter()
-        if self._since is not None:
-            self.ours.append(1000 * (start - self._since) / TURN)
+        if self._turn_start is not None:
+            self.chargpt.append(1000 * (start - self._turn_start) / TURN)
         batches = iter(trainer.train_dataloader)
         for _ in range(TURN):
             self._step(module, trainer.optimizers[0], *next(batches), clip=trainer.gradient_clip_val)
-        self._since = time.perf_counter()
-        self.theirs.append(1000 * (self._since - start) / TURN)
+        self._turn_start = time.perf_counter()
+        self.bare.append(1000 * (self._turn_start - start) / TURN)
 
     @staticmethod
     def _step(module: Any, optimizer: torch.optim.Optimizer, x: Any, y: Any, clip: float | None) -> None:
@@ -70,16 +70,16 @@ def measure(name: str, turns: int) -> dict[str, Any]:
     end = TURN * (turns + 2)
     with tempfile.TemporaryDirectory() as folder:
         settings = [f"trainer.max_steps={end}", f"trainer.val_check_interval={end}", f"hydra.run.dir={folder}/run"]
-        sys.argv = [str(TREE / "train.py"), *words(SHAPES[name], name), "trainer=cpu", *settings]
+        sys.argv = [str(CHECKOUT / "train.py"), *shape_overrides(SHAPES[name], name), "trainer=cpu", *settings]
         L.Trainer.fit = with_turns
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as left:
-            if left.code:
+        except SystemExit as error:
+            if error.code:
                 raise
         finally:
             L.Trainer.fit = fit
-    pairs = list(zip(callback.theirs[1:], callback.ours, strict=False))[1:]  # the first turn warms up
+    pairs = list(zip(callback.bare[1:], callback.chargpt, strict=False))[1:]  # the first turn is warm-up
     row = {"shape": name, "turns": len(pairs)}
     row |= {"bare": statistics.median(a for a, _ in pairs), "chargpt": statistics.median(b for _, b in pairs)}
     row["added"] = statistics.median(b - a for a, b in pairs)
@@ -89,18 +89,18 @@ def measure(name: str, turns: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=20, help="that count: 2 or more")
+    parser.add_argument("--turns", type=int, default=20, help="number of measured turns, at least 2")
     args = parser.parse_args()
-    print(f"train.py of {TREE}")
+    print(f"train.py of {CHECKOUT}")
     rows = []
     for name in ("bigram", "gpt_nano"):
         with contextlib.redirect_stdout(sys.stderr):
             rows.append(measure(name, args.turns))
         print(
             "{shape}: {ratio} times a bare loop ({ratio_low} to {ratio_high} in the middle half of {turns} "
-            "turns), {bare} and {chargpt} ms a step, {added} ms added".format(**rows[-1])
+            "turns), {bare} and {chargpt} ms per step, {added} ms added".format(**rows[-1])
         )
-        if ROOT.resolve() == TREE:
+        if ROOT.resolve() == CHECKOUT:
             write_rows(HERE / "overhead.csv", rows)
 
 

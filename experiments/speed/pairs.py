@@ -1,4 +1,4 @@
-"""A training step of chargpt against nanoGPT's, in interleaved pairs of processes; writes pairs.csv.
+"""Compares a training step of chargpt and nanoGPT in interleaved pairs of processes; writes pairs.csv.
 
 git clone https://github.com/karpathy/nanoGPT
 python experiments/speed/pairs.py --nanogpt nanoGPT
@@ -26,8 +26,8 @@ def main() -> None:
         for pair in range(args.pairs):
             row = {"shape": shape, "pair": pair, "device": args.device}
             for who, name in (("nanogpt", "theirs"), ("chargpt", "ours")):
-                found = measure(who, SHAPES[shape], shape, steps, args.device, checkout)
-                row |= {f"{name}_ms": found["milliseconds"], f"{name}_mib": found["peak_mib"]}
+                result = measure(who, SHAPES[shape], shape, steps, args.device, checkout)
+                row |= {f"{name}_ms": result["milliseconds"], f"{name}_mib": result["peak_mib"]}
             rows.append(row)
             print(row, flush=True)
             write_rows(HERE / "pairs.csv", rows)

@@ -1,4 +1,4 @@
-"""The GPU kit: its orchestrator with invented stages, and the whole of it without a GPU."""
+"""The GPU kit: its orchestrator with fake stages, and the complete kit without a GPU."""
 
 import csv
 import shutil
@@ -15,8 +15,8 @@ import pytest
 from tests.conftest import REPO
 
 KIT = REPO / "experiments" / "gpu"
-PROVED = ("agree", "resume", "ranks", "sampling", "faults")  # what a CPU can prove as well
-# So that a stage of these tests starts at once.
+CPU_STAGES = ("agree", "resume", "ranks", "sampling", "faults")  # verified on a CPU, too
+# A fake torch, so that the stages of these tests start at once.
 TORCH = """
 __version__ = "0"
 
@@ -42,7 +42,7 @@ HANGS = "subprocess.run([sys.executable, '-c', 'import time; time.sleep(1000)', 
 
 
 class Kit:
-    """A copy of run.py and kit.py with stages of a test."""
+    """A copy of run.py and kit.py with the stages of a test."""
 
     def __init__(self, folder: Path):
         self.folder, self.out = folder / "kit", folder / "out"
@@ -63,14 +63,14 @@ class Kit:
         tail = tail.partition("\n")[2]
         (self.folder / "run.py").write_text(f"{head}DRY_SECONDS, DRY_TIMEOUT = {seconds}, {timeout}\n{tail}")
 
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, str(self.folder / "run.py"), "--out", str(self.out), "--dry", *words]
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, str(self.folder / "run.py"), "--out", str(self.out), "--dry", *arguments]
 
-    def run(self, *words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(self.command(*words), capture_output=True, text=True, timeout=100, check=False)
+    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=100, check=False)
 
     def rows(self) -> dict[tuple[str, str], tuple[str, str]]:
-        """Value and ok of each stage and case."""
+        """`value` and `ok` of each stage and case."""
         return {(row["stage"], row["case"]): (row["value"], row["ok"]) for row in read(self.out)}
 
 
@@ -84,15 +84,15 @@ def kit(tmp_path: Path) -> Kit:
     return Kit(tmp_path)
 
 
-def processes_with(word: Path) -> str:
+def processes_with(path: Path) -> str:
     listed = subprocess.run(["ps", "-ef"], capture_output=True, text=True, check=True).stdout
-    return "\n".join(line for line in listed.splitlines() if str(word) in line)
+    return "\n".join(line for line in listed.splitlines() if str(path) in line)
 
 
-def test_each_case_has_a_row_with_its_verdict(kit):
+def test_each_case_has_a_row_with_its_result(kit):
     kit.stages(one=GOOD, two='stage.row("second", "metric", 2)')
-    done = kit.run()
-    assert done.returncode == 0, done.stderr
+    result = kit.run()
+    assert result.returncode == 0, result.stderr
     assert kit.rows() == {
         ("one", "first"): ("0.5", "ok"),
         ("one", "second"): ("a word", ""),
@@ -105,36 +105,36 @@ def test_each_case_has_a_row_with_its_verdict(kit):
     assert sorted(file.name for file in kit.out.iterdir()) == ["results.csv", "run.log"]
 
 
-def test_a_stage_that_hangs_is_killed_with_all_that_it_started(kit, tmp_path):
+def test_a_hanging_stage_is_killed_with_its_child_processes(kit, tmp_path):
     kit.stages(timeout=1.5, one=HANGS, two=GOOD)
-    done = kit.run()
-    assert done.returncode == 1
+    result = kit.run()
+    assert result.returncode == 1
     rows = kit.rows()
-    assert rows["one", "first"] == ("0.5", "ok"), "sent before it hung"
+    assert rows["one", "first"] == ("0.5", "ok"), "reported before it hung"
     assert rows["one", "second"][1] == "failed"
     assert rows["one", "second"][0].startswith("killed after")
     assert rows["two", "second"] == ("a word", "")
     assert not processes_with(tmp_path)
 
 
-def test_what_a_stage_leaves_running_is_killed(kit, tmp_path):
-    left = HANGS.replace("subprocess.run", "subprocess.Popen").replace("])", "], start_new_session=True)")
-    kit.stages(one=f"{left}\n{GOOD}", two=GOOD)
+def test_processes_that_a_stage_leaves_running_are_killed(kit, tmp_path):
+    background = HANGS.replace("subprocess.run", "subprocess.Popen").replace("])", "], start_new_session=True)")
+    kit.stages(one=f"{background}\n{GOOD}", two=GOOD)
     assert kit.run().returncode == 0
     assert not processes_with(tmp_path)
 
 
-def test_what_does_not_fit_the_budget_is_skipped(kit):
+def test_stages_that_exceed_the_budget_are_skipped(kit):
     kit.stages(seconds=6, one=f"time.sleep(3)\n{GOOD}", two=GOOD)
-    done = kit.run("--budget", "8")
-    assert done.returncode == 0, done.stderr
+    result = kit.run("--budget", "8")
+    assert result.returncode == 0, result.stderr
     rows = kit.rows()
     assert rows["one", "second"] == ("a word", "")
     assert {rows["two", case][1] for case in ("first", "second", "third")} == {"skipped"}
     assert rows["two", "first"][0].startswith("the budget has")
 
 
-def test_a_stage_that_breaks_fails_its_own_rows_alone(kit):
+def test_an_error_in_a_stage_fails_only_the_rows_of_that_stage(kit):
     kit.stages(one="raise RuntimeError", two=GOOD)
     assert kit.run().returncode == 1
     assert kit.rows()["one", "second"] == ("the stage ended with exit code 1", "failed")
@@ -142,22 +142,22 @@ def test_a_stage_that_breaks_fails_its_own_rows_alone(kit):
     assert "RuntimeError" in (kit.out / "run.log").read_text()
 
 
-def test_stages_measure_one_at_a_time_and_the_next_one_is_ready(kit, tmp_path):
+def test_only_one_stage_measures_at_a_time(kit, tmp_path):
     note = "pathlib.Path({file!r}).open('a').write('{name} {what} ')\n"
-    body = "{begin}time.sleep(1)\n{end}stage.row('second', 'metric', 1)"
+    body = "{start}time.sleep(1)\n{end}stage.row('second', 'metric', 1)"
     bodies = {
         name: body.format(
-            begin=note.format(file=str(tmp_path / "notes"), name=name, what="begins"),
+            start=note.format(file=str(tmp_path / "notes"), name=name, what="starts"),
             end=note.format(file=str(tmp_path / "notes"), name=name, what="ends"),
         )
         for name in ("one", "two", "three")
     }
     kit.stages(**bodies)
     assert kit.run().returncode == 0
-    assert (tmp_path / "notes").read_text() == "one begins one ends two begins two ends three begins three ends "
+    assert (tmp_path / "notes").read_text() == "one starts one ends two starts two ends three starts three ends "
 
 
-def test_rows_are_on_disk_as_they_come_and_ctrl_c_ends_everything(kit, tmp_path):
+def test_rows_are_written_at_once_and_ctrl_c_ends_all_processes(kit, tmp_path):
     kit.stages(timeout=100, one=HANGS, two=GOOD)
     process = subprocess.Popen(kit.command(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -165,25 +165,25 @@ def test_rows_are_on_disk_as_they_come_and_ctrl_c_ends_everything(kit, tmp_path)
         time.sleep(0.05)
     assert kit.rows() == {("one", "first"): ("0.5", "ok")}
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (1, "run.py: interrupted\n")
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (1, "run.py: interrupted\n")
     assert kit.rows()["one", "second"] == ("interrupted", "failed")
     assert not processes_with(tmp_path)
 
 
-def test_a_stage_that_is_not_there_is_a_mistake(kit):
+def test_an_unknown_stage_is_a_user_error(kit):
     kit.stages(one=GOOD)
-    done = kit.run("--stages", "one,tow")
-    assert (done.returncode, done.stderr) == (2, "run.py: no stage 'tow': the stages are one\n")
+    result = kit.run("--stages", "one,tow")
+    assert (result.returncode, result.stderr) == (2, "run.py: no stage 'tow': the stages are one\n")
     assert not kit.out.exists()
 
 
 @pytest.mark.slow
-def test_without_a_gpu_all_that_needs_none_is_proved(tmp_path):
+def test_the_kit_passes_without_a_gpu(tmp_path):
     command = [sys.executable, str(KIT / "run.py"), "--dry", "--budget", "1500", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1600, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1600, check=False)
     log = (tmp_path / "run.log").read_text()[-3000:]
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{log}"
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}\n{log}"
     rows = read(tmp_path)
     assert "failed" not in {row["ok"] for row in rows}
     assert len(list(tmp_path.iterdir())) <= 8
@@ -194,7 +194,7 @@ def test_without_a_gpu_all_that_needs_none_is_proved(tmp_path):
     for row in rows:
         if row["ok"] == "skipped":
             assert row["value"] == "needs CUDA" or row["value"].startswith("no "), row
-        elif row["stage"] in PROVED:
+        elif row["stage"] in CPU_STAGES:
             assert row["ok"] == "ok" or not row["expected"], row
 
 

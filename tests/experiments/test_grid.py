@@ -1,4 +1,4 @@
-"""The grid: how large it is, and the table that is made of its runs."""
+"""The grid: its settings and size, and the table generated from its runs."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from tests.sweeps.conftest import write_run
 
 
 @pytest.mark.parametrize("name", ["small", "full"])
-def test_it_is_over_depth_heads_dropout_and_block_size(name):
+def test_the_grid_varies_depth_heads_dropout_and_block_size(name):
     with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
         config = compose("train", [f"+grid={name}"], return_hydra_config=True)
     params = config.hydra.sweeper.params
@@ -25,12 +25,12 @@ def test_it_is_over_depth_heads_dropout_and_block_size(name):
     assert runs == 54
 
 
-def test_the_table_is_made_from_runs_and_says_the_mean_at_each_value(tmp_path):
+def test_the_table_contains_the_mean_for_each_value(tmp_path):
     here = shutil.copytree(REPO / "experiments" / "grid", tmp_path / "grid")
     losses = {(1, 0.0): 2.0, (1, 0.2): 2.2, (2, 0.0): 1.8, (2, 0.2): 1.9}
     for (depth, dropout), loss in losses.items():
-        words = (f"model.n_layer={depth}", f"model.dropout={dropout}")
-        write_run(tmp_path / "outputs" / f"{depth}{dropout}", *words, loss=loss)
+        overrides = (f"model.n_layer={depth}", f"model.dropout={dropout}")
+        write_run(tmp_path / "outputs" / f"{depth}{dropout}", *overrides, loss=loss)
     runs = sorted((tmp_path / "outputs").iterdir())
     subprocess.run([sys.executable, here / "table.py", *runs], check=True, capture_output=True, text=True)
     readme = (here / "README.md").read_text()
