@@ -141,7 +141,9 @@ def _print_info(
 def _group_options(groups: Groups) -> str:
     options = {group: groups.options(group) for group in groups.names}
     lines = [f"{group}: {', '.join(sorted(names))}" for group, names in sorted(options.items()) if names]
-    return "\n".join(textwrap.fill(line, 80, initial_indent="  ", subsequent_indent="    ") for line in lines)
+    return "\n".join(
+        textwrap.fill(line, 80, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False) for line in lines
+    )
 
 
 def _job_flags(args: argparse.Namespace, folder: Path) -> list[str]:
