@@ -66,9 +66,7 @@ def get_rank() -> int:
 def notify_ready() -> None:
     """Reports to the parent process, once, that the other ranks may start."""
     if (pipe := os.environ.pop(READY_PIPE_ENV, None)) is not None:
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # the parent has exited: the run detects this, saves a checkpoint and exits
+        with contextlib.suppress(BrokenPipeError):  # the parent has exited: the run will save a checkpoint and exit
             os.write(int(pipe), b"1")
         os.close(int(pipe))
 
