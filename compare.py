@@ -1,4 +1,4 @@
-"""Compare trained models: python compare.py --help"""
+"""Compare runs: python compare.py --help"""
 
 from omegaconf import DictConfig
 
@@ -7,7 +7,7 @@ from chargpt.cli.app import entry_point
 
 @entry_point("compare")
 def main(config: DictConfig) -> None:
-    from chargpt.cli.compare import compare
+    from chargpt.cli.compare import compare  # noqa: PLC0415 - matplotlib takes long to import
 
     compare(**config)
 

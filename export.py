@@ -1,4 +1,4 @@
-"""Write the weights of a trained model to a file of their own: python export.py --help"""
+"""Export the weights of a trained model to a file: python export.py --help"""
 
 from omegaconf import DictConfig
 
@@ -7,7 +7,7 @@ from chargpt.cli.app import entry_point
 
 @entry_point("export")
 def main(config: DictConfig) -> None:
-    from chargpt.cli.export import export
+    from chargpt.cli.export import export  # noqa: PLC0415 - torch takes seconds to import
 
     export(**config)
 

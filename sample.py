@@ -1,4 +1,4 @@
-"""Let a trained model write: python sample.py --help"""
+"""Generate text with a trained model: python sample.py --help"""
 
 from omegaconf import DictConfig
 
@@ -7,7 +7,7 @@ from chargpt.cli.app import entry_point
 
 @entry_point("sample")
 def main(config: DictConfig) -> None:
-    from chargpt.cli.sample import sample
+    from chargpt.cli.sample import sample  # noqa: PLC0415 - torch takes seconds to import
 
     sample(**config)
 

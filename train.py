@@ -3,12 +3,11 @@
 from omegaconf import DictConfig
 
 from chargpt.cli.app import entry_point
+from chargpt.cli.train import train
 
 
 @entry_point("train")
 def main(config: DictConfig) -> None:
-    from chargpt.cli.train import train
-
     train(config)
 
 

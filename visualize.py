@@ -7,7 +7,7 @@ from chargpt.cli.app import entry_point
 
 @entry_point("visualize")
 def main(config: DictConfig) -> None:
-    from chargpt.cli.visualize import visualize
+    from chargpt.cli.visualize import visualize  # noqa: PLC0415 - torch takes seconds to import
 
     visualize(**config)
 

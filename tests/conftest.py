@@ -1,5 +1,6 @@
-"""What many tests share: a small text, the verbs in this process, the verbs as real processes."""
+"""Fixtures of many tests: a small text, commands in this process, and commands as separate processes."""
 
+import importlib
 import logging
 import os
 import random
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Models this small run faster on one thread, and tests side by side do not take turns spinning on the cores.
+# Small models run faster on one thread, and parallel tests do not compete for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# How long an example takes says nothing on a machine that does other things as well.
+# No deadlines: other programs on the machine make the time of an example vary.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
@@ -26,7 +27,7 @@ WORDS += ["to", "sleep", "O", "what", "a", "night"]
 
 @pytest.fixture(scope="session")
 def text() -> str:
-    """About 20,000 characters of nonsense in sentences, the same in each session."""
+    """About 20,000 characters of random sentences, the same in each session."""
     draw = random.Random(0)
     sentences = (" ".join(draw.choices(WORDS, k=draw.randint(3, 9))).capitalize() + ".\n" for _ in range(650))
     return "".join(sentences)
@@ -41,7 +42,7 @@ def text_file(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(text_file: Path) -> list[str]:
-    """Overrides for a run of a second: a small GPT with dropout on the small text."""
+    """Overrides for a run that takes a second: a small GPT with dropout on the small text."""
     return [
         "data=text_file",
         f"data.path={text_file}",
@@ -62,10 +63,10 @@ def tiny(text_file: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def restored_environment():
-    """Lightning's strategies write into the environment: a later test's process would take itself for a rank."""
-    before = dict(os.environ)
+    """Removes variables that Lightning's strategies set: with them, processes of later tests would be ranks."""
+    names = set(os.environ)
     yield
-    for name in os.environ.keys() - before.keys():
+    for name in os.environ.keys() - names:
         del os.environ[name]
 
 
@@ -78,35 +79,33 @@ class Outcome:
 
 @pytest.fixture
 def run_cli(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """`run_cli("train", "model=bigram")`: a verb in this process, from an empty folder; its code and words."""
+    """`run_cli("train", "model=bigram")`: runs a command in this process, in an empty folder."""
 
-    def run(name: str, *words: str) -> Outcome:
-        import importlib
-
+    def run(name: str, *arguments: str) -> Outcome:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [str(REPO / f"{name}.py"), *words])
+        monkeypatch.setattr(sys, "argv", [str(REPO / f"{name}.py"), *arguments])
         main = importlib.import_module(name).main
         root = logging.getLogger()
-        before = root.handlers[:], root.level
+        handlers, level = root.handlers[:], root.level
         try:
-            with pytest.raises(SystemExit) as left:
+            with pytest.raises(SystemExit) as error:
                 main()
         finally:
-            for handler in set(root.handlers) - set(before[0]):
+            for handler in set(root.handlers) - set(handlers):
                 root.removeHandler(handler)
                 handler.close()
-            root.setLevel(before[1])
+            root.setLevel(level)
         captured = capfd.readouterr()
-        return Outcome(left.value.code or 0, captured.out, captured.err)
+        return Outcome(error.value.code or 0, captured.out, captured.err)
 
     monkeypatch.syspath_prepend(str(REPO))
     return run
 
 
-def process(folder: Path, name: str, *words: str, timeout: float = 120, **environment: str) -> Outcome:
-    """A verb as a person runs it: a process of its own, in `folder`."""
+def process(folder: Path, name: str, *arguments: str, timeout: float = 120, **environment: str) -> Outcome:
+    """Runs a command as a separate process in `folder`."""
     done = subprocess.run(
-        [sys.executable, str(REPO / f"{name}.py"), *words],
+        [sys.executable, str(REPO / f"{name}.py"), *arguments],
         cwd=folder,
         env=os.environ | environment,
         capture_output=True,
@@ -119,7 +118,7 @@ def process(folder: Path, name: str, *words: str, timeout: float = 120, **enviro
 
 @pytest.fixture(scope="session")
 def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a finished tiny run, for tests that only read."""
+    """The directory of a finished tiny run, for tests that only read it."""
     folder = tmp_path_factory.mktemp("finished")
     run = folder / "outputs" / "tiny" / "run"
     outcome = process(folder, "train", *tiny, f"hydra.run.dir={run}")

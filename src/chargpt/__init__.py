@@ -14,9 +14,8 @@ __all__ = ["UserError", "__version__", "load"]
 
 
 def load(run, device="cpu"):
-    """A trained model, ready to use: see `chargpt.inference.pretrained.load`. Imports torch, but neither Lightning
-    nor Hydra."""
-    from chargpt.inference.pretrained import load
+    """Loads a trained model: see `chargpt.inference.pretrained.load`. Imports neither Lightning nor Hydra."""
+    from chargpt.inference.pretrained import load  # noqa: PLC0415 - torch takes seconds to import
 
     return load(run, device)
 

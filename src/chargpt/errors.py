@@ -1,4 +1,4 @@
-"""What goes wrong, by whose hand: the exceptions that the command line turns into exit codes."""
+"""The exceptions that the command line turns into exit codes."""
 
 import enum
 
@@ -13,23 +13,23 @@ class ExitCode(enum.IntEnum):
 
 
 class UserError(ValueError):
-    """What was asked cannot be done: one line that says what was wrong, what was found and what to do.
+    """An invalid request: one line that says what was wrong, what was found and what to do.
 
-    The command line prints it without a traceback and exits with 2.
+    The command line prints it without a traceback and exits with code 2.
     """
 
 
 class Interrupted(Exception):
-    """Training was asked to stop (Ctrl-C, SIGTERM) and has saved itself: exit code 3."""
+    """Training was stopped by a signal (Ctrl-C, SIGTERM) and has saved a checkpoint: exit code 3."""
 
 
 class TrainingError(Exception):
-    """The run cannot go on, through no mistake in what was asked: one line, exit code 1."""
+    """The run cannot continue, and no user error is the cause: one line, exit code 1."""
 
 
 class TrialPruned(Exception):
-    """A search has stopped a trial that others outdid: exit code 0, for nothing went wrong."""
+    """The pruner of a search has stopped this trial: exit code 0, because this is no failure."""
 
 
 class DivergenceError(Exception):
-    """The loss is no longer a number: exit code 1, the last good checkpoint is kept."""
+    """The loss is NaN or infinite: exit code 1; the last good checkpoint is kept."""

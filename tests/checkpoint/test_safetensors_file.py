@@ -191,8 +191,8 @@ def test_values_of_a_wrong_type_are_refused(content, path, key, value):
         ({"_target_": "os.system", "command": "true"}, r"os\.system"),
         ({"norm": {"_target_": "builtins.exec", "_partial_": True}}, r"builtins\.exec"),
         ({"n_embd": 32}, "do not match"),
-        ({"n_embd": "many"}, "n_embd|refuses"),
-        ({"n_embd": 2**40}, "refuses"),
+        ({"n_embd": "many"}, "n_embd|failed"),
+        ({"n_embd": 2**40}, "failed"),
         ({"attention": {"_target_": "torch.nn.Identity", "_partial_": True}}, "do not match"),
     ],
 )

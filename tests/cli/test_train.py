@@ -1,4 +1,4 @@
-"""Where a run begins: a directory that is its own, also where others begin at the same moment."""
+"""train.py: run directories, also of runs that start at the same time, and resume=auto."""
 
 import subprocess
 import sys
@@ -13,25 +13,25 @@ from tests.training.conftest import one_thread, short_samples  # noqa: F401 - fi
 QUIET = "callbacks.samples.max_new_tokens=0"
 
 
-def max_parallel_jobs(folder: Path, *commands: list[str]) -> list[tuple[int, str]]:
-    """Exit codes of train.py, started together, and the last lines that they wrote."""
-    started = [
+def train_in_parallel(folder: Path, *runs: list[str]) -> list[tuple[int, str]]:
+    """Starts train.py with each list of overrides at the same time: exit codes, and last lines on stderr."""
+    processes = [
         subprocess.Popen(
-            [sys.executable, str(REPO / "train.py"), *words], cwd=folder, stderr=subprocess.PIPE, text=True
+            [sys.executable, str(REPO / "train.py"), *overrides], cwd=folder, stderr=subprocess.PIPE, text=True
         )
-        for words in commands
+        for overrides in runs
     ]
-    said = [process.communicate(timeout=300)[1] for process in started]
-    return [(process.returncode, text.strip().splitlines()[-1]) for process, text in zip(started, said, strict=True)]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    return [(process.returncode, err.strip().splitlines()[-1]) for process, err in zip(processes, errors, strict=True)]
 
 
 @pytest.mark.slow
-def test_runs_that_begin_at_once_have_a_whole_directory_each(tiny, tmp_path):
-    ended = max_parallel_jobs(tmp_path, *([*tiny, QUIET, "name=par", f"seed={seed}"] for seed in range(20)))
-    assert {code for code, _ in ended} == {0}, ended
+def test_runs_that_start_at_the_same_time_have_separate_directories(tiny, tmp_path):
+    outcomes = train_in_parallel(tmp_path, *([*tiny, QUIET, "name=par", f"seed={seed}"] for seed in range(20)))
+    assert {code for code, _ in outcomes} == {0}, outcomes
     runs = list((tmp_path / "outputs" / "par").iterdir())
     assert len(runs) == 20
-    assert len({run.name[:19] for run in runs}) < 20, "none began in the same second"
+    assert len({run.name[:19] for run in runs}) < 20, "no two runs started in the same second"
     assert {run_artifacts.metrics(run)["seed"] for run in runs} == set(range(20))
     for run in runs:
         assert [row["step"] for row in run_artifacts.history(run)] == ["1", "5", "10", "15", "20"]
@@ -40,32 +40,32 @@ def test_runs_that_begin_at_once_have_a_whole_directory_each(tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
-def test_of_runs_with_one_directory_one_trains_and_the_others_are_refused(tiny, tmp_path, devices):
-    words = [*tiny, QUIET, "hydra.run.dir=run", f"trainer.devices={devices}"]
-    ended = max_parallel_jobs(tmp_path, words, words, words)
-    assert sorted(code for code, _ in ended) == [0, 2, 2], ended
-    for _, line in (one for one in ended if one[0] == 2):
+def test_only_one_of_several_runs_trains_in_the_same_directory(tiny, tmp_path, devices):
+    overrides = [*tiny, QUIET, "hydra.run.dir=run", f"trainer.devices={devices}"]
+    outcomes = train_in_parallel(tmp_path, overrides, overrides, overrides)
+    assert sorted(code for code, _ in outcomes) == [0, 2, 2], outcomes
+    for _, line in (outcome for outcome in outcomes if outcome[0] == 2):
         assert "is being trained by another process" in line or "is already there" in line
     assert [row["step"] for row in run_artifacts.history(tmp_path / "run")] == ["1", "5", "10", "15", "20"]
 
 
-def test_resume_auto_finds_the_directory_of_the_same_settings(run_cli, tiny, tmp_path):
-    words = [*tiny, QUIET, "resume=auto"]
-    assert run_cli("train", *words).code == 0
+def test_resume_auto_uses_the_same_directory_for_the_same_settings(run_cli, tiny, tmp_path):
+    overrides = [*tiny, QUIET, "resume=auto"]
+    assert run_cli("train", *overrides).code == 0
     (run,) = (tmp_path / "outputs" / "gpt_nano").iterdir()
     assert run_artifacts.status(run)["state"] == "finished"
     assert len(run_artifacts.history(run)) == 5
-    before = (run / "metrics.json").stat().st_mtime_ns
-    assert run_cli("train", *words).code == 0
-    assert (run / "metrics.json").stat().st_mtime_ns == before, "it is finished already"
-    assert run_cli("train", *words, "trainer.max_steps=30").code == 0
+    modified = (run / "metrics.json").stat().st_mtime_ns
+    assert run_cli("train", *overrides).code == 0
+    assert (run / "metrics.json").stat().st_mtime_ns == modified, "the run was already finished"
+    assert run_cli("train", *overrides, "trainer.max_steps=30").code == 0
     assert run_artifacts.metrics(run)["steps"] == 30
-    assert run_cli("train", *words, "seed=7").code == 0
+    assert run_cli("train", *overrides, "seed=7").code == 0
     assert len(list((tmp_path / "outputs" / "gpt_nano").iterdir())) == 2
 
 
-def test_a_mistake_that_is_seen_late_leaves_no_directory(run_cli, tiny, tmp_path):
-    for words in ([], ["resume=auto"], ["hydra.run.dir=here"]):
-        outcome = run_cli("train", *tiny, "model.n_head=3", *words)
+def test_a_user_error_during_set_up_leaves_no_directory(run_cli, tiny, tmp_path):
+    for overrides in ([], ["resume=auto"], ["hydra.run.dir=here"]):
+        outcome = run_cli("train", *tiny, "model.n_head=3", *overrides)
         assert outcome.code == 2
         assert list(tmp_path.iterdir()) == []

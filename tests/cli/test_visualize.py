@@ -1,4 +1,4 @@
-"""visualize.py as it is used: files, TensorBoard, and what it says about models that have no attention."""
+"""visualize.py: image files, TensorBoard, models without attention, and user errors."""
 
 import csv
 import os
@@ -17,62 +17,62 @@ TEXT = "The king shall speak of love.\nO what a night"
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of its own, to draw into."""
+    """A copy of the finished run, to write to."""
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def test_it_draws_every_layer_and_the_surprise(run_cli, run):
+def test_it_draws_every_layer_and_the_surprisal(run_cli, run):
     outcome = run_cli("visualize", f"run={run}", f"text={TEXT}")
     assert outcome.code == 0, outcome.err
     names = {"surprise.png", "attention_layer_1.png", "attention_layer_2.png"}
     assert {p.name for p in (run / "pictures").iterdir()} == names
     for name in names:
         assert str(run / "pictures" / name) in outcome.out
-        with Image.open(run / "pictures" / name) as picture:
-            picture.load()
-            assert min(picture.size) > 200
-            assert len(set(picture.convert("RGB").resize((50, 50)).getdata())) > 20, "not an empty sheet"
+        with Image.open(run / "pictures" / name) as image:
+            image.load()
+            assert min(image.size) > 200
+            assert len(set(image.convert("RGB").resize((50, 50)).getdata())) > 20, "the image is empty"
     assert "of the first 16 characters" in outcome.out
 
 
-def test_it_shows_in_tensorboard_the_pictures_and_the_embeddings_by_kind(run_cli, run):
-    for _ in range(2):  # a second look replaces the first
+def test_it_logs_images_and_token_embeddings_to_tensorboard(run_cli, run):
+    for _ in range(2):  # a second call replaces the first
         assert run_cli("visualize", f"run={run}", f"text={TEXT}").code == 0
-    board = run / "tensorboard"
-    events = EventAccumulator(str(board)).Reload()
+    log_dir = run / "tensorboard"
+    events = EventAccumulator(str(log_dir)).Reload()
     assert set(events.Tags()["images"]) == {"look/surprise", "look/attention_layer_1", "look/attention_layer_2"}
     trained = chargpt.load(run)
-    config = (board / "projector_config.pbtxt").read_text()
+    config = (log_dir / "projector_config.pbtxt").read_text()
     assert config.count("tensor_path") == 1
-    (metadata,) = board.rglob("metadata.tsv")
+    (metadata,) = log_dir.rglob("metadata.tsv")
     rows = list(csv.reader(metadata.open(newline=""), delimiter="\t", quoting=csv.QUOTE_NONE))
     characters = trained.tokenizer.characters
     assert rows == [["token", "kind"], *([make_visible(c), character_class(c)] for c in characters)]
-    (tensors,) = board.rglob("tensors.tsv")
-    vectors = [[float(x) for x in line.split("\t")] for line in tensors.read_text().splitlines()]
-    assert vectors == pytest.approx(trained.model.token_embedding.weight.numpy(), abs=1e-6)
+    (tensors,) = log_dir.rglob("tensors.tsv")
+    embeddings = [[float(x) for x in line.split("\t")] for line in tensors.read_text().splitlines()]
+    assert embeddings == pytest.approx(trained.model.token_embedding.weight.numpy(), abs=1e-6)
 
 
-def test_without_a_text_it_takes_the_validation_text(run_cli, run, text):
+def test_the_default_text_is_the_start_of_the_validation_split(run_cli, run, text):
     outcome = run_cli("visualize", f"run={run}")
     assert outcome.code == 0, outcome.err
-    shown = text[int(0.9 * len(text)) :][:64]
-    asked = run_cli("visualize", f"run={run}", f"text={shown}")
-    assert asked.out == outcome.out
+    start = text[int(0.9 * len(text)) :][:64]
+    explicit = run_cli("visualize", f"run={run}", f"text={start}")
+    assert explicit.out == outcome.out
     assert "over 63 characters" in outcome.out
 
 
-def test_a_table_has_no_attention_to_draw_and_says_so(run_cli, tiny, tmp_path):
-    words = [w for w in tiny if not w.startswith("model") or "block_size" in w]
-    trained = run_cli("train", "model=bigram", *words, "hydra.run.dir=run")
+def test_a_bigram_model_has_no_attention_to_draw(run_cli, tiny, tmp_path):
+    overrides = [override for override in tiny if not override.startswith("model") or "block_size" in override]
+    trained = run_cli("train", "model=bigram", *overrides, "hydra.run.dir=run")
     assert trained.code == 0, trained.err
     outcome = run_cli("visualize", "run=run", f"text={TEXT}")
     assert outcome.code == 0, outcome.err
-    assert "none to draw: a Bigram looks at nothing but the last character" in outcome.out
+    assert "none: a Bigram has no attention" in outcome.out
     assert [p.name for p in (tmp_path / "run" / "pictures").iterdir()] == ["surprise.png"]
 
 
-def test_a_checkpoint_that_stands_alone_is_drawn_where_it_is_said(run_cli, finished, tmp_path):
+def test_a_checkpoint_outside_a_run_directory_requires_an_output_folder(run_cli, finished, tmp_path):
     shutil.copy(finished / "checkpoints" / "best.ckpt", tmp_path / "alone.ckpt")
     refused = run_cli("visualize", "run=alone.ckpt", f"text={TEXT}")
     assert refused.code == 2
@@ -84,14 +84,14 @@ def test_a_checkpoint_that_stands_alone_is_drawn_where_it_is_said(run_cli, finis
 
 
 @pytest.mark.parametrize("name", ["~nobody_at_all", os.fsdecode(b"\xff")])
-def test_the_pictures_go_where_it_is_said_whatever_signs_the_name_holds(run_cli, run, tmp_path, name):
+def test_the_output_folder_may_have_any_name(run_cli, run, tmp_path, name):
     outcome = run_cli("visualize", f"run={run}", f"text={TEXT}", f"folder={name}")
     assert outcome.code == 0, outcome.err
     assert len(list((tmp_path / name).glob("*.png"))) == 3
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("override", "message"),
     [
         ("text=k", "two characters or more"),
         ("text=king€", "€"),
@@ -101,12 +101,12 @@ def test_the_pictures_go_where_it_is_said_whatever_signs_the_name_holds(run_cli,
         ("device=cuda:99", "device=cpu"),
     ],
 )
-def test_mistakes_are_told_and_draw_nothing(run_cli, run, tmp_path, word, told):
+def test_user_errors_are_reported_and_no_file_is_written(run_cli, run, tmp_path, override, message):
     (tmp_path / "taken").write_text("a file")
-    words = [f"run={run}", word] + ([] if word.startswith("text") else [f"text={TEXT}"])
-    outcome = run_cli("visualize", *words)
+    text = [] if override.startswith("text") else [f"text={TEXT}"]
+    outcome = run_cli("visualize", f"run={run}", override, *text)
     assert outcome.code == 2
-    assert told in outcome.err
+    assert message in outcome.err
     assert len(outcome.err.splitlines()) <= 3
     assert not (run / "pictures").exists()
     assert {p.name for p in tmp_path.iterdir()} == {"run", "taken"}

@@ -1,4 +1,4 @@
-"""The config as train.py composes it, without training."""
+"""Fixtures: the config of train.py, without training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +16,13 @@ CONF = REPO / "conf"
 
 @pytest.fixture
 def compose(tmp_path: Path) -> Callable[..., DictConfig]:
-    """`compose("model=bigram")`: the config of train.py for a run that would live in `tmp_path / "run"`."""
+    """`compose("model=bigram")`: the config of train.py for a run in `tmp_path / "run"`."""
 
-    def composed(*words: str) -> DictConfig:
+    def compose(*overrides: str) -> DictConfig:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra.compose("train", list(words), return_hydra_config=True)
+            config = hydra.compose("train", list(overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         set_output_dir(tmp_path / "run")
         return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
-    return composed
+    return compose

@@ -1,6 +1,6 @@
-"""Every choice in conf/, and every pair of choices, composes and builds; recipes say what they are known for.
+"""Every option in conf/, and every pair of options, composes and builds; recipes have the values of their sources.
 
-The cases are found by walking conf/: a new file there is tried without a word here.
+The cases are collected from conf/, so that new files are tested automatically.
 """
 
 from collections.abc import Iterator
@@ -21,72 +21,72 @@ from chargpt.training.loop import setup
 from chargpt.training.setup import Run
 from tests.config.conftest import CONF
 
-HARDWARE = ["gpu", "mps", "fsdp"]  # choices of `trainer` that not every machine can build
-# Tried by tests of their own.
-ELSEWHERE = {
+HARDWARE = ["gpu", "mps", "fsdp"]  # options of `trainer` that require hardware
+# Options with separate tests.
+SEPARATE = {
     ("logger", "wandb"),
     ("lecture", "scaled_up"),
     *product(["trainer"], HARDWARE),
 }
 SMALL = {"n_layer": 2, "n_embd": 16, "n_head": 2, "block_size": 16}
-ANYWHERE = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto"]
+CPU = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto"]
 
-Choices = dict[str, str]
+Options = dict[str, str]  # config group -> option
 
 
 def prepare(config: DictConfig) -> Run:
-    """The run that a composed config describes, as train.py builds it."""
+    """The run of a composed config, as train.py builds it."""
     messages = MemoryHandler(10)
     run, _ = setup(OmegaConf.to_container(config, resolve=True), RunDirectory(HydraConfig.get().run.dir), messages)
     return run
 
 
-def choices() -> dict[str, list[str]]:
-    """The groups of conf/ and the names in them."""
-    found: dict[str, list[str]] = {}
+def options_of_groups() -> dict[str, list[str]]:
+    """The config groups of conf/ and their options."""
+    options: dict[str, list[str]] = {}
     for file in sorted(CONF.rglob("*.yaml")):
         group = file.relative_to(CONF).parent.as_posix()
         if group != "." and not group.startswith("hydra"):
-            found.setdefault(group, []).append(file.stem)
-    return found
+            options.setdefault(group, []).append(file.stem)
+    return options
 
 
-def keys_in_the_defaults(*words: str) -> dict[str, str]:
-    """Groups of train.py -> the key that overrides each (`data/dataloader` -> `data/dataloader@data`)."""
+def keys_of_groups(*overrides: str) -> dict[str, str]:
+    """The groups of train.py and the key that overrides each (`data/dataloader`: `data/dataloader@data`)."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", list(words), return_hydra_config=True)
+        config = hydra.compose("train", list(overrides), return_hydra_config=True)
     return {key.partition("@")[0]: key for key in config.hydra.runtime.choices}
 
 
-GROUPS = choices()
-KEYS = keys_in_the_defaults()
-PARTS = {model: keys_in_the_defaults(f"model={model}") for model in GROUPS["model"]}
+GROUPS = options_of_groups()
+KEYS = keys_of_groups()
+MODEL_KEYS = {model: keys_of_groups(f"model={model}") for model in GROUPS["model"]}
 
 
-def words_of(chosen: Choices) -> list[str]:
-    return [f"{KEYS[group]}={name}" if group in KEYS else f"+{group}={name}" for group, name in chosen.items()]
+def overrides_for(options: Options) -> list[str]:
+    return [f"{KEYS[group]}={name}" if group in KEYS else f"+{group}={name}" for group, name in options.items()]
 
 
-def fit_together(one: tuple[str, str], other: tuple[str, str]) -> bool:
-    """Whether two choices can stand side by side: a model without parts has none to choose."""
+def compatible(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Whether two options can be combined: not every model has components."""
     return not any(
-        group == "model" and part.startswith("model/") and part not in PARTS[name]
-        for (group, name), (part, _) in ((one, other), (other, one))
+        group == "model" and component.startswith("model/") and component not in MODEL_KEYS[name]
+        for (group, name), (component, _) in ((one, other), (other, one))
     )
 
 
-def rows_that_hold_every_pair(groups: dict[str, list[str]]) -> Iterator[Choices]:
-    """Few combinations in which each two choices of different groups that fit together meet."""
+def pairwise_combinations(groups: dict[str, list[str]]) -> Iterator[Options]:
+    """A small set of combinations that contains each compatible pair of options of different groups."""
     options = [[(group, name) for name in names] for group, names in groups.items()]
-    missing = {frozenset(pair) for a, b in combinations(options, 2) for pair in product(a, b) if fit_together(*pair)}
+    missing = {frozenset(pair) for a, b in combinations(options, 2) for pair in product(a, b) if compatible(*pair)}
     while missing:
         row = dict(sorted(min(missing, key=sorted)))
         for names in sorted(options, key=len, reverse=True):
             if names[0][0] in row:
                 continue
-            fitting = [choice for choice in names if all(fit_together(choice, other) for other in row.items())]
-            if fitting:
-                group, name = max(fitting, key=lambda choice: sum({choice, other} in missing for other in row.items()))
+            allowed = [option for option in names if all(compatible(option, other) for other in row.items())]
+            if allowed:
+                group, name = max(allowed, key=lambda option: sum({option, other} in missing for other in row.items()))
                 row[group] = name
         missing -= {frozenset(pair) for pair in combinations(row.items(), 2)}
         yield dict(sorted(row.items()))
@@ -97,18 +97,18 @@ PAIRED = {
     for group, names in GROUPS.items()
     if group in KEYS
 }
-ROWS = list(rows_that_hold_every_pair(PAIRED))
+ROWS = list(pairwise_combinations(PAIRED))
 
 
 @pytest.fixture
 def build(compose, text, text_file, tmp_path, monkeypatch):
-    """Builds all of a run from the choices, small and on the small text, and passes tokens through it."""
+    """Builds a small run with these options on the small text, and runs a forward pass."""
     monkeypatch.setattr(TinyShakespeare, "read", lambda self: text)
 
-    def build(chosen: Choices, *words: str) -> Run:
-        config = compose(*words_of(chosen), *words)
+    def build(options: Options, *overrides: str) -> Run:
+        config = compose(*overrides_for(options), *overrides)
         config.model.update({key: size for key, size in SMALL.items() if key in config.model})
-        config.data.batch_size *= config.model.get("members", 1)  # whatever the recipe, each has a share
+        config.data.batch_size *= config.model.get("members", 1)  # an equal share for each member with any recipe
         if OmegaConf.is_missing(config.data, "path"):
             config.data.path = str(text_file)
         run = prepare(config)
@@ -116,7 +116,7 @@ def build(compose, text, text_file, tmp_path, monkeypatch):
         logits_BTV = run.model(tokens_BT)
         assert logits_BTV.shape == (*tokens_BT.shape, run.data.tokenizer.vocab_size)
         assert logits_BTV.isfinite().all()
-        assert not list(tmp_path.iterdir()), "set-up must leave nothing on the disk"
+        assert not list(tmp_path.iterdir()), "set-up must write no files"
         return run
 
     return build
@@ -124,40 +124,40 @@ def build(compose, text, text_file, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [(group, name) for group, names in GROUPS.items() for name in names if (group, name) not in ELSEWHERE],
+    [(group, name) for group, names in GROUPS.items() for name in names if (group, name) not in SEPARATE],
 )
-def test_every_choice_builds(build, group, name):
+def test_every_option_builds(build, group, name):
     build({group: name}, *(["trainer.devices=1"] if group == "trainer" else []))
-    chosen = HydraConfig.get().runtime.choices
-    assert chosen[KEYS.get(group, group)] == name
+    selected = HydraConfig.get().runtime.choices
+    assert selected[KEYS.get(group, group)] == name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: " ".join(row.values()))
-def test_every_pair_of_choices_builds(build, row):
-    build(row, *ANYWHERE)
+def test_every_pair_of_options_builds(build, row):
+    build(row, *CPU)
 
 
-def test_the_rows_hold_every_pair():
-    together = {frozenset(pair) for row in ROWS for pair in combinations(row.items(), 2)}
+def test_the_combinations_contain_every_compatible_pair():
+    pairs = {frozenset(pair) for row in ROWS for pair in combinations(row.items(), 2)}
     for (one, names), (other, more) in combinations(PAIRED.items(), 2):
         for a, b in product(names, more):
-            assert {(one, a), (other, b)} in together or not fit_together((one, a), (other, b))
+            assert {(one, a), (other, b)} in pairs or not compatible((one, a), (other, b))
     assert len(ROWS) < 100
 
 
 @pytest.mark.parametrize("trainer", HARDWARE)
-def test_a_trainer_for_other_hardware_composes_and_says_what_is_missing(build, compose, tiny, trainer):
-    there = torch.backends.mps.is_available() if trainer == "mps" else torch.cuda.is_available()
+def test_a_trainer_builds_or_reports_the_missing_hardware(build, compose, tiny, trainer):
+    available = torch.backends.mps.is_available() if trainer == "mps" else torch.cuda.is_available()
     assert compose(f"trainer={trainer}").trainer.accelerator == ("mps" if trainer == "mps" else "gpu")
-    if there:
+    if available:
         build({"trainer": trainer}, "trainer.devices=1")
     else:
         with pytest.raises(UserError, match="this machine has"):
             prepare(compose(*tiny, f"trainer={trainer}"))
 
 
-def test_wandb_is_made_or_asked_for(compose, tiny):
+def test_wandb_is_built_or_reported_as_missing(compose, tiny):
     config = compose(*tiny, "logger=wandb")
     assert {"tensorboard", "wandb"} <= config.logger.keys()
     if find_spec("wandb") is None:
@@ -166,12 +166,12 @@ def test_wandb_is_made_or_asked_for(compose, tiny):
 
 
 @pytest.mark.parametrize("model", GROUPS["model"])
-def test_each_model_names_its_own_recipe(compose, model):
+def test_each_model_has_its_own_recipe(compose, model):
     compose(f"model={model}")
     assert HydraConfig.get().runtime.choices["recipe"] == model
 
 
-def test_the_scaled_up_model_is_the_lectures_run(compose):
+def test_gpt_small_is_the_lectures_run(compose):
     config = compose("model=gpt_small")
     model = config.model
     assert (model.n_layer, model.n_head, model.n_embd, model.block_size, model.dropout) == (6, 6, 384, 256, 0.2)
@@ -179,32 +179,32 @@ def test_the_scaled_up_model_is_the_lectures_run(compose):
     assert config.data.block_size == 256
 
 
-def test_cfg_job_shows_the_recipes_values(run_cli):
+def test_cfg_job_prints_the_values_of_the_recipe(run_cli):
     outcome = run_cli("train", "model=gpt_small", "--cfg", "job")
-    shown = OmegaConf.create(outcome.out)
+    config = OmegaConf.create(outcome.out)
     assert outcome.code == 0
-    assert (shown.model.block_size, shown.data.batch_size) == (256, 64)
+    assert (config.model.block_size, config.data.batch_size) == (256, 64)
 
 
 @pytest.mark.parametrize("model", ["gpt_small", "bigram"])
-def test_the_command_line_wins_over_model_and_recipe(compose, model):
+def test_the_command_line_overrides_model_and_recipe(compose, model):
     config = compose(f"model={model}", "model.block_size=64", "data.batch_size=7", "optimizer.lr=0.5")
     assert (config.model.block_size, config.data.block_size) == (64, 64)
     assert (config.data.batch_size, config.optimizer.lr) == (7, 0.5)
 
 
 @pytest.mark.parametrize("optimizer", GROUPS["optimizer"])
-def test_an_optimizer_brings_its_own_settings_and_not_the_recipes(compose, optimizer):
-    assert compose("model=gpt_small", f"optimizer={optimizer}").optimizer == alone(f"optimizer/{optimizer}")
+def test_an_optimizer_has_its_own_settings(compose, optimizer):
+    assert compose("model=gpt_small", f"optimizer={optimizer}").optimizer == compose_option(f"optimizer/{optimizer}")
 
 
 @pytest.mark.parametrize("schedule", GROUPS["schedule"])
-def test_a_schedule_on_the_command_line_is_taken(compose, schedule):
+def test_the_command_line_overrides_the_schedule(compose, schedule):
     config = compose("model=gpt_small", f"schedule={schedule}")
-    assert config.schedule == alone(f"schedule/{schedule}")
+    assert config.schedule == compose_option(f"schedule/{schedule}")
 
 
-def test_nanogpts_laptop_recipe_has_nanogpts_values(compose):
+def test_the_nanogpt_laptop_recipe_has_the_values_of_nanogpt(compose):
     """https://github.com/karpathy/nanoGPT: README, "I only have a macbook", and the defaults of train.py."""
     config = compose("model=gpt_nano", "recipe=nanogpt_laptop")
     optimizer, trainer, schedule = config.optimizer, config.trainer, config.schedule
@@ -216,18 +216,18 @@ def test_nanogpts_laptop_recipe_has_nanogpts_values(compose):
     assert optimizer.lr * schedule.final == pytest.approx(1e-4)
 
 
-def test_one_seed_seeds_all(compose):
+def test_seed_sets_all_seeds(compose):
     config = compose("seed=3")
     assert (config.data.seed, config.callbacks.samples.seed) == (3, 3)
 
 
-def test_the_name_of_a_run_is_its_models(compose):
+def test_the_name_of_a_run_defaults_to_its_model(compose):
     assert compose("model=bigram").name == "bigram"
     assert compose("model=bigram", "name=mine").name == "mine"
 
 
-def alone(config_name: str) -> DictConfig:
-    """One choice, composed by itself."""
+def compose_option(config_name: str) -> DictConfig:
+    """The config of one option."""
     group = config_name.partition("/")[0]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(config_name)[group]

@@ -1,4 +1,4 @@
-"""build(): parts from plain data, only from the allow-list, with mistakes told by their place and nearest name."""
+"""instantiate(): the allow-list, nested components, and error messages with the path and the nearest name."""
 
 import copy
 import datetime
@@ -33,12 +33,12 @@ TRANSFORMER = {
 }
 
 
-def test_plain_data_is_itself():
+def test_plain_data_is_unchanged():
     data = {"a": [1, 2.5, None, True, "text"], "b": {"c": []}}
     assert instantiate(data) == data
 
 
-def test_parts_within_parts_are_built_first():
+def test_nested_components_are_instantiated_first():
     model = instantiate(TRANSFORMER, vocab_size=5)
     assert isinstance(model, Transformer)
     feed_forward = model.blocks[0].feed_forward
@@ -49,39 +49,39 @@ def test_parts_within_parts_are_built_first():
     assert model.blocks[0].attention_norm.bias is None
 
 
-def test_parts_stand_in_lists_too():
-    made = instantiate([{"_target_": "torch.nn.ReLU"}, {"here": {"_target_": "torch.nn.Identity"}}])
-    assert isinstance(made[0], nn.ReLU)
-    assert isinstance(made[1]["here"], nn.Identity)
+def test_components_in_lists_are_instantiated():
+    modules = instantiate([{"_target_": "torch.nn.ReLU"}, {"key": {"_target_": "torch.nn.Identity"}}])
+    assert isinstance(modules[0], nn.ReLU)
+    assert isinstance(modules[1]["key"], nn.Identity)
 
 
-def test_a_partial_part_makes_a_new_object_at_each_call():
-    make = instantiate({"_target_": "torch.nn.Linear", "_partial_": True, "bias": False})
-    one, other = make(2, 3), make(4, out_features=5)
-    assert (one.in_features, one.out_features, one.bias) == (2, 3, None)
-    assert (other.in_features, other.out_features) == (4, 5)
+def test_a_partial_component_creates_a_new_object_per_call():
+    linear = instantiate({"_target_": "torch.nn.Linear", "_partial_": True, "bias": False})
+    first, second = linear(2, 3), linear(4, out_features=5)
+    assert (first.in_features, first.out_features, first.bias) == (2, 3, None)
+    assert (second.in_features, second.out_features) == (4, 5)
 
 
-def test_what_the_caller_says_overrules_the_config():
+def test_keyword_arguments_override_the_config():
     linear = instantiate(LINEAR, out_features=7)
     assert linear.out_features == 7
 
 
-def test_a_classmethod_is_a_part_too():
+def test_a_classmethod_may_be_a_target():
     tokenizer = instantiate({"_target_": "chargpt.data.tokenizer.CharTokenizer.from_text", "text": "hello"})
     assert tokenizer.characters == "ehlo"
 
 
-def test_a_tokenizer_is_made_again_from_its_own_description():
+def test_a_tokenizer_is_restored_from_its_config():
     tokenizer = CharTokenizer.from_text("What's in a name?\n")
-    again = instantiate(tokenizer.as_config())
-    assert again.encode("What name").tolist() == tokenizer.encode("What name").tolist()
+    restored = instantiate(tokenizer.as_config())
+    assert restored.encode("What name").tolist() == tokenizer.encode("What name").tolist()
 
 
-def test_the_config_is_left_as_it_was():
-    before = copy.deepcopy(TRANSFORMER)
+def test_the_config_is_not_changed():
+    original = copy.deepcopy(TRANSFORMER)
     instantiate(TRANSFORMER, vocab_size=5)
-    assert before == TRANSFORMER
+    assert original == TRANSFORMER
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_config_is_left_as_it_was():
         "",
         None,
         7,
-        # through a module of ours or torch's to what it imports
+        # imports of a module of chargpt or torch
         "chargpt.data.corpus.subprocess.run",
         "chargpt.data.corpus.os.system",
         "chargpt.data.tokenizer.np.load",
@@ -116,7 +116,7 @@ def test_the_config_is_left_as_it_was():
         "torch.nn.modules.module.__builtins__",
         "torch.nn.Module.__init_subclass__",
         "torch.nn.modules.module.warnings.warn",
-        # ours, but they write files
+        # functions of chargpt that write files
         "chargpt.training.callbacks.checkpoint.ChecksumCheckpointIO.save_checkpoint",
         "chargpt.utils.atomic_write.atomic_write_text",
         "chargpt.runs.directory.RunDirectory.claim",
@@ -124,67 +124,69 @@ def test_the_config_is_left_as_it_was():
     ],
 )
 @pytest.mark.parametrize("partial", [False, True])
-def test_what_is_not_a_part_is_refused(target, partial):
-    with pytest.raises(UserError, match=r"may be built|can be built|there is no"):
+def test_other_targets_are_rejected(target, partial):
+    with pytest.raises(UserError, match=r"is not an allowed target|there is no"):
         instantiate({"_target_": target, "_partial_": partial})
 
 
-def test_a_refused_part_within_a_part_is_never_called(tmp_path):
-    touched = tmp_path / "touched"
-    bad = {"_target_": "chargpt.data.corpus.os.mkdir", "path": str(touched)}
+def test_a_nested_target_that_is_rejected_is_not_called(tmp_path):
+    path = tmp_path / "created"
+    nested = {"_target_": "chargpt.data.corpus.os.mkdir", "path": str(path)}
     with pytest.raises(UserError):
-        instantiate(LINEAR | {"out_features": bad})
-    assert not touched.exists()
+        instantiate(LINEAR | {"out_features": nested})
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(
     ("config", "hint"),
     [
         pytest.param({"_target_": "torch.nn.Linaer"}, "did you mean Linear?", id="name"),
-        pytest.param({"_target_": "chargpt.model.bigram.Bigran"}, "did you mean Bigram?", id="name of ours"),
+        pytest.param({"_target_": "chargpt.model.bigram.Bigran"}, "did you mean Bigram?", id="name in chargpt"),
         pytest.param(LINEAR | {"biass": False}, "did you mean bias?", id="setting"),
         pytest.param({"_target_": "torch.nn.Linear", "in_features": 2}, "'out_features'", id="missing setting"),
         pytest.param({"_target_": "torch.nn.Dropout", "p": 3.0}, "between 0 and 1", id="value"),
         pytest.param(
             {"_target_": "chargpt.data.tokenizer.CharTokenizer", "characters": 5},
-            "CharTokenizer refuses",
-            id="kind of value",
+            "CharTokenizer failed",
+            id="type of value",
         ),
-        pytest.param(LINEAR | {"in_features": 10**17}, "Linear refuses", id="more than memory"),
+        pytest.param(LINEAR | {"in_features": 10**17}, "Linear failed", id="more than memory"),
     ],
 )
 @pytest.mark.parametrize("partial", [False, True])
-def test_a_mistake_is_told_with_its_place_and_what_is_near(config, hint, partial):
-    with pytest.raises(UserError) as told:
-        part = instantiate({"outer": [config | {"_partial_": partial}]}, "model")["outer"][0]
-        part()  # a partial part is refused when it is used
-    message = str(told.value)
+def test_an_error_message_contains_the_path_and_the_nearest_name(config, hint, partial):
+    with pytest.raises(UserError) as error:
+        component = instantiate({"outer": [config | {"_partial_": partial}]}, "model")["outer"][0]
+        component()  # a partial component reports errors when it is called
+    message = str(error.value)
     assert message.startswith("model.outer[0]")
     assert "\n" not in message
     assert hint in message
 
 
-def test_a_mistake_that_a_part_tells_itself_is_told_as_it_is():
+def test_a_user_error_of_a_component_is_not_changed():
     with pytest.raises(UserError, match=r"^model\.n_layer=0: it must be 1 or more$"):
         instantiate(TRANSFORMER | {"n_layer": 0}, "model", vocab_size=5)
 
 
-def test_a_mistake_in_a_part_of_a_part_names_the_inner_one():
+def test_an_error_in_a_nested_component_contains_its_path():
     config = TRANSFORMER | {"norm": TRANSFORMER["norm"] | {"epss": 1e-5}}
     with pytest.raises(UserError, match=r"model\.norm.*epss.*did you mean eps\?"):
         instantiate(config, "model", vocab_size=5)
 
 
-def test_an_optimizer_is_a_partial_part_that_waits_for_the_model():
-    make = instantiate({"_target_": "chargpt.optim.adamw.adamw", "_partial_": True, "lr": 0.5, "fused": False})
-    optimizer = make(nn.Linear(2, 2))
+def test_an_optimizer_is_a_partial_function_of_the_model():
+    make_optimizer = instantiate(
+        {"_target_": "chargpt.optim.adamw.adamw", "_partial_": True, "lr": 0.5, "fused": False}
+    )
+    optimizer = make_optimizer(nn.Linear(2, 2))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert {group["lr"] for group in optimizer.param_groups} == {0.5}
 
 
-def test_a_trusted_config_may_name_any_class_and_place_its_arguments():
-    made = instantiate({"_target_": "datetime.timedelta", "_args_": [1], "minutes": 5}, trusted=True)
-    assert made == datetime.timedelta(days=1, minutes=5)
+def test_a_trusted_config_may_contain_any_target_and_args():
+    duration = instantiate({"_target_": "datetime.timedelta", "_args_": [1], "minutes": 5}, trusted=True)
+    assert duration == datetime.timedelta(days=1, minutes=5)
     power = instantiate({"_target_": "builtins.pow", "_partial_": True, "_args_": [2]}, trusted=True)
     assert power(10) == 1024
     inner = {"_target_": "datetime.timedelta", "days": 1}
@@ -195,5 +197,5 @@ def test_a_trusted_config_may_name_any_class_and_place_its_arguments():
 
 @pytest.mark.parametrize("target", ["datetime.timedelta", "builtins.pow"])
 def test_an_untrusted_config_may_not(target):
-    with pytest.raises(UserError, match="not one of the parts that may be built"):
+    with pytest.raises(UserError, match="is not an allowed target"):
         instantiate({"_target_": target, "_args_": [2, 3]})

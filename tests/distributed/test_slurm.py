@@ -1,4 +1,4 @@
-"""What Slurm is asked, and that a refusal of its is no error of ours."""
+"""requeue(): the scontrol command, and its failures."""
 
 from pathlib import Path
 
@@ -9,34 +9,34 @@ from chargpt.distributed.slurm import requeue
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch):
-    """A Slurm that writes down what it is asked, and answers so."""
+    """A fake scontrol that records its arguments, then runs a script."""
 
-    def answering(script: str) -> Path:
+    def install(script: str) -> Path:
         scontrol = tmp_path / "scontrol"
-        scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n{script}\n')
+        scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\n{script}\n')
         scontrol.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
         monkeypatch.setenv("SLURM_JOB_ID", "12")
-        return tmp_path / "asked"
+        return tmp_path / "arguments"
 
-    return answering
+    return install
 
 
-def test_a_job_of_an_array_is_named_by_the_array_and_its_number(slurm, monkeypatch):
-    asked = slurm("exit 0")
+def test_an_array_job_is_requeued_by_array_and_task(slurm, monkeypatch):
+    arguments = slurm("exit 0")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "10")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     requeue()
-    assert asked.read_text() == "requeue 10_3\n"
+    assert arguments.read_text() == "requeue 10_3\n"
 
 
-def test_a_refusal_is_told_in_slurms_words(slurm, caplog):
+def test_a_failure_is_logged_with_slurms_message(slurm, caplog):
     slurm("echo Requested operation not permitted >&2; exit 1")
     requeue()
-    assert caplog.messages == ["Slurm's job 12 cannot be requeued: Requested operation not permitted"]
+    assert caplog.messages == ["Slurm job 12 cannot be requeued: Requested operation not permitted"]
 
 
-def test_a_slurm_that_is_not_there_is_told(slurm, caplog, monkeypatch, tmp_path: Path):
+def test_a_missing_scontrol_is_logged(slurm, caplog, monkeypatch, tmp_path: Path):
     slurm("")
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
     requeue()

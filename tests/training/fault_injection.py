@@ -132,13 +132,13 @@ class WatchGroup(L.Callback):
     def setup(self, trainer, pl_module, stage) -> None:
         from chargpt.training import loop
 
-        file, leave = Path(trainer.default_root_dir) / f"left_{trainer.global_rank}", loop.leave
+        file, destroy = Path(trainer.default_root_dir) / f"left_{trainer.global_rank}", loop.destroy_process_group
 
         def noted() -> None:
             file.touch()
-            leave()
+            destroy()
 
-        loop.leave = noted
+        loop.destroy_process_group = noted
 
 
 class DieInRank(L.Callback):

@@ -229,7 +229,7 @@ def test_a_trained_model_is_used_as_it_was(old):
         written = (old.work / name / "sample.txt").read_text()  # by the earlier code
         assert len(written) > 500
         assert sample.out == written
-        assert f"{run_artifacts.metrics(old.work / name)['val_loss']:.4f} nats a token" in measure.out
+        assert f"{run_artifacts.metrics(old.work / name)['val_loss']:.4f} nats per token" in measure.out
     assert "after 20 steps" in exported.out
     assert current(old.work, "sample", "run=exported.safetensors").out == sampled[1].out
     pictures = {path.name for path in (old.work / "modern" / "pictures").iterdir()}

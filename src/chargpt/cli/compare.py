@@ -1,4 +1,4 @@
-"""compare.py: a table and a figure of runs."""
+"""compare.py: compares runs in a table and a figure."""
 
 from chargpt.runs.discover import common_folder, find_runs
 from chargpt.sweeps.compare import compare as compare_runs
@@ -6,10 +6,10 @@ from chargpt.utils.paths import resolve_path
 
 
 def compare(runs: str, folder: str | None) -> None:
-    """Compares the runs that `runs` names; the table and the figure go to `folder`, or to the runs' common folder.
+    """Compares runs; writes the table and the figures to `folder` (default: the innermost folder with all the runs).
 
     Raises:
-        UserError: `runs` names no run, or the folder cannot be written.
+        UserError: `runs` matches no run, or the folder cannot be written.
     """
-    found = find_runs(runs)
-    compare_runs(found, resolve_path("folder", folder) if folder else common_folder(found))
+    directories = find_runs(runs)
+    compare_runs(directories, resolve_path("folder", folder) if folder else common_folder(directories))

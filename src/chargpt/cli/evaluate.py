@@ -15,29 +15,29 @@ SPLITS = ("train", "val", "all")
 
 
 def evaluate(run: str, split: str, device: str, data: DictConfig | None = None) -> None:
-    """Prints the figures of a run on its own text or on that of the config `data`.
+    """Prints loss, perplexity and bits per character of a run, on its own text or on the text of the config `data`.
 
     Raises:
-        Mistake: no such run or text, or a text with characters that the model does not know.
+        UserError: no such run or text, or a text with characters that are not in the vocabulary.
     """
     if split not in SPLITS:
-        raise UserError(f"split={split}: it is one of {', '.join(SPLITS)}")
+        raise UserError(f"split={split}: it must be one of {', '.join(SPLITS)}")
     trained = load(latest_run() if run == "latest" else run, resolve_device(device))
     settings = data_config(trained.config) if data is None else OmegaConf.to_container(data)
-    blocks = {"block_size": 1, "batch_size": 1, "seed": 0}  # only the text is wanted, however short
+    blocks = {"block_size": 1, "batch_size": 1, "seed": 0}  # only the text is used, of any length
     text = instantiate({**settings, **blocks}, "data", TextDataModule)
     text.read(trained.tokenizer)
     tokens_N = text.split(split)
-    loss = mean_loss(trained.model, tokens_N, text.validation_batch_size)  # whose blocks are single tokens
+    loss = mean_loss(trained.model, tokens_N, text.validation_batch_size)  # in tokens, because block_size is 1
     characters = len(trained.tokenizer.decode(tokens_N))
     bits = bits_per_character(loss, characters / len(tokens_N))
     name = printable(text.corpus.name)
     rows = {
         "run": printable(trained.path),
         "text": f"{name}, {split}: {characters:,} characters, {len(tokens_N) - 1:,} predictions",
-        "loss": f"{loss:.4f} nats a token",
+        "loss": f"{loss:.4f} nats per token",
         "perplexity": f"{perplexity(loss):.3f}",
-        "bits": f"{bits:.4f} a character",
+        "bits": f"{bits:.4f} per character",
     }
     for key, value in rows.items():
         print(f"{key:>10}  {value}")

@@ -10,13 +10,13 @@ from chargpt.utils.paths import printable, resolve_path
 
 
 def export(run: str, file: str | None) -> None:
-    """Writes the file, and prints where it went and what is in it.
+    """Writes the file, and prints its path, size and checksum.
 
     Args:
-        file: None for `model.safetensors` in the run directory, or for a file beside the checkpoint that `run` is.
+        file: None for `model.safetensors` in the run directory, or for a file next to the checkpoint `run`.
 
     Raises:
-        Mistake: no such run, or the file cannot be written, or would take another's place.
+        UserError: no such run, or the file cannot be written, or would replace another kind of file.
     """
     source = latest_run() if run == "latest" else resolve_path("run", run)
     trained = load(source)
@@ -32,23 +32,23 @@ def export(run: str, file: str | None) -> None:
         size = path.stat().st_size
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}. Choose another: file=FILE") from error
-    numbers = sum(weight.numel() for weight in trained.model.parameters())
+    parameters = sum(weight.numel() for weight in trained.model.parameters())
     rows = {
         "run": trained.path,
-        "weights": f"{numbers:,} after {trained.step:,} steps",
+        "weights": f"{parameters:,} after {trained.step:,} steps",
         "file": path,
         "size": f"{size:,} bytes",
-        "sha256": f"{digest} of its content",
+        "sha256": f"{digest} of the content",
     }
     for key, value in rows.items():
         print(f"{key:>10}  {printable(str(value))}")
 
 
 def _check(path: Path) -> None:
-    """Raises `UserError` if there is no place for the file; only an earlier export gives way to it."""
+    """Raises `UserError` if the folder does not exist, or the file exists and is not an earlier export."""
     if path.is_dir():
-        raise UserError(f"file={path} is a folder: name the file as well, file={path / 'model.safetensors'}")
+        raise UserError(f"file={path} is a folder: add a file name, file={path / 'model.safetensors'}")
     if not path.parent.is_dir():
-        raise UserError(f"file={path}: there is no folder {path.parent} (looked from {Path.cwd()})")
+        raise UserError(f"file={path}: there is no folder {path.parent} (relative to {Path.cwd()})")
     if path.exists() and not (path.is_file() and safetensors_file.is_safetensors(path)):
-        raise UserError(f"file={path} is there, and is no safetensors file to be replaced: choose another name")
+        raise UserError(f"file={path} already exists and is not a safetensors file: choose another name")

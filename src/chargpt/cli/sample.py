@@ -1,4 +1,4 @@
-"""sample.py: the text, and nothing else, on standard output."""
+"""sample.py: generates text and prints it, and nothing else, to standard output."""
 
 import sys
 
@@ -7,7 +7,7 @@ import torch
 from chargpt.errors import UserError
 from chargpt.inference.pretrained import latest_run, load
 from chargpt.utils.memory import disable_malloc_trim
-from chargpt.utils.paths import read_bytes, resolve_path
+from chargpt.utils.paths import resolve_path
 
 
 def sample(
@@ -24,10 +24,10 @@ def sample(
     cuda_graph: bool,
     device: str,
 ) -> None:
-    """Streams a sample as it is made; several one after the other, once they are all made together.
+    """Streams one sample as it is generated; several samples are generated as a batch and printed at the end.
 
     Raises:
-        UserError: no such run, a prompt that cannot be read or said, settings that cannot be sampled with.
+        UserError: no such run, a prompt that cannot be read or encoded, or invalid sampling settings.
     """
     if num_samples < 1:
         raise UserError(f"num_samples={num_samples}: it must be 1 or more")
@@ -39,7 +39,7 @@ def sample(
     pieces = trained.stream(prompt, max_new_tokens, **settings)
     sys.stderr.write(f"{trained.path}, {trained.step} steps\n")
     out = sys.stdout
-    out.reconfigure(encoding="utf-8", newline="")  # the model's characters as they are, whatever the locale
+    out.reconfigure(encoding="utf-8", newline="")  # independent of the locale
     if num_samples == 1:
         out.write(prompt)
         for (piece,) in pieces:
@@ -47,15 +47,15 @@ def sample(
             out.flush()
         out.write("\n")
     else:
-        samples = list(zip(*pieces, strict=True)) or [()] * num_samples  # no new token: the prompt alone
+        samples = list(zip(*pieces, strict=True)) or [()] * num_samples  # no new tokens: only the prompts
         for i, sample in enumerate(samples):
-            rule = "\n" + "-" * 80 + "\n" if i else ""
-            out.write(f"{rule}{prompt}{''.join(sample)}\n")
+            separator = "\n" + "-" * 80 + "\n" if i else ""
+            out.write(f"{separator}{prompt}{''.join(sample)}\n")
     out.flush()
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device by its name. Raises `UserError` if this machine has none such."""
+    """The device of this name. Raises `UserError` if it is not available."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -65,7 +65,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def read_text_argument(setting: str, value: str) -> str:
-    """The text of a setting: the value itself, or for @FILE the content of that file.
+    """The text of a setting: its value, or for @FILE the content of that file.
 
     Raises:
         UserError: the file cannot be read, or is not UTF-8.
@@ -73,13 +73,11 @@ def read_text_argument(setting: str, value: str) -> str:
     if not value.startswith("@"):
         return value
     path = resolve_path(setting, value[1:])
-    if path.is_char_device() or path.is_block_device():
-        raise UserError(f"{setting}=@{path} is a device, which has no end: put the text in a file")
     try:
-        return read_bytes(path).decode("utf-8")
+        return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise UserError(
-            f"{setting}=@{path}: {error.strerror}. To begin with the character @ itself, put it in a file"
+            f"{setting}=@{path}: {error.strerror}. If the text itself starts with @, put it in a file"
         ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{setting}=@{path} is not UTF-8 (byte at offset {error.start})") from error
+        raise UserError(f"{setting}=@{path} is not UTF-8 (invalid byte at offset {error.start})") from error

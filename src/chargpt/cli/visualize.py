@@ -1,4 +1,4 @@
-"""visualize.py: pictures of a trained model at work on a text, as files and in the run's TensorBoard."""
+"""visualize.py: draws the predictions and attention of a trained model on a text, as files and for TensorBoard."""
 
 import shutil
 from dataclasses import dataclass
@@ -25,38 +25,35 @@ from chargpt.model.ensemble import Ensemble
 from chargpt.utils.atomic_write import atomic_write
 from chargpt.utils.paths import printable, resolve_path
 
-MAX_TOKENS = 1024  # tokens of a text that can be drawn
-ATTENTION_TOKENS = 64  # tokens that fit on both axes of a map of attention
+MAX_TOKENS = 1024  # of a surprisal figure
+ATTENTION_TOKENS = 64  # on both axes of an attention map
 
 
 def visualize(run: str, text: str | None, folder: str | None, device: str) -> None:
-    """Draws what the model expects along a text, where each head looks, and lists its token embeddings.
+    """Draws the surprisal and the attention maps of a text, and logs the token embeddings to TensorBoard.
 
     Raises:
-        UserError: no such run, or a text that cannot be read, said or drawn.
+        UserError: no such run, or a text that cannot be read, encoded or drawn.
     """
     trained = load(latest_run() if run == "latest" else run, resolve_device(device))
     tokens_T = _tokens(trained, text)
-    asked = folder and resolve_path("folder", folder)
-    place = asked or (trained.directory and trained.directory / "pictures")
-    if place is None:
-        raise UserError(f"{trained.path} lies in no run directory: say where the pictures go, folder=FOLDER")
-    pictures, surprise = _draw(trained, tokens_T)
-    print(f"  surprise  {surprise:.2f} bits a character over {len(tokens_T) - 1} characters")
-    if len(pictures) == 1:
-        print(f" attention  none to draw: a {type(trained.model).__name__} looks at nothing but the last character")
+    requested = folder and resolve_path("folder", folder)
+    output_folder = requested or (trained.directory and trained.directory / "pictures")
+    if output_folder is None:
+        raise UserError(f"{trained.path} is not in a run directory: choose an output folder, folder=FOLDER")
+    images, surprisal = _draw(trained, tokens_T)
+    print(f" surprisal  {surprisal:.2f} bits per character over {len(tokens_T) - 1} characters")
+    if len(images) == 1:
+        print(f" attention  none: a {type(trained.model).__name__} has no attention")
     elif len(tokens_T) > (size := _attention_tokens(trained, tokens_T)):
-        print(f" attention  of the first {size} characters: more do not fit on the axes, or into the model's block")
-    if len(tokens_T) > (
-        drawn := sum(replace_missing_glyphs(label) == label for label in token_labels(tokens_T, trained.tokenizer))
-    ):
-        missing = len(tokens_T) - drawn
-        print(f"     fonts  {missing} characters are drawn as {REPLACEMENT}: no font on this machine has them")
-    for path in _save_images(place, pictures):
-        print(f"   picture  {printable(path)}")
+        print(f" attention  of the first {size} characters: the limit of the figure or of the model's block size")
+    if missing := sum(replace_missing_glyphs(label) != label for label in token_labels(tokens_T, trained.tokenizer)):
+        print(f"     fonts  {missing} characters are drawn as {REPLACEMENT}: no font on this machine contains them")
+    for path in _save_images(output_folder, images):
+        print(f"     image  {printable(path)}")
     if trained.directory:
-        _log_to_tensorboard(trained, pictures)
-        print(f"      look  tensorboard --logdir {trained.directory}   (Images, Projector)")
+        _log_to_tensorboard(trained, images)
+        print(f"      view  tensorboard --logdir {trained.directory}   (Images, Projector)")
 
 
 @dataclass
@@ -66,15 +63,15 @@ class Image:
 
 
 def _tokens(trained: PretrainedModel, text: str | None) -> Integer[Tensor, " T"]:
-    if text is None:  # what it was validated on
+    if text is None:  # the start of the validation split
         data = instantiate(data_config(trained.config), "data", TextDataModule)
         data.read(trained.tokenizer)
         return data.split("val")[:ATTENTION_TOKENS].long()
     tokens_T = trained.tokenizer.encode(read_text_argument("text", text)).long()
     if len(tokens_T) < 2:
-        raise UserError("text is too short: give two characters or more, the first to expect the second from")
+        raise UserError("text is too short: it must have two characters or more")
     if len(tokens_T) > MAX_TOKENS:
-        raise UserError(f"text has {len(tokens_T):,} characters: a picture holds {MAX_TOKENS:,}, so take a part of it")
+        raise UserError(f"text has {len(tokens_T):,} characters: the maximum is {MAX_TOKENS:,}. Use a shorter text")
     return tokens_T
 
 
@@ -83,35 +80,35 @@ def _attention_tokens(trained: PretrainedModel, tokens_T: Tensor) -> int:
 
 
 def _draw(trained: PretrainedModel, tokens_T: Integer[Tensor, " T"]) -> tuple[list[Image], float]:
-    """The pictures, and the mean surprise in bits."""
+    """The figures, and the mean surprisal in bits."""
     model, tokenizer = trained.model, trained.tokenizer
-    names = [replace_missing_glyphs(label) for label in token_labels(tokens_T, tokenizer)]
-    expected_TV = log_probabilities(model, tokens_T)
-    surprise = -expected_TV[:-1].gather(1, tokens_T[1:, None]).mean().item() / log(2)
+    labels = [replace_missing_glyphs(label) for label in token_labels(tokens_T, tokenizer)]
+    log_probs_TV = log_probabilities(model, tokens_T)
+    surprisal = -log_probs_TV[:-1].gather(1, tokens_T[1:, None]).mean().item() / log(2)
     vocabulary = [
         replace_missing_glyphs(label) for label in token_labels(torch.arange(tokenizer.vocab_size), tokenizer)
     ]
     title = f"{trained.config['name']}, {trained.step:,} steps"
-    heading = f"{title}: surprise {surprise:.2f} bits a character; red: the character that came"
-    pictures = [Image("surprise", plot_surprisal(expected_TV, tokens_T, names, vocabulary, heading))]
+    heading = f"{title}: surprisal {surprisal:.2f} bits per character; red: the actual character"
+    images = [Image("surprise", plot_surprisal(log_probs_TV, tokens_T, labels, vocabulary, heading))]
     size = _attention_tokens(trained, tokens_T)
     maps = attention_maps(model, tokens_T[:size])
-    whose = f" of the first of {len(model.members)} members" if isinstance(model, Ensemble) else ""
+    member = f" of the first of {len(model.members)} members" if isinstance(model, Ensemble) else ""
     for layer, maps_HTT in enumerate(maps, 1):
-        heading = f"{title}: layer {layer} of {len(maps)}{whose}, how much each character takes from those before it"
-        pictures.append(Image(f"attention_layer_{layer}", plot_attention(maps_HTT, names[:size], heading)))
-    return pictures, surprise
+        heading = f"{title}: layer {layer} of {len(maps)}{member}, attention of each character to the earlier ones"
+        images.append(Image(f"attention_layer_{layer}", plot_attention(maps_HTT, labels[:size], heading)))
+    return images, surprisal
 
 
-def _save_images(folder: Path, pictures: list[Image]) -> list[Path]:
-    """Writes the PNGs; their paths."""
+def _save_images(folder: Path, images: list[Image]) -> list[Path]:
+    """Writes PNG files. Returns their paths."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
-        for picture in pictures:
-            paths.append(folder / f"{picture.name}.png")
+        for image in images:
+            paths.append(folder / f"{image.name}.png")
             content = BytesIO()
-            picture.figure.savefig(content, format="png")
+            image.figure.savefig(content, format="png")
             with atomic_write(paths[-1]) as file:
                 file.write(content.getvalue())
     except OSError as error:
@@ -119,15 +116,15 @@ def _save_images(folder: Path, pictures: list[Image]) -> list[Path]:
     return paths
 
 
-def _log_to_tensorboard(trained: PretrainedModel, pictures: list[Image]) -> None:
-    """Pictures for TensorBoard's Images tab, and the token embeddings for its Projector."""
-    board, tokenizer = trained.directory / "tensorboard", trained.tokenizer
+def _log_to_tensorboard(trained: PretrainedModel, images: list[Image]) -> None:
+    """Logs figures for TensorBoard's Images tab, and the token embeddings for its Projector."""
+    log_dir, tokenizer = trained.directory / "tensorboard", trained.tokenizer
     tokens_V = torch.arange(tokenizer.vocab_size)
     kinds = [character_class(tokenizer.decode(token[None])) for token in tokens_V]
     rows = [list(row) for row in zip(token_labels(tokens_V, tokenizer), kinds, strict=True)]
-    shutil.rmtree(board / f"{trained.step:05d}", ignore_errors=True)  # of an earlier look
-    with SummaryWriter(str(board)) as writer:
-        for picture in pictures:
-            writer.add_figure(f"look/{picture.name}", picture.figure, trained.step)
-        vectors_VC = trained.model.input_embeddings()
-        writer.add_embedding(vectors_VC, rows, None, trained.step, "tokens", ["token", "kind"])
+    shutil.rmtree(log_dir / f"{trained.step:05d}", ignore_errors=True)  # embeddings of an earlier call
+    with SummaryWriter(str(log_dir)) as writer:
+        for image in images:
+            writer.add_figure(f"look/{image.name}", image.figure, trained.step)
+        embeddings_VC = trained.model.input_embeddings()
+        writer.add_embedding(embeddings_VC, rows, None, trained.step, "tokens", ["token", "kind"])

@@ -1,1 +1,1 @@
-"""Words on the command line -> a checked config -> objects."""
+"""Command-line overrides -> a checked config -> objects."""

@@ -1,4 +1,4 @@
-"""Which settings and groups a config has, and which type of value each setting takes."""
+"""The settings and groups of a config, and the accepted types of each setting."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +12,11 @@ from omegaconf.errors import OmegaConfBaseException
 from chargpt.errors import UserError
 
 Types = tuple[type, ...]
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+_TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
 _TYPE_NAMES |= {list: "a list", dict: "a group of settings"}
-_VALUE_NAMES = _TYPE_NAMES | {float: "a decimal number"}
+_VALUE_NAMES = _TYPE_NAMES | {float: "a float", bool: "a boolean"}
 
-# Settings that take other types than that of the value that stands in conf/.
+# Settings that accept other types than that of their value in conf/.
 EXTRA_TYPES: dict[str, Types] = {
     "data.cache_dir": (str, type(None)),
     "data.path": (str,),
@@ -42,11 +42,11 @@ EXTRA_TYPES: dict[str, Types] = {
 
 
 class Groups:
-    """The groups of a command's configs and the choices in each.
+    """The config groups of a command and their options.
 
     Args:
-        loader: Hydra's.
-        searchpath: the overrides that name further folders of configs.
+        loader: Hydra's config loader.
+        searchpath: the overrides that add config folders.
     """
 
     def __init__(self, loader: ConfigLoader, searchpath: list[str]):
@@ -54,31 +54,30 @@ class Groups:
 
     @cached_property
     def names(self) -> list[str]:
-        """All groups but Hydra's own."""
+        """All groups except Hydra's own."""
         return self._below("")
 
     def __contains__(self, group: str) -> bool:
-        hydras = group.startswith("hydra") and bool(self.options(group))
-        return group in self.names or hydras
+        return group in self.names or (group.startswith("hydra") and bool(self.options(group)))
 
     def options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
         return self._loader.get_group_options(group, kind, overrides=self._searchpath)
 
     def _below(self, parent: str) -> list[str]:
-        found = []
+        groups = []
         for name in self.options(parent, ObjectType.GROUP):
             group = f"{parent}/{name}" if parent else name
             if not group.startswith("hydra"):
-                found += [group, *self._below(group)]
-        return found
+                groups += [group, *self._below(group)]
+        return groups
 
 
 @dataclass
 class Schema:
-    """What may be set, and to what.
+    """The settings of a config and their types.
 
     Attributes:
-        base: the config before any value is set: the choices of groups are made.
+        base: the config with the selected options of its groups, before values are overridden.
         groups: all groups.
     """
 
@@ -87,24 +86,24 @@ class Schema:
 
     @cached_property
     def keys(self) -> set[str]:
-        """All settings, with dots, and all groups, with slashes."""
+        """All settings (with dots) and all groups (with slashes)."""
         return {*_flatten(self.base), *self.groups.names}
 
     def check_type(self, key: str, value: Any) -> None:
-        """Raises `UserError` if the setting does not take a value of this type."""
+        """Raises `UserError` if the setting does not accept a value of this type."""
         accepted, group = self._accepted(key), key.replace(".", "/")
         if accepted and not is_interpolation(value) and type(value) not in accepted:
             shown = repr(value) if isinstance(value, str) else "null" if value is None else value
-            choose = f". To choose one by its name: {group}={value}" if group in self.keys and group != key else ""
-            found = _VALUE_NAMES.get(type(value), "that")
-            raise UserError(f"{key}={shown}: {key} is {_describe_types(accepted)}, not {found}{choose}")
+            hint = f". To select an option of {group}: {group}={value}" if group in self.keys and group != key else ""
+            actual = _VALUE_NAMES.get(type(value), type(value).__name__)
+            raise UserError(f"{key}={shown}: it must be {_describe_types(accepted)}, not {actual}{hint}")
 
     def check_parents(self, key: str) -> None:
-        """Raises `UserError` if a setting is added to one that takes no settings of its own."""
+        """Raises `UserError` if a setting is added to a setting that is no group of settings."""
         while "." in key:
             key, _, name = key.rpartition(".")
             if (accepted := self._accepted(key)) and dict not in accepted:
-                raise UserError(f"{key}.{name}: {key} is {_describe_types(accepted)}, it has no settings of its own")
+                raise UserError(f"{key}.{name}: {key} is {_describe_types(accepted)} and cannot contain settings")
 
     def _accepted(self, key: str) -> Types:
         if key in EXTRA_TYPES:
@@ -125,22 +124,22 @@ class Schema:
 
 
 def is_interpolation(value: Any) -> bool:
-    """Whether the value of another setting is meant."""
+    """Whether a value refers to another setting."""
     return isinstance(value, str) and "${" in value
 
 
 def _flatten(config: DictConfig, prefix: str = "") -> list[str]:
-    found = []
+    names = []
     for key in config:
         name = f"{prefix}{key}"
         if name == "hydra":
             continue
-        found.append(name)
+        names.append(name)
         if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
             child = config[key]
             if isinstance(child, DictConfig):
-                found += _flatten(child, f"{name}.")
-    return found
+                names += _flatten(child, f"{name}.")
+    return names
 
 
 def _describe_types(accepted: Types) -> str:

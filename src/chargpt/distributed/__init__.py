@@ -1,1 +1,1 @@
-"""Ranks: their environment, how they meet, and Slurm."""
+"""The rank environment, the rendezvous of ranks, and Slurm."""

@@ -1,4 +1,4 @@
-"""What all ranks have to know of each other at each step, exchanged while the step runs."""
+"""An asynchronous all-reduce that runs during a training step."""
 
 import os
 
@@ -7,60 +7,60 @@ import torch.distributed as dist
 
 from chargpt.errors import TrainingError
 
-GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"  # the network interface that each of them takes
+GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"  # the network interface of each backend
 
 
 class AsyncMaxReduce:
-    """The largest value over all ranks of a few numbers, one call late.
+    """The elementwise maximum of a few numbers over all ranks, returned one call later.
 
-    The all-reduce goes by the CPUs and runs beside the step, so that neither the host nor a GPU waits for it. All
-    ranks get the same result at the same step, and so decide alike.
+    The all-reduce runs on the CPUs in parallel to the training step, so neither the host nor a GPU waits for it. All
+    ranks get the same result at the same step and therefore make the same decisions.
 
     Args:
-        world_size: number of ranks; with one, numbers are returned at once.
-        device: that trains. The default process group is used if it is the CPU's, else a gloo group beside it.
+        world_size: number of ranks; with one, the numbers are returned immediately.
+        device: the training device. On a CPU the default process group is used, else an additional gloo group.
     """
 
     def __init__(self, world_size: int, device: torch.device):
-        self._several = world_size > 1
-        self._group: dist.ProcessGroup | None = None  # the default one
-        if self._several and device.type != "cpu":
+        self._distributed = world_size > 1
+        self._group: dist.ProcessGroup | None = None  # the default group
+        if self._distributed and device.type != "cpu":
             self._group = _new_gloo_group()
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def exchange(self, numbers: list[float]) -> list[float] | None:
-        """Sends this rank's numbers; called equally often on all ranks.
+        """Sends this rank's numbers. All ranks must call it equally often.
 
         Returns:
-            The largest of each that the ranks sent in the call before; None at the first call.
+            The maximum over the ranks of the numbers of the previous call; None at the first call.
         """
-        if not self._several:
+        if not self._distributed:
             return numbers
-        agreed = self.finish()
-        largest = torch.tensor(numbers, dtype=torch.float64)
-        work = dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        self._pending = (work, largest)
-        return agreed
+        previous = self.finish()
+        maximum = torch.tensor(numbers, dtype=torch.float64)
+        work = dist.all_reduce(maximum, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (work, maximum)
+        return previous
 
     def finish(self) -> list[float] | None:
-        """Waits for what is under way; its result."""
+        """Waits for the pending all-reduce. Returns its result."""
         if self._pending is None:
             return None
-        work, largest = self._pending
+        work, maximum = self._pending
         self._pending = None
         work.wait()
-        return largest.tolist()
+        return maximum.tolist()
 
 
 def _new_gloo_group() -> dist.ProcessGroup:
-    """A group that talks over the interface that NCCL was told, if any was, and gloo was not."""
-    if os.environ.get(NCCL, "^")[0] not in "^=":  # a prefix of names; these begin another syntax, of NCCL alone
+    """A gloo group on the network interface that is set for NCCL, unless one is set for gloo."""
+    if os.environ.get(NCCL, "^")[0] not in "^=":  # these start a syntax that only NCCL supports
         os.environ.setdefault(GLOO, os.environ[NCCL])
     try:
         return dist.new_group(backend="gloo")
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise TrainingError(
-            f"the ranks cannot reach each other by gloo ({reason}): set {GLOO} to the network interface that all "
-            f"nodes share, for example {GLOO}=eth0"
+            f"gloo cannot connect the ranks ({reason}): set {GLOO} to a network interface that connects all nodes, "
+            f"for example {GLOO}=eth0"
         ) from error

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, and who started it."""
+"""The rank of this process, its parent process, and the environment variables and signals between them."""
 
 import contextlib
 import ctypes
@@ -13,41 +13,37 @@ from typing import Any, NoReturn
 
 from chargpt.errors import ExitCode
 
-PARENT_PID_ENV = "CHARGPT_PARENT_PID"  # the process that started this one and waits for it
-LOCK_FD_ENV = "CHARGPT_LOCK_FD"  # set for ranks that we have started ourselves: the descriptor of the lock they share
+PARENT_PID_ENV = "CHARGPT_PARENT_PID"  # the process that has started this one and waits for it
+LOCK_FD_ENV = "CHARGPT_LOCK_FD"  # file descriptor of the lock that ranks of `WorkerGroup` share
 SWEEP_ENV = "CHARGPT_SWEEP"  # set for the jobs of a sweep
-ERROR_PIPE_ENV = "CHARGPT_ERROR_PIPE"  # the pipe to whoever wants to know why a job was refused
-RENDEZVOUS_FILE_ENV = (
-    "CHARGPT_RENDEZVOUS_FILE"  # set for ranks that we have started ourselves: the file by which they find each other
-)
-READY_PIPE_ENV = (
-    "CHARGPT_READY_PIPE"  # the pipe by which the first rank says that nothing is wrong, and the others may start
-)
-# Signals that ask a process to stop; the last is Slurm's, before the end of a job's time.
+ERROR_PIPE_ENV = "CHARGPT_ERROR_PIPE"  # pipe to the parent process for the message of a user error
+RENDEZVOUS_FILE_ENV = "CHARGPT_RENDEZVOUS_FILE"  # file for the rendezvous of ranks of `WorkerGroup`
+READY_PIPE_ENV = "CHARGPT_READY_PIPE"  # pipe by which rank 0 reports that the other ranks may start
+# Signals that stop a run; Slurm sends the last one before the time limit of a job.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-received_signals: list[int] = []  # signals that asked this process to stop before its run was under way
+received_signals: list[int] = []  # stop signals received before training has its handlers
 
 
 def request_stop(number: int, frame: object) -> None:
-    """A signal's handler while torch is imported and a run prepared. The exception may be lost in somebody's
-    `except:`; then the run stops at its first step."""
+    """The signal handler during imports and set-up. If a library's `except:` swallows the exception, the run stops at
+    its first step."""
     received_signals.append(number)
     raise KeyboardInterrupt
 
 
 def forwarded_signals() -> list[signal.Signals]:
-    """To the processes that this one has started: all but a hang-up that `nohup` has it ignore, and a SIGUSR1 that
-    a launcher waits for itself."""
-    ours = {
-        signal.SIGHUP: lambda now: now is not signal.SIG_IGN,
-        signal.SIGUSR1: lambda now: now is signal.SIG_DFL,
+    """The signals to forward to child processes: all stop signals except a SIGHUP that is ignored (`nohup`) and a
+    SIGUSR1 that a launcher handles."""
+    conditions = {
+        signal.SIGHUP: lambda handler: handler is not signal.SIG_IGN,
+        signal.SIGUSR1: lambda handler: handler is signal.SIG_DFL,
     }
-    return [n for n in STOP_SIGNALS if n not in ours or ours[n](signal.getsignal(n))]
+    return [n for n in STOP_SIGNALS if n not in conditions or conditions[n](signal.getsignal(n))]
 
 
 def launched_as_rank() -> bool:
-    """Whether this process is one of several that somebody has started: we, torchrun, or srun."""
+    """Whether this process is a rank started by `WorkerGroup`, torchrun or srun."""
     return "LOCAL_RANK" in os.environ or launched_by_srun()
 
 
@@ -56,48 +52,47 @@ def launched_by_torchrun() -> bool:
 
 
 def launched_by_srun() -> bool:
-    """Slurm's variables stand around in every process of a job; several tasks are what srun has started."""
-    several = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-    return several and LOCK_FD_ENV not in os.environ and not launched_by_torchrun()
+    """Whether srun has started several tasks; Slurm's variables alone are set in every process of a job."""
+    several_tasks = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    return several_tasks and LOCK_FD_ENV not in os.environ and not launched_by_torchrun()
 
 
 def get_rank() -> int:
-    """The rank of this process among all of its run."""
+    """The global rank of this process."""
     names = ("SLURM_PROCID",) if launched_by_srun() else ("RANK", "LOCAL_RANK") if launched_as_rank() else ()
     return next((int(os.environ[name]) for name in names if name in os.environ), 0)
 
 
 def notify_ready() -> None:
-    """Lets the other ranks start, if somebody waits with them; done once."""
+    """Reports to the parent process, once, that the other ranks may start."""
     if (pipe := os.environ.pop(READY_PIPE_ENV, None)) is not None:
-        with contextlib.suppress(BrokenPipeError):  # he is gone: the run will see it, save itself and leave
+        with contextlib.suppress(BrokenPipeError):  # the parent has exited: the run will save a checkpoint and exit
             os.write(int(pipe), b"1")
         os.close(int(pipe))
 
 
-def report_to_parent(mistake: str) -> None:
-    """Hands a mistake to whoever started this process and wants to know it."""
+def report_to_parent(message: str) -> None:
+    """Sends an error message to the parent process if it has opened a pipe for it."""
     if (pipe := os.environ.get(ERROR_PIPE_ENV)) is not None:
         with contextlib.suppress(OSError):
-            os.write(int(pipe), mistake.encode(errors="replace")[:4000])
+            os.write(int(pipe), message.encode(errors="replace")[:4000])
 
 
 def num_processes(devices: Any) -> int | None:
-    """How many `trainer.devices` means: a number, a list, or a list as text; None where the machine decides."""
+    """The number of processes for `trainer.devices` (a number or a list); None if it depends on the machine."""
     if isinstance(devices, str) and "," in devices:
         return len([device for device in devices.split(",") if device])
     if isinstance(devices, Sequence) and not isinstance(devices, str):
         return len(devices)
     if str(devices) in ("auto", "-1"):
         return None
-    return int(str(devices)) if str(devices).isdecimal() else 1  # what it cannot be, Lightning says
+    return int(str(devices)) if str(devices).isdecimal() else 1  # Lightning reports invalid values
 
 
 def exit_process(code: int) -> NoReturn:
-    """Ends this process with an exit code.
+    """Exits with this code, without clean-up if a process group exists.
 
-    As long as it belongs to a process group, without the clean-up at exit: under NCCL that waits for the other
-    ranks, which may be waiting for this one.
+    With NCCL the clean-up waits for the other ranks, which may be waiting for this one.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -110,12 +105,12 @@ def exit_process(code: int) -> NoReturn:
 
 
 def exit_with_parent(grace: float = 60.0) -> None:
-    """Ends this process after the one that started it: by SIGTERM, which saves the run (Linux), then by force.
+    """Makes this process exit after its parent: by SIGTERM, which saves the run (Linux), then by force.
 
-    A rank that waits in a C++ call for another one handles no signal: for it there is a thread.
+    The thread is for a rank that waits for another one in a C++ call, where it handles no signals.
 
     Args:
-        grace: seconds that the run has to save itself.
+        grace: seconds to save a checkpoint.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):
@@ -131,5 +126,5 @@ def exit_with_parent(grace: float = 60.0) -> None:
 
 
 def parent_exited() -> bool:
-    """Whether the process that started this one, to wait for it, has ended: then nobody wants the rest."""
+    """Whether the process that has started this one and waits for it has exited."""
     return PARENT_PID_ENV in os.environ and os.getppid() != int(os.environ[PARENT_PID_ENV])

@@ -1,4 +1,4 @@
-"""Slurm's warning before the end of a job's time: the run saves itself, and the job is put back into the queue."""
+"""Requeues a Slurm job after the signal that Slurm sends before the time limit."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ PREEMPTION_SIGNAL = signal.SIGUSR1  # `#SBATCH --signal=USR1@60`
 
 
 def requeue() -> None:
-    """Asks Slurm to run this job again, where there is one; it is told if that fails, and nothing is raised."""
+    """Requeues the current Slurm job, if there is one. Logs a failure and raises nothing."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return
@@ -21,6 +21,6 @@ def requeue() -> None:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
-        log.warning("Slurm's job %s cannot be requeued: %s", job, str(reason).strip())
+        log.warning("Slurm job %s cannot be requeued: %s", job, str(reason).strip())
     else:
-        log.info("Slurm's job %s is requeued", job)
+        log.info("Slurm job %s is requeued", job)
