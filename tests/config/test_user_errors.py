@@ -136,7 +136,6 @@ TEXTS = {
     "a UTF-16 text": ("data=text_file data.path=FILES/utf16.txt", "UTF-16"),
     "a folder without texts": ("data=text_file data.path=FILES/pictures", ".txt or .md"),
     "a text that is too short": ("data=text_file data.path=FILES/short.txt", "model.block_size"),
-    "an endless device": ("data=text_file data.path=/dev/zero", "not a regular file"),
     "a file in the cache folder's place": ("data.cache_dir=FILES/empty.txt", "data.cache_dir"),
     "another size on resuming": ("resume=RUN model.n_layer=3", "model.n_layer=2"),
     "another learning rate on resuming": ("resume=RUN optimizer.lr=0.5", "optimizer.lr=0.001"),
@@ -155,9 +154,6 @@ SAMPLES = {
     "an empty prompt": ("run=RUN prompt=", "prompt is empty"),
     "a prompt file that is missing": ("run=RUN prompt=@missing.txt", "missing.txt"),
     "nobody's prompt file": ("run=RUN prompt=@~nobody_at_all/x", "No such file"),
-    "a prompt without an end": ("run=RUN prompt=@/dev/zero", "is a device"),
-    "a pipe that nobody writes into": ("run=RUN prompt=@FILES/pipe", "prompt is empty"),
-    "a prompt file that has no size": ("run=RUN prompt=@/proc/kmsg", "prompt is empty"),
     "a fraction for a device": ("run=RUN device=0.0", "a text or a whole number"),
     "a prompt file that is not UTF-8": ("run=RUN prompt=@FILES/latin.txt", "not UTF-8"),
     "negative temperature": ("run=RUN temperature=-1", "temperature=-1"),
@@ -194,7 +190,6 @@ MEASURES = {
     "an unknown split": ("run=RUN split=test", "val"),
     "mistyped choice of a text": ("run=RUN data=text_fil", "did you mean text_file?"),
     "no text at all": ("run=RUN data=null", "data is one of"),
-    "a file that has no size": ("run=RUN data=text_file data.path=/proc/kmsg", "is empty"),
     "a text without its path": ("run=RUN data=text_file", "data.path must be given"),
     "a path without its text": ("run=RUN data.path=FILES/other.txt", "add data=text_file"),
     "a text with unknown characters": ("run=RUN data=text_file data.path=FILES/other.txt", "'Z'"),
@@ -253,7 +248,6 @@ def files(text: str, finished: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("files")
     (folder / "empty.txt").touch()
     (folder / "short.txt").write_text("to be")
-    os.mkfifo(folder / "pipe")
     (folder / "twice.txt").write_text(2 * text)
     (folder / "other.txt").write_text("Zebras, quiz & vex 12 jackdaws!\n" * 300)
     (folder / "latin.txt").write_bytes("Où est le café ?\n".encode("latin-1") * 300)

@@ -7,7 +7,7 @@ import torch
 from chargpt.errors import UserError
 from chargpt.inference.pretrained import latest_run, load
 from chargpt.utils.memory import disable_malloc_trim
-from chargpt.utils.paths import read_bytes, resolve_path
+from chargpt.utils.paths import resolve_path
 
 
 def sample(
@@ -65,7 +65,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def read_text_argument(setting: str, value: str) -> str:
-    """The text of a setting: the value itself, or for @FILE the content of that file.
+    """The text of a setting: its value, or for @FILE the content of that file.
 
     Raises:
         UserError: the file cannot be read, or is not UTF-8.
@@ -73,13 +73,11 @@ def read_text_argument(setting: str, value: str) -> str:
     if not value.startswith("@"):
         return value
     path = resolve_path(setting, value[1:])
-    if path.is_char_device() or path.is_block_device():
-        raise UserError(f"{setting}=@{path} is a device, which has no end: put the text in a file")
     try:
-        return read_bytes(path).decode("utf-8")
+        return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise UserError(
-            f"{setting}=@{path}: {error.strerror}. To begin with the character @ itself, put it in a file"
+            f"{setting}=@{path}: {error.strerror}. If the text itself starts with @, put it in a file"
         ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{setting}=@{path} is not UTF-8 (byte at offset {error.start})") from error
+        raise UserError(f"{setting}=@{path} is not UTF-8 (invalid byte at offset {error.start})") from error
