@@ -76,17 +76,17 @@ def test_gpt2_scales_by_the_number_of_existing_projections(small):
 
 @pytest.mark.parametrize("initialization", [gpt2, zero_projections])
 def test_blocks_without_projections_are_initialized_too(small, initialization):
-    parts = dict(attention=partial(CausalSelfAttention, projection=False), feed_forward=LinearReLU)
-    model = small(**SIZES, **parts, initialization=initialization)
+    submodules = dict(attention=partial(CausalSelfAttention, projection=False), feed_forward=LinearReLU)
+    model = small(**SIZES, **submodules, initialization=initialization)
     assert model.residual_projections() == []
     assert all(rms(weight) == pytest.approx(0.02, rel=0.05) for weight in matrices(model))
 
 
 @pytest.mark.parametrize(
-    "parts", [{}, dict(feed_forward=SwiGLU, position=Rotary, norm=nn.RMSNorm), dict(feed_forward=None)]
+    "submodules", [{}, dict(feed_forward=SwiGLU, position=Rotary, norm=nn.RMSNorm), dict(feed_forward=None)]
 )
-def test_zero_projections_make_each_block_the_identity(small, parts):
-    model = small(**SIZES, **parts, initialization=zero_projections)
+def test_zero_projections_make_each_block_the_identity(small, submodules):
+    model = small(**SIZES, **submodules, initialization=zero_projections)
     x_BTC = torch.randn(2, 5, 64)
     context = BlockContext(torch.zeros(2, 5).long(), x_BTC, model.position.rotation(torch.arange(5)))
     for block in model.blocks:
@@ -136,7 +136,7 @@ def test_unit_embedding_has_rms_one_and_matrices_scale_with_their_fan_in(small, 
 
 def test_submodules_that_initialize_themselves_are_not_changed(small):
     for initialization in (normal, unit_embedding):
-        parts = dict(ngram_embedding=NGramEmbedding, value_residual=partial(ValueEmbedding, std=0.7))
-        model = small(**SIZES, **parts, initialization=initialization)
+        submodules = dict(ngram_embedding=NGramEmbedding, value_residual=partial(ValueEmbedding, std=0.7))
+        model = small(**SIZES, **submodules, initialization=initialization)
         assert not model.ngram_embedding.tables[0].weight.any()
         assert rms(model.value_residual[0].embedding.weight) == pytest.approx(0.7, rel=0.05)
