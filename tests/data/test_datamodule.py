@@ -1,4 +1,4 @@
-"""A text as Lightning wants it: the lecture's split, texts that are too short, shares of devices."""
+"""Tests of the data module: the lecture's split, texts that are too short, and batches of several devices."""
 
 import hashlib
 import itertools
@@ -13,10 +13,10 @@ from chargpt.data.tokenizer import CharTokenizer
 from chargpt.errors import UserError
 
 
-class Spoken:
-    """A corpus that is at hand."""
+class InMemoryCorpus:
+    """A corpus of a given text."""
 
-    name = "spoken"
+    name = "memory"
 
     def __init__(self, text: str):
         self.text = text
@@ -26,19 +26,19 @@ class Spoken:
 
 
 def trainer(**changes):
-    """The little of Lightning's Trainer that the data look at."""
+    """The attributes of Lightning's Trainer that the data module reads."""
     state = dict(global_rank=0, world_size=1, lightning_module=SimpleNamespace(batches=0))
     return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), **state | changes)
 
 
 def prepared(text: str, **changes) -> TextDataModule:
-    data = TextDataModule(Spoken(text), **dict(block_size=8, batch_size=4) | changes)
+    data = TextDataModule(InMemoryCorpus(text), **dict(block_size=8, batch_size=4) | changes)
     data.read()
     return data
 
 
 @pytest.mark.parametrize("length", [100, 101, 1009])
-def test_the_first_nine_tenths_of_the_characters_train_and_the_rest_validates(text, length):
+def test_the_first_nine_tenths_are_for_training_and_the_rest_for_validation(text, length):
     data = prepared(text[:length])
     train, val = (data.tokenizer.decode(data.split(name)) for name in ("train", "val"))
     assert train == text[: int(0.9 * length)]
@@ -47,11 +47,11 @@ def test_the_first_nine_tenths_of_the_characters_train_and_the_rest_validates(te
     assert data.characters == length
 
 
-def test_the_fraction_can_be_chosen(text):
+def test_the_train_fraction_is_a_setting(text):
     assert len(prepared(text[:1000], train_fraction=0.25).split("train")) == 250
 
 
-def test_the_vocabulary_is_that_of_the_whole_text_as_in_the_lecture():
+def test_the_vocabulary_is_that_of_the_complete_text_as_in_the_lecture():
     data = prepared("ab" * 90 + "cd" * 10)
     assert data.tokenizer.characters == "abcd"
 
@@ -62,32 +62,32 @@ def test_the_sha256_is_that_of_the_file(text_file):
     assert data.corpus_sha256 == hashlib.sha256(text_file.read_bytes()).hexdigest()
 
 
-def test_the_tokenizer_of_a_trained_model_is_kept():
-    data = TextDataModule(Spoken("ab" * 100), block_size=8, batch_size=4)
+def test_the_tokenizer_of_a_trained_model_is_used():
+    data = TextDataModule(InMemoryCorpus("ab" * 100), block_size=8, batch_size=4)
     data.read(CharTokenizer("abz"))
     assert data.tokenizer.characters == "abz"
     assert data.split("train")[:2].tolist() == [0, 1]
 
 
-def test_a_text_in_other_characters_than_the_trained_model_knows_is_refused():
-    data = TextDataModule(Spoken("abc" * 100), block_size=8, batch_size=4)
+def test_a_text_with_characters_unknown_to_the_trained_model_is_a_user_error():
+    data = TextDataModule(InMemoryCorpus("abc" * 100), block_size=8, batch_size=4)
     with pytest.raises(UserError, match="'c'"):
         data.read(CharTokenizer("ab"))
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 10])
-def test_a_text_shorter_than_a_block_is_refused_with_the_block_size_to_lower(text, length):
-    with pytest.raises(UserError, match=r"spoken is too short for block_size=9.*Lower model\.block_size"):
+def test_the_message_about_a_too_short_text_suggests_a_lower_block_size(text, length):
+    with pytest.raises(UserError, match=r"memory is too short for block_size=9.*Lower model\.block_size"):
         prepared(text[:length], block_size=9)
 
 
-def test_a_training_part_of_a_block_without_a_last_target_is_refused(text):
-    with pytest.raises(UserError, match="leave 10 tokens to train on"):
+def test_a_training_split_of_one_block_without_the_last_target_is_too_short(text):
+    with pytest.raises(UserError, match="give 10 tokens for training"):
         prepared(text[:20], block_size=10, train_fraction=0.5)
     assert prepared(text[:20], block_size=9, train_fraction=0.5).characters == 20
 
 
-def test_the_shortest_text_that_will_do_gives_batches(text):
+def test_the_shortest_accepted_text_gives_batches(text):
     data = prepared(text[:20], block_size=17)
     data.trainer = trainer()
     inputs_BT, _ = next(iter(data.train_dataloader()))
@@ -95,12 +95,12 @@ def test_the_shortest_text_that_will_do_gives_batches(text):
     assert sum(int((targets_BT != IGNORE_INDEX).sum()) for _, targets_BT in data.val_dataloader()) == 1
 
 
-@pytest.mark.parametrize("given", [None, CharTokenizer("ab")])
-def test_a_text_that_was_refused_is_refused_again(given):
-    data = TextDataModule(Spoken("abc"), block_size=8, batch_size=4)
+@pytest.mark.parametrize("tokenizer", [None, CharTokenizer("ab")])
+def test_a_second_read_after_an_error_raises_the_error_again(tokenizer):
+    data = TextDataModule(InMemoryCorpus("abc"), block_size=8, batch_size=4)
     for _ in range(2):
         with pytest.raises(UserError):
-            data.read(given)
+            data.read(tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -117,43 +117,41 @@ def test_a_text_that_was_refused_is_refused_again(given):
         dict(train_fraction=float("nan")),
     ],
 )
-def test_sizes_that_cannot_be_are_refused_by_name_and_value(text, changes):
+def test_the_message_about_an_invalid_size_names_it_and_its_value(text, changes):
     ((name, value),) = changes.items()
     with pytest.raises(UserError, match=f"{name}={value}"):
         prepared(text, **changes)
 
 
-def test_training_goes_on_with_the_batch_after_the_last_that_was_trained_on(text):
+def test_training_resumes_with_the_next_batch(text):
     data = prepared(text)
     data.trainer = trainer()
     loader = data.train_dataloader()
     expected = next(itertools.islice(loader, 6, None))
     data.trainer.lightning_module.batches = 6
-    for found in (
-        next(iter(loader)),
-        next(iter(data.train_dataloader())),
-    ):  # a new epoch of Lightning's, a new run
-        assert found[0].equal(expected[0])
-        assert found[1].equal(expected[1])
+    new_epoch, new_run = next(iter(loader)), next(iter(data.train_dataloader()))
+    for batch in (new_epoch, new_run):
+        assert batch[0].equal(expected[0])
+        assert batch[1].equal(expected[1])
 
 
 @pytest.mark.parametrize(("batch_size", "epoch"), [(4, 9000 // 32), (1, 9000 // 8), (2000, 1)])
-def test_an_epoch_has_as_many_whole_batches_as_there_are_tokens_to_train_on(text, batch_size, epoch):
+def test_an_epoch_is_the_number_of_training_tokens_in_full_batches(text, batch_size, epoch):
     assert prepared(text[:10000], batch_size=batch_size).batches_per_epoch == epoch
 
 
-def test_two_devices_train_on_what_one_would(text):
+def test_two_devices_train_on_the_same_blocks_as_one(text):
     data = prepared(text)
     data.trainer = trainer()
-    whole_BT, _ = next(iter(data.train_dataloader()))
+    single_BT, _ = next(iter(data.train_dataloader()))
     shares = []
     for rank in range(2):
         data.trainer = trainer(global_rank=rank, world_size=2)
         shares.append(next(iter(data.train_dataloader()))[0])
-    assert torch.stack(shares, dim=1).flatten(0, 1).equal(whole_BT)
+    assert torch.stack(shares, dim=1).flatten(0, 1).equal(single_BT)
 
 
-def test_a_batch_that_cannot_be_shared_equally_is_refused(text):
+def test_a_batch_size_that_is_not_a_multiple_of_the_devices_is_a_user_error(text):
     data = prepared(text, batch_size=4)
     data.trainer = trainer(world_size=3)
     with pytest.raises(UserError, match=r"batch_size=4 .* multiple of 3"):
@@ -162,7 +160,7 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(text):
 
 @pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("validation_tokens", [1, 64, 10**6])
-def test_validation_measures_the_whole_split_however_it_is_cut(text, world_size, validation_tokens):
+def test_validation_counts_every_prediction_for_any_batch_size_and_world_size(text, world_size, validation_tokens):
     data = prepared(text[:3001], validation_tokens=validation_tokens)
     counted = 0
     for rank in range(world_size):
@@ -172,7 +170,7 @@ def test_validation_measures_the_whole_split_however_it_is_cut(text, world_size,
 
 
 class Pairs:
-    """Two characters a token: another tokenizer that keeps the protocol."""
+    """Another implementation of the tokenizer protocol, with two characters per token."""
 
     def __init__(self, characters: str):
         self._single = CharTokenizer(characters)
@@ -194,23 +192,23 @@ class Pairs:
         return {}
 
 
-def test_another_tokenizer_may_take_several_characters_a_token():
+def test_a_tokenizer_may_have_several_characters_per_token():
     data = prepared("ab" * 500, tokenizer=Pairs.from_text)
     assert len(data.split("val")) == 50
     assert data.characters_per_token == 2
     assert data.tokenizer.decode(data.split("all")) == "ab" * 500
 
 
-def test_what_makes_no_tokenizer_is_refused():
-    with pytest.raises(UserError, match=r"data\.tokenizer makes a str, which is no tokenizer"):
+def test_a_tokenizer_setting_that_builds_something_else_is_a_user_error():
+    with pytest.raises(UserError, match=r"data\.tokenizer builds a str, which is not a Tokenizer"):
         prepared("text " * 100, tokenizer=str.upper)
 
 
-def test_characters_are_one_a_token():
+def test_the_default_tokenizer_has_one_character_per_token():
     assert prepared("ab" * 500).characters_per_token == 1
 
 
-def test_it_warms_its_blocks_up_from_the_first_step_that_is_to_come(text):
+def test_the_block_warmup_resumes_at_the_next_batch(text):
     data = prepared(text, block_warmup=6)
     data.trainer = trainer(lightning_module=SimpleNamespace(batches=2))
     lengths = [inputs_BT.shape[1] for inputs_BT, _ in itertools.islice(data.train_dataloader(), 5)]

@@ -1,4 +1,4 @@
-"""What the tests of the models share: a small Transformer, and models as the configs compose them."""
+"""Fixtures for the tests of the models: a small Transformer, and the models of the configs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ SMALL = dict(
 
 @pytest.fixture
 def small() -> Callable[..., Transformer]:
-    """`small(n_layer=3)`: a Transformer of small sizes and the lecture's parts, but for the changes."""
+    """`small(n_layer=3)`: a small Transformer with the lecture's submodules and the given changes."""
 
     def make(**changes) -> Transformer:
         torch.manual_seed(0)
@@ -46,7 +46,7 @@ def small() -> Callable[..., Transformer]:
 
 @pytest.fixture(scope="session")
 def composed() -> Callable[..., LanguageModel]:
-    """`composed("model=gpt_nano", ...)`: the model that `train.py` would train on Tiny Shakespeare."""
+    """`composed("model=gpt_nano", ...)`: the model that `train.py` trains on Tiny Shakespeare."""
 
     def make(*overrides: str) -> LanguageModel:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -59,5 +59,5 @@ def composed() -> Callable[..., LanguageModel]:
 
 @pytest.fixture
 def tokens_BT() -> torch.Tensor:
-    """Three full blocks for the small Transformer."""
+    """Three full blocks of tokens for the small Transformer."""
     return torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""The final script of the lecture, written out head by head as it is taught, with which the models must agree."""
+"""The final script of the lecture, with separate heads: the reference for the tests of the models."""
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ class Head(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """The heads of `attention`, each with its own rows of the fused weights."""
+    """The heads of `attention`, each with its rows of the fused weights."""
 
     def __init__(self, attention: CausalSelfAttention):
         super().__init__()
@@ -35,11 +35,11 @@ class MultiHeadAttention(nn.Module):
         bias = attention.qkv_proj.bias is not None
         self.heads = nn.ModuleList(Head(n_embd, head_size, bias) for _ in range(attention.n_head))
         for i, head in enumerate(self.heads):
-            for j, part in enumerate((head.query, head.key, head.value)):
+            for j, linear in enumerate((head.query, head.key, head.value)):
                 rows = slice(j * n_embd + i * head_size, j * n_embd + (i + 1) * head_size)
-                part.weight.data = attention.qkv_proj.weight.data[rows].clone()
+                linear.weight.data = attention.qkv_proj.weight.data[rows].clone()
                 if bias:
-                    part.bias.data = attention.qkv_proj.bias.data[rows].clone()
+                    linear.bias.data = attention.qkv_proj.bias.data[rows].clone()
         self.proj = attention.out_proj or nn.Identity()
 
     def forward(self, x):

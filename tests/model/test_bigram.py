@@ -1,4 +1,4 @@
-"""The lecture's first model: a table, its loss at the start, and no memory."""
+"""Tests of the bigram model: a table, its initial loss, and no KV cache."""
 
 import math
 
@@ -21,33 +21,33 @@ def test_logits_are_the_row_of_the_last_token():
 
 
 @pytest.mark.parametrize("std", [1.0, 0.02])
-def test_the_table_starts_with_the_spread_that_was_asked_for(std):
+def test_the_table_has_the_requested_initial_std(std):
     weight = Bigram(65, std=std).table.weight
     assert weight.std().item() == pytest.approx(std, rel=0.05)
     assert abs(weight.mean().item()) < 0.06 * std
 
 
-def test_an_even_table_starts_at_the_loss_of_guessing():
+def test_a_zero_table_has_the_loss_of_a_uniform_prediction():
     tokens_BT = torch.randint(65, (2, 8))
     loss = cross_entropy(Bigram(65, std=0.0)(tokens_BT), tokens_BT)
     assert loss.item() == pytest.approx(math.log(65), abs=1e-6)
 
 
-def test_confident_guesses_of_the_lecture_start_above_the_loss_of_guessing():
+def test_the_lectures_initial_loss_is_above_that_of_a_uniform_prediction():
     torch.manual_seed(0)
-    every_V = torch.arange(65)
-    pairs = torch.cartesian_prod(every_V, every_V)
+    tokens_V = torch.arange(65)
+    pairs = torch.cartesian_prod(tokens_V, tokens_V)
     loss = cross_entropy(Bigram(65)(pairs[:, :1]), pairs[:, 1:])
-    # Over all pairs: E log(sum of exp) - E logit, with N(0, 1) logits about ln V + 1/2.
+    # Over all pairs: E log(sum of exp) - E logit, which is about ln V + 1/2 for N(0, 1) logits.
     assert loss.item() == pytest.approx(math.log(65) + 0.5, abs=0.05)
 
 
-def test_a_negative_spread_is_refused():
+def test_a_negative_std_is_a_user_error():
     with pytest.raises(UserError, match=r"std=-1\.0"):
         Bigram(65, std=-1.0)
 
 
-def test_it_is_a_table_and_nothing_else():
+def test_the_model_is_one_table_without_a_cache():
     model = Bigram(65, block_size=8)
     assert model.parameter_count() == 65 * 65
     assert model.flops_per_token() == 0
@@ -55,11 +55,11 @@ def test_it_is_a_table_and_nothing_else():
     assert model.new_cache(2) is None
 
 
-def test_it_reads_texts_longer_than_its_training_blocks():
+def test_the_input_may_be_longer_than_the_training_blocks():
     assert Bigram(7, block_size=2)(torch.zeros(1, 50, dtype=torch.int64)).shape == (1, 50, 7)
 
 
-def test_the_lectures_bigram_is_composed(composed):
+def test_the_bigram_config_builds_the_lectures_model(composed):
     model = composed("model=bigram")
     assert isinstance(model, Bigram)
     assert model.parameter_count() == 4225

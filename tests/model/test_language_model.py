@@ -1,4 +1,4 @@
-"""What every model says of itself."""
+"""Tests of the base class of the models."""
 
 import torch
 from torch import nn
@@ -6,8 +6,8 @@ from torch import nn
 from chargpt.model.language_model import LanguageModel
 
 
-class Shared(LanguageModel):
-    """One matrix under two names, and a frozen one."""
+class SharedWeights(LanguageModel):
+    """A model with one matrix under two names, and frozen weights."""
 
     def __init__(self):
         super().__init__()
@@ -17,18 +17,18 @@ class Shared(LanguageModel):
         self.frozen = nn.Linear(5, 5).requires_grad_(False)
 
 
-def test_shared_parameters_count_once_and_frozen_ones_not_at_all():
-    assert Shared().parameter_count() == 3 * 4 + 4
+def test_shared_parameters_count_once_and_frozen_parameters_do_not_count():
+    assert SharedWeights().parameter_count() == 3 * 4 + 4
 
 
-def test_the_further_names_of_shared_parameters_are_known():
-    assert Shared().tied_weight_names() == {"two.weight": "one.weight"}
+def test_tied_weight_names_map_further_names_to_the_first():
+    assert SharedWeights().tied_weight_names() == {"two.weight": "one.weight"}
 
 
-def test_it_stands_where_its_parameters_stand():
-    assert Shared().device == torch.device("cpu")
-    assert Shared().to("meta").device == torch.device("meta")
+def test_the_device_is_that_of_the_parameters():
+    assert SharedWeights().device == torch.device("cpu")
+    assert SharedWeights().to("meta").device == torch.device("meta")
 
 
-def test_a_model_without_memory_has_no_cache():
-    assert Shared().new_cache(1) is None
+def test_the_default_is_no_kv_cache():
+    assert SharedWeights().new_cache(1) is None

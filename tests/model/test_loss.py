@@ -1,4 +1,4 @@
-"""The loss and its other units against their definitions."""
+"""Tests of the loss and its units against their definitions."""
 
 import math
 
@@ -43,25 +43,25 @@ def test_ignored_targets_do_not_count(logits_BTV, targets_BT):
     assert (logits_BTV.grad[ignored_BT] == 0).all()
 
 
-def test_a_batch_of_padding_adds_nothing_to_a_sum(logits_BTV):
+def test_the_summed_loss_of_padding_is_zero(logits_BTV):
     targets_BT = torch.full((4, 5), IGNORE_INDEX)
     assert cross_entropy(logits_BTV, targets_BT, reduction="sum").item() == 0
 
 
-def test_half_precision_logits_are_measured_in_full_precision(logits_BTV, targets_BT):
+def test_the_loss_of_bfloat16_logits_is_computed_in_float32(logits_BTV, targets_BT):
     half_BTV = logits_BTV.bfloat16()
     loss = cross_entropy(half_BTV, targets_BT)
     assert loss.dtype == torch.float32
     assert loss.equal(cross_entropy(half_BTV.float(), targets_BT))
 
 
-def test_guessing_evenly_costs_the_logarithm_of_the_vocabulary(targets_BT):
+def test_the_loss_of_a_uniform_prediction_is_the_logarithm_of_the_vocabulary_size(targets_BT):
     assert cross_entropy(torch.zeros(4, 5, 7), targets_BT).item() == pytest.approx(math.log(7))
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0.0, 600.0), st.floats(0.1, 20.0))
-def test_bits_and_perplexity_are_the_loss_in_other_units(loss, characters_per_token):
+def test_bits_per_character_and_perplexity_convert_the_loss(loss, characters_per_token):
     assert bits_per_character(loss, 1.0) == pytest.approx(math.log2(math.e) * loss)
     assert bits_per_character(loss, characters_per_token) * characters_per_token == pytest.approx(
         bits_per_character(loss, 1.0)
@@ -69,16 +69,16 @@ def test_bits_and_perplexity_are_the_loss_in_other_units(loss, characters_per_to
     assert math.log(perplexity(loss)) == pytest.approx(loss)
 
 
-def test_guessing_among_sixteen_is_four_bits_and_a_perplexity_of_sixteen():
+def test_a_uniform_prediction_of_sixteen_tokens_is_four_bits_and_perplexity_sixteen():
     assert bits_per_character(math.log(16), 1.0) == pytest.approx(4)
     assert bits_per_character(math.log(16), 2.0) == pytest.approx(2)
     assert perplexity(math.log(16)) == pytest.approx(16)
 
 
 @pytest.mark.parametrize("loss", [1000.0, math.inf])
-def test_a_perplexity_beyond_all_numbers_is_infinite(loss):
+def test_perplexity_overflows_to_infinity(loss):
     assert perplexity(loss) == math.inf
 
 
-def test_the_perplexity_of_no_number_is_none():
+def test_the_perplexity_of_nan_is_nan():
     assert not perplexity(math.nan) < math.inf

@@ -1,4 +1,4 @@
-"""The soft cap on the logits."""
+"""Tests of the soft cap on the logits."""
 
 import math
 
@@ -13,9 +13,9 @@ from chargpt.model.softcap import SoftCap
 
 @given(x=st.floats(-1e4, 1e4), cap=st.floats(0.5, 100))
 def test_a_capped_logit_is_cap_tanh_x_over_cap(x, cap):
-    found = SoftCap(cap)(torch.tensor([[[x]]], dtype=torch.float64)).item()
-    assert found == pytest.approx(cap * math.tanh(x / cap))
-    assert abs(found) <= cap
+    capped = SoftCap(cap)(torch.tensor([[[x]]], dtype=torch.float64)).item()
+    assert capped == pytest.approx(cap * math.tanh(x / cap))
+    assert abs(capped) <= cap
 
 
 def test_the_model_caps_its_logits(small, tokens_BT):
@@ -25,6 +25,6 @@ def test_the_model_caps_its_logits(small, tokens_BT):
 
 
 @pytest.mark.parametrize("cap", [0, -1.0, math.nan, math.inf])
-def test_a_cap_that_is_none_is_refused(cap):
+def test_a_cap_that_is_not_positive_and_finite_is_a_user_error(cap):
     with pytest.raises(UserError, match=r"model\.softcap\.cap"):
         SoftCap(cap)

@@ -1,4 +1,4 @@
-"""The optimizers: who decays, that nobody is forgotten, and update rules that equal the papers'."""
+"""Tests of AdamW and SGD: weight decay groups, equality with the papers' update rules, and resuming."""
 
 import copy
 
@@ -28,36 +28,36 @@ def assert_close(model: nn.Module, expected: list[Tensor]) -> None:
         torch.testing.assert_close(p.detach().double(), q, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_matrices_decay_and_vectors_do_not(model):
+def test_only_matrices_have_weight_decay(model):
     decaying, exempt = decay_groups(model, 0.3)
     assert (decaying["weight_decay"], exempt["weight_decay"]) == (0.3, 0.0)
     assert {p.ndim for p in decaying["params"]} == {2}
     assert {p.ndim for p in exempt["params"]} == {1}
 
 
-@pytest.mark.parametrize("part", ["ours", "a real model"])
-def test_every_parameter_is_in_just_one_group(part, model, finished):
-    if part == "a real model":  # its head is tied to its embedding
-        saved = run_artifacts.checkpoint(finished)["chargpt"]["config"]["model"]
-        model = instantiate(saved, "model", vocab_size=30)
+@pytest.mark.parametrize("kind", ["toy", "trained"])
+def test_every_parameter_is_in_exactly_one_group(kind, model, finished):
+    if kind == "trained":  # its head is tied to its embedding
+        config = run_artifacts.checkpoint(finished)["chargpt"]["config"]["model"]
+        model = instantiate(config, "model", vocab_size=30)
     grouped = [id(p) for group in decay_groups(model, 0.1) for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
 
 
-def test_a_frozen_parameter_is_left_alone(model):
+def test_a_frozen_parameter_is_in_no_group(model):
     model["mix"].weight.requires_grad_(False)
     grouped = {id(p) for group in decay_groups(model, 0.1) for p in group["params"]}
     assert id(model["mix"].weight) not in grouped
     assert len(grouped) == len(list(model.parameters())) - 1
 
 
-def test_a_model_of_matrices_alone_has_one_group():
+def test_a_model_with_only_matrices_has_one_group():
     assert [len(g["params"]) for g in decay_groups(nn.Linear(3, 3, bias=False), 0.1)] == [1]
 
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("steps", [1, 5])
-def test_adamw_is_the_papers_update(model, fused, steps):
+def test_adamw_equals_the_papers_update(model, fused, steps):
     """Loshchilov and Hutter 2019, algorithm 2, in double precision."""
     lr, b1, b2, decay, eps = 3e-2, 0.8, 0.95, 0.2, 1e-8
     expected = []
@@ -76,8 +76,8 @@ def test_adamw_is_the_papers_update(model, fused, steps):
 
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("steps", [1, 5])
-def test_sgd_is_the_textbooks_update(model, nesterov, steps):
-    """Sutskever et al. 2013, in the form of torch: the velocity is a sum of gradients."""
+def test_sgd_equals_the_papers_update(model, nesterov, steps):
+    """Sutskever et al. 2013, in torch's form: the velocity is a sum of gradients."""
     lr, momentum, decay = 0.1, 0.9, 0.3
     expected = []
     for i, p in enumerate(model.parameters()):
@@ -92,10 +92,10 @@ def test_sgd_is_the_textbooks_update(model, nesterov, steps):
     assert_close(model, expected)
 
 
-def test_plain_sgd_goes_down_the_gradient(model):
-    before = copy.deepcopy(list(model.parameters()))
+def test_plain_sgd_subtracts_the_gradient(model):
+    initial = copy.deepcopy(list(model.parameters()))
     train(model, sgd(model, lr=1.0), range(1))
-    for p, q, g in zip(model.parameters(), before, gradients(model, 0), strict=True):
+    for p, q, g in zip(model.parameters(), initial, gradients(model, 0), strict=True):
         torch.testing.assert_close(q - p, g, rtol=1e-5, atol=1e-6)
 
 
@@ -104,7 +104,7 @@ def toy(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3))
 
 
-def go(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, skip: tuple[int, ...] = ()) -> None:
+def train_toy(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, skip: tuple[int, ...] = ()) -> None:
     for step in steps:
         optimizer.zero_grad()
         x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
@@ -114,25 +114,26 @@ def go(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, skip: t
 
 
 @pytest.mark.parametrize("skip", [(), (0,), (4,), (0, 1, 5)], ids=str)
-def test_adamw_is_torchs_to_the_last_bit_also_where_a_gradient_is_missing(skip):
-    ours, theirs = toy(), toy()
-    go(ours, adamw(ours, lr=0.01), range(8), skip)
-    groups = decay_groups(theirs, 0.1)
-    go(theirs, torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-8, fused=True), range(8), skip)
-    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(one, other)
+def test_adamw_equals_torchs_bit_for_bit_also_with_missing_gradients(skip):
+    actual, expected = toy(), toy()
+    train_toy(actual, adamw(actual, lr=0.01), range(8), skip)
+    groups = decay_groups(expected, 0.1)
+    reference = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    train_toy(expected, reference, range(8), skip)
+    for p, q in zip(actual.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(p, q)
 
 
-def test_adamw_goes_on_from_a_state_that_was_saved():
-    uncut, cut = toy(), toy()
-    go(uncut, adamw(uncut, lr=0.01), range(8))
-    first = adamw(cut, lr=0.01)
-    go(cut, first, range(4))
-    second = adamw(cut, lr=0.01)
-    go(toy(1), adamw(toy(1), lr=0.01), range(1))
+def test_adamw_resumes_from_a_saved_state_bit_for_bit():
+    uninterrupted, resumed = toy(), toy()
+    train_toy(uninterrupted, adamw(uninterrupted, lr=0.01), range(8))
+    first = adamw(resumed, lr=0.01)
+    train_toy(resumed, first, range(4))
+    second = adamw(resumed, lr=0.01)
+    train_toy(toy(1), adamw(toy(1), lr=0.01), range(1))
     second.load_state_dict(first.state_dict())
-    go(cut, second, range(4, 6))
-    second.load_state_dict(second.state_dict())  # in the middle of it, too
-    go(cut, second, range(6, 8))
-    for one, other in zip(uncut.parameters(), cut.parameters(), strict=True):
-        assert torch.equal(one, other)
+    train_toy(resumed, second, range(4, 6))
+    second.load_state_dict(second.state_dict())  # after some steps, too
+    train_toy(resumed, second, range(6, 8))
+    for p, q in zip(uninterrupted.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)

@@ -1,4 +1,4 @@
-"""torch's undocumented operators on lists of tensors: they are there, and do what one tensor at a time would."""
+"""Tests that torch's undocumented operators on lists of tensors exist and equal the operators on single tensors."""
 
 import pytest
 import torch
@@ -23,16 +23,16 @@ def tensors(seed: int) -> list[Tensor]:
     ],
     ids=["add a number", "add", "copy", "lerp", "mul"],
 )
-def test_an_operator_changes_each_tensor_in_place_as_its_method_does(on_lists, on_one):
-    found, expected = tensors(0), tensors(0)
-    on_lists(found, tensors(1))
+def test_a_list_operator_equals_the_in_place_method_of_each_tensor(on_lists, on_one):
+    actual, expected = tensors(0), tensors(0)
+    on_lists(actual, tensors(1))
     for x, y in zip(expected, tensors(1), strict=True):
         on_one(x, y)
-    assert all(map(torch.equal, found, expected))
+    assert all(map(torch.equal, actual, expected))
 
 
-def test_lerp_gives_new_tensors():
+def test_lerp_returns_new_tensors():
     starts, ends = tensors(0), tensors(1)
-    found = foreach.lerp(starts, ends, 0.3)
-    assert all(map(torch.equal, found, map(torch.Tensor.lerp, starts, ends, [0.3] * 3)))
+    actual = foreach.lerp(starts, ends, 0.3)
+    assert all(map(torch.equal, actual, map(torch.Tensor.lerp, starts, ends, [0.3] * 3)))
     assert all(map(torch.equal, starts, tensors(0)))

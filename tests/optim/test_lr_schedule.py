@@ -1,4 +1,4 @@
-"""Laws of the learning-rate schedules: nanoGPT's formula, the range, no jumps, the end that comes first."""
+"""Tests of the learning-rate schedules: nanoGPT's formula, range, continuity, and limits on steps and time."""
 
 import itertools
 import math
@@ -23,13 +23,13 @@ def nanogpt_lr(it: int) -> float:
     return min_lr + coeff * (learning_rate - min_lr)
 
 
-def test_warmup_cosine_is_nanogpts_at_every_step():
+def test_warmup_cosine_equals_nanogpts_schedule():
     schedule = WarmupCosine(warmup_steps=100, final=0.1)
-    ours = [1e-3 * schedule(step, 2000, 0.0) for step in range(2101)]
-    assert ours == pytest.approx([nanogpt_lr(step) for step in range(2101)], rel=1e-12)
+    rates = [1e-3 * schedule(step, 2000, 0.0) for step in range(2101)]
+    assert rates == pytest.approx([nanogpt_lr(step) for step in range(2101)], rel=1e-12)
 
 
-def test_warmup_stable_decay_rises_stays_and_falls_in_straight_lines():
+def test_warmup_stable_decay_is_piecewise_linear():
     schedule = WarmupStableDecay(warmup_steps=10, decay=0.25, final=0.2)
     factors = [schedule(step, 200, 0.0) for step in range(201)]
     assert factors[:10] == pytest.approx([k / 11 for k in range(1, 11)])
@@ -42,65 +42,66 @@ def test_constant_is_one_after_its_warmup():
     assert [schedule(step, 10, 0.0) for step in range(10)] == [0.25, 0.5, 0.75, *[1.0] * 7]
 
 
-def test_constant_without_warmup_is_one_from_the_first_step_on_whatever_the_time():
+def test_constant_without_warmup_is_always_one():
     schedule = Constant()
-    ends, times = (-1, 1, 10), (0.0, 0.3, 1.0)
-    assert {schedule(step, end, time) for step in range(10) for end in ends for time in times} == {1.0}
+    limits, times = (-1, 1, 10), (0.0, 0.3, 1.0)
+    assert {schedule(step, limit, time) for step in range(10) for limit in limits for time in times} == {1.0}
 
 
-shares = st.floats(0.0, 1.0)
+fractions = st.floats(0.0, 1.0)
 warmups = st.integers(0, 300)
 schedules = st.one_of(
     st.builds(Constant, warmups),
-    st.builds(WarmupCosine, warmups, shares),
-    st.builds(WarmupStableDecay, warmups, shares, shares),
+    st.builds(WarmupCosine, warmups, fractions),
+    st.builds(WarmupStableDecay, warmups, fractions, fractions),
 )
-ends = st.one_of(st.just(-1), st.integers(1, 400))
+step_limits = st.one_of(st.just(-1), st.integers(1, 400))
 
 
-@given(schedules, ends, st.integers(0, 500), shares)
-def test_the_factor_lies_between_0_and_1(schedule, max_steps, step, time):
+@given(schedules, step_limits, st.integers(0, 500), fractions)
+def test_the_factor_is_between_0_and_1(schedule, max_steps, step, time):
     assert 0.0 <= schedule(step, max_steps, time) <= 1.0
 
 
-@given(schedules, ends)
-def test_the_first_step_learns_something(schedule, max_steps):
+@given(schedules, step_limits)
+def test_the_factor_of_the_first_step_is_positive(schedule, max_steps):
     assert schedule(0, max_steps, 0.0) > 0
 
 
-@given(st.integers(0, 100), st.integers(1, 300), st.floats(0.05, 1.0), shares)
-def test_neighbouring_steps_differ_by_no_more_than_the_slopes_of_their_parts(warmup, after, decay, final):
-    end = warmup + after
+@given(st.integers(0, 100), st.integers(1, 300), st.floats(0.05, 1.0), fractions)
+def test_the_change_per_step_is_bounded_by_the_slopes(warmup, after_warmup, decay, final):
+    max_steps = warmup + after_warmup
     cosine, stable = WarmupCosine(warmup, final), WarmupStableDecay(warmup, decay, final)
     rise = 1 / (warmup + 1)
-    for schedule, fall in ((cosine, math.pi / 2 / after), (stable, 1 / (decay * end))):
-        factors = [schedule(step, end, 0.0) for step in range(end + 2)]
-        jumps = [abs(b - a) for a, b in itertools.pairwise(factors)]
-        assert max(jumps) <= rise + fall + 1e-9
+    for schedule, fall in ((cosine, math.pi / 2 / after_warmup), (stable, 1 / (decay * max_steps))):
+        factors = [schedule(step, max_steps, 0.0) for step in range(max_steps + 2)]
+        changes = [abs(b - a) for a, b in itertools.pairwise(factors)]
+        assert max(changes) <= rise + fall + 1e-9
 
 
-@given(shares, shares, st.floats(0.05, 1.0), shares)
-def test_near_times_give_near_factors(one, other, decay, final):
+@given(fractions, fractions, st.floats(0.05, 1.0), fractions)
+def test_the_factor_is_a_continuous_function_of_time(time, other_time, decay, final):
     for schedule, slope in (
         (WarmupCosine(0, final), math.pi / 2),
         (WarmupStableDecay(0, decay, final), 1 / decay),
     ):
-        assert abs(schedule(7, -1, one) - schedule(7, -1, other)) <= slope * abs(one - other) + 1e-9
+        difference = abs(schedule(7, -1, time) - schedule(7, -1, other_time))
+        assert difference <= slope * abs(time - other_time) + 1e-9
 
 
-@given(shares, st.integers(0, 10_000))
-def test_a_run_that_time_ends_ends_at_final(final, step):
+@given(fractions, st.integers(0, 10_000))
+def test_a_run_limited_by_time_ends_at_the_final_factor(final, step):
     assert WarmupCosine(0, final)(step, -1, 1.0) == pytest.approx(final)
     assert WarmupStableDecay(0, 0.3, final)(step, -1, 1.0) == pytest.approx(final)
 
 
-def test_a_run_that_time_ends_follows_time_and_not_steps():
+def test_the_factor_of_a_run_limited_by_time_does_not_depend_on_the_step():
     schedule = WarmupCosine(warmup_steps=0, final=0.1)
     assert schedule(10, -1, 0.5) == schedule(10_000, -1, 0.5) == pytest.approx(0.55)
 
 
-@given(schedules, st.integers(1, 400), st.integers(0, 400), shares)
-def test_of_two_ends_the_later_progress_counts(schedule, max_steps, step, time):
+@given(schedules, st.integers(1, 400), st.integers(0, 400), fractions)
+def test_of_two_limits_the_larger_progress_counts(schedule, max_steps, step, time):
     by_steps = schedule(step, max_steps, 0.0)
     both = schedule(step, max_steps, time)
     assert both <= by_steps
@@ -110,14 +111,14 @@ def test_of_two_ends_the_later_progress_counts(schedule, max_steps, step, time):
         assert both <= schedule(step, max_steps, step / max_steps)
 
 
-def test_time_that_runs_ahead_of_the_steps_pulls_the_factor_along():
+def test_the_factor_follows_time_if_time_is_ahead_of_the_steps():
     schedule = WarmupCosine(warmup_steps=0, final=0.1)
     assert schedule(100, 1000, 0.7) == pytest.approx(schedule(700, 1000, 0.0))
     assert schedule(700, 1000, 0.1) == schedule(700, 1000, 0.0)
 
 
 @pytest.mark.parametrize(
-    ("make", "named"),
+    ("make", "message"),
     [
         (lambda: Constant(-1), "schedule.warmup_steps=-1"),
         (lambda: WarmupCosine(-5), "schedule.warmup_steps=-5"),
@@ -128,6 +129,6 @@ def test_time_that_runs_ahead_of_the_steps_pulls_the_factor_along():
         (lambda: WarmupStableDecay(final=2.0), "schedule.final=2"),
     ],
 )
-def test_a_bad_value_is_a_mistake_that_names_it(make, named):
-    with pytest.raises(UserError, match=named):
+def test_the_message_about_an_invalid_value_names_setting_and_value(make, message):
+    with pytest.raises(UserError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""An optimizer's state from a file: only what the fused kernels may be given comes through."""
+"""Tests that only an optimizer state that is safe for torch's fused kernels passes the check."""
 
 import copy
 from collections.abc import Callable
@@ -33,7 +33,7 @@ MAKERS = [
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_its_own_state_comes_through(model, make):
+def test_the_state_of_the_same_optimizer_passes(model, make):
     check_optimizer_state(stepped(model, make).state_dict(), make(model))
 
 
@@ -47,34 +47,34 @@ def test_its_own_state_comes_through(model, make):
         lambda w: w.to_sparse(),
         lambda w: 0,
     ],
-    ids=["empty", "transposed", "stretched", "of no device", "sparse", "no tensor"],
+    ids=["empty", "transposed", "expanded", "meta", "sparse", "not a tensor"],
 )
 @pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
-def test_a_tensor_that_a_kernel_would_read_beyond_is_refused(model, name, edit):
+def test_a_tensor_with_another_layout_than_the_parameter_is_an_error(model, name, edit):
     saved = copy.deepcopy(stepped(model, MAKERS[0]).state_dict())
-    of_weight: dict[str, Tensor] = saved["state"][0]
-    edited = edit(of_weight["exp_avg"])
-    of_weight[name] = edited if isinstance(edited, Tensor) else [edited]
+    weight_state: dict[str, Tensor] = saved["state"][0]
+    edited = edit(weight_state["exp_avg"])
+    weight_state[name] = edited if isinstance(edited, Tensor) else [edited]
     with pytest.raises(ValueError, match=f"the optimizer's {name} of parameter 0"):
         check_optimizer_state(saved, MAKERS[0](model))
 
 
 @pytest.mark.parametrize(("name", "value"), [("amsgrad", True), ("lr", torch.zeros(()))])
-def test_settings_that_would_mislead_a_kernel_are_refused(model, name, value):
+def test_settings_of_another_type_are_an_error(model, name, value):
     saved = stepped(model, MAKERS[0]).state_dict()
     saved["param_groups"][1][name] = value
     with pytest.raises(ValueError):
         check_optimizer_state(saved, MAKERS[0](model))
 
 
-def test_groups_that_do_not_fit_are_refused(model):
+def test_another_number_of_groups_is_an_error(model):
     saved = stepped(model, MAKERS[0]).state_dict()
     saved["param_groups"].pop()
     with pytest.raises(ValueError, match="zip"):
         check_optimizer_state(saved, MAKERS[0](model))
 
 
-def test_settings_that_another_torch_has_otherwise_come_through(model):
+def test_settings_of_another_torch_version_pass(model):
     saved = stepped(model, MAKERS[0]).state_dict()
     for group in saved["param_groups"]:
         group["foreach"], group["brand_new"] = False, 1

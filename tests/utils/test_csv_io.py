@@ -1,4 +1,4 @@
-"""Measured rows on the disk: read back as they were, whole or not at all."""
+"""Tests of reading and writing rows as CSV files."""
 
 import csv
 
@@ -7,7 +7,7 @@ import pytest
 from chargpt.utils.csv_io import read_rows, write_rows
 
 
-def test_rows_are_read_back_and_what_one_lacks_is_empty(tmp_path):
+def test_missing_values_are_written_as_empty(tmp_path):
     write_rows(tmp_path / "rows.csv", [{"who": "a, b", "loss": 1.5, "steps": 3}, {"who": "c", "loss": 2.5}])
     with (tmp_path / "rows.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [
@@ -16,7 +16,7 @@ def test_rows_are_read_back_and_what_one_lacks_is_empty(tmp_path):
         ]
 
 
-def test_a_column_that_the_first_row_has_not_is_refused_and_the_file_stays(tmp_path):
+def test_a_column_missing_in_the_first_row_is_an_error_and_the_file_is_unchanged(tmp_path):
     write_rows(tmp_path / "rows.csv", [{"loss": 1.5}])
     with pytest.raises(ValueError, match="seconds"):
         write_rows(tmp_path / "rows.csv", [{"loss": 1.5}, {"loss": 1.4, "seconds": 3}])
@@ -24,7 +24,7 @@ def test_a_column_that_the_first_row_has_not_is_refused_and_the_file_stays(tmp_p
     assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"]
 
 
-def test_rows_that_were_never_written_are_none_and_those_that_were_come_back_as_text(tmp_path):
+def test_rows_are_read_as_text_and_a_missing_file_has_no_rows(tmp_path):
     assert read_rows(tmp_path / "rows.csv") == []
     write_rows(tmp_path / "rows.csv", [{"who": "a, b", "loss": 1.5}])
     assert read_rows(tmp_path / "rows.csv") == [{"who": "a, b", "loss": "1.5"}]

@@ -1,4 +1,4 @@
-"""What memory there is; and the heap, which keeps what is freed: counted in page faults of a real process."""
+"""Tests of the available memory, and of the heap that keeps freed memory, by the page faults of a real process."""
 
 import math
 import subprocess
@@ -14,38 +14,38 @@ COUNT = """
 import resource, sys, torch
 from chargpt.utils.memory import disable_malloc_trim
 if sys.argv[1] == "keep" and not disable_malloc_trim():
-    raise SystemExit("not here")
-def faults():
+    raise SystemExit("not glibc")
+def page_faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-def use():
-    return [torch.ones(12_000_000) for _ in range(2)]  # 48 MB each: more than glibc ever keeps by itself
+def allocate():
+    return [torch.ones(12_000_000) for _ in range(2)]  # 48 MB each: more than glibc keeps by default
 for _ in range(5):
-    use()
-before = faults()
+    allocate()
+start = page_faults()
 for _ in range(5):
-    use()
-print(faults() - before)
+    allocate()
+print(page_faults() - start)
 """
 
 
-def faults(word: str) -> int:
-    done = subprocess.run([sys.executable, "-c", COUNT, word], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+def page_faults(mode: str) -> int:
+    result = subprocess.run([sys.executable, "-c", COUNT, mode], capture_output=True, text=True, check=True)
+    return int(result.stdout)
 
 
 @pytest.mark.slow
-def test_memory_that_is_used_again_is_not_fetched_again():
+def test_reused_memory_causes_few_page_faults():
     if not disable_malloc_trim():
         pytest.skip("not glibc")
-    assert faults("keep") < faults("leave") / 10
+    assert page_faults("keep") < page_faults("default") / 10
 
 
-def refuse() -> None:
+def deny() -> None:
     raise PermissionError("/proc/meminfo")
 
 
 @pytest.mark.parametrize(
-    ("machine", "limit", "used", "found"),
+    ("machine", "limit", "used", "expected"),
     [
         (120, None, None, 120),
         (120, "max\n", "20\n", 120),
@@ -55,18 +55,20 @@ def refuse() -> None:
         (None, None, None, math.inf),
     ],
 )
-def test_what_can_be_had_is_what_machine_and_container_still_have(monkeypatch, tmp_path, machine, limit, used, found):
+def test_available_memory_is_the_minimum_of_machine_and_container(
+    monkeypatch, tmp_path, machine, limit, used, expected
+):
     def memory():
-        return SimpleNamespace(available=machine - 20) if machine else refuse()
+        return SimpleNamespace(available=machine - 20) if machine else deny()
 
     monkeypatch.setattr(psutil, "virtual_memory", memory)
     monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=20))
     if limit:
         (tmp_path / "memory.max").write_text(limit)
         (tmp_path / "memory.current").write_text(used)
-    assert available_memory(tmp_path) == found
+    assert available_memory(tmp_path) == expected
 
 
-def test_this_machine_has_some_memory_but_not_more_than_it_has():
-    whole = psutil.virtual_memory().total + psutil.swap_memory().total
-    assert 2**20 < available_memory() <= whole
+def test_available_memory_is_at_most_the_total_of_the_machine():
+    total = psutil.virtual_memory().total + psutil.swap_memory().total
+    assert 2**20 < available_memory() <= total

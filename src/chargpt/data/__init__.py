@@ -1,1 +1,1 @@
-"""Text -> tokens -> splits -> blocks."""
+"""The data pipeline: corpus -> train/val split -> tokens -> batches of blocks."""

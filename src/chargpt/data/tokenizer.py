@@ -1,4 +1,4 @@
-"""Text to token numbers and back: the protocol every tokenizer keeps, and the lecture's characters."""
+"""The tokenizer protocol, and the lecture's character tokenizer."""
 
 import difflib
 from typing import Protocol, runtime_checkable
@@ -11,18 +11,18 @@ from torch import Tensor
 from chargpt.errors import UserError
 
 _CODE_POINTS = 0x110000
-_CHUNK = 1 << 24  # characters encoded at a time: bounds the UTF-32 copy to 64 MB
+_CHUNK = 1 << 24  # characters encoded at a time: limits the UTF-32 copy to 64 MB
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the bench asks of a tokenizer; subword tokenizers keep it as well."""
+    """The interface of a tokenizer of characters or subwords."""
 
     @property
     def vocab_size(self) -> int: ...
 
     def encode(self, text: str) -> Integer[Tensor, " N"]:
-        """Token numbers of `text`. Raises `UserError` where it cannot be said in this vocabulary."""
+        """The token ids of `text`. Raises `UserError` if the vocabulary cannot represent it."""
         ...
 
     def decode(self, tokens_N: Integer[Tensor, " N"]) -> str:
@@ -30,17 +30,17 @@ class Tokenizer(Protocol):
         ...
 
     def as_config(self) -> dict:
-        """Plain data (`_target_` and arguments) from which `chargpt.config.instantiate` makes it again."""
+        """Plain data (`_target_` and arguments) from which `chargpt.config.instantiate` builds the same tokenizer."""
         ...
 
     @classmethod
     def from_text(cls, text: str) -> "Tokenizer":
-        """The tokenizer whose vocabulary is taken from `text`."""
+        """Builds a tokenizer with the vocabulary of `text`."""
         ...
 
 
 class CharTokenizer:
-    """One token a character, numbered in sorted order, as in the lecture.
+    """One token per character, numbered in sorted order, as in the lecture.
 
     Args:
         characters: the vocabulary, each character once, sorted by code point.
@@ -50,9 +50,9 @@ class CharTokenizer:
         self.characters = characters
         self._codes_V = _code_points(characters)
         if not len(characters) or np.any(np.diff(self._codes_V.astype(np.int64)) <= 0):
-            raise UserError("the vocabulary of a CharTokenizer must be distinct characters in sorted order")
+            raise UserError("the vocabulary of a CharTokenizer must consist of distinct characters in sorted order")
         self._dtype = torch.uint8 if self.vocab_size <= 2**8 else torch.int32
-        # One look-up per character: position in the vocabulary, or -1. Sized by the largest character in use.
+        # Maps each code point up to the largest of the vocabulary to its token id, or to -1.
         self._lookup = np.full(int(self._codes_V[-1]) + 2, -1, dtype=np.int32)
         self._lookup[self._codes_V] = np.arange(self.vocab_size, dtype=np.int32)
 
@@ -68,19 +68,19 @@ class CharTokenizer:
         return len(self.characters)
 
     def encode(self, text: str) -> Integer[Tensor, " N"]:
-        """Token numbers, in the smallest type that holds them.
+        """The token ids, as uint8 if they fit, otherwise as int32.
 
         Raises:
-            UserError: names the first character that the vocabulary does not have.
+            UserError: a character is not in the vocabulary; the message names the first one.
         """
         tokens_N = torch.empty(len(text), dtype=self._dtype)
         for start in range(0, len(text), _CHUNK):
             codes = _code_points(text[start : start + _CHUNK])
-            found = self._lookup[np.minimum(codes, len(self._lookup) - 1)]
-            if (missing := np.flatnonzero(found < 0)).size:
-                position = start + int(missing[0])
-                raise UserError(self._unknown(text[position], position))
-            tokens_N[start : start + len(codes)] = torch.from_numpy(found)
+            ids = self._lookup[np.minimum(codes, len(self._lookup) - 1)]
+            if (unknown := np.flatnonzero(ids < 0)).size:
+                position = start + int(unknown[0])
+                raise UserError(self._unknown_message(text[position], position))
+            tokens_N[start : start + len(codes)] = torch.from_numpy(ids)
         return tokens_N
 
     def decode(self, tokens_N: Integer[Tensor, " N"]) -> str:
@@ -89,10 +89,10 @@ class CharTokenizer:
     def as_config(self) -> dict:
         return {"_target_": "chargpt.data.tokenizer.CharTokenizer", "characters": self.characters}
 
-    def _unknown(self, character: str, position: int) -> str:
-        near = [c for c in self.characters if c.lower() == character.lower()]
-        near += difflib.get_close_matches(character, self.characters, n=1)
-        hint = f"; the vocabulary has {near[0]!r}" if near else ""
+    def _unknown_message(self, character: str, position: int) -> str:
+        similar = [c for c in self.characters if c.lower() == character.lower()]
+        similar += difflib.get_close_matches(character, self.characters, n=1)
+        hint = f"; the vocabulary has {similar[0]!r}" if similar else ""
         shown = self.characters if self.vocab_size <= 100 else self.characters[:100] + "..."
         return (
             f"the character {character!r} (U+{ord(character):04X}, position {position}) is not in the "
@@ -101,8 +101,8 @@ class CharTokenizer:
 
 
 def _code_points(text: str) -> np.ndarray:
-    # surrogatepass: a prompt typed in a broken locale may hold lone surrogates; they are unknown characters
-    # like any other, not a crash.
+    # surrogatepass: a prompt typed in a wrong locale may contain lone surrogates, which are reported as unknown
+    # characters.
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 

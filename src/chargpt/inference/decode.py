@@ -100,7 +100,7 @@ class DecodeStep:
         x_BC = F.embedding(tokens_B, self._model.token_embedding.weight)
         x_BC += self._position_TC[position]
         if self._model.ngram_embedding is not None:
-            x_BC += self._model.ngram_embedding(tokens_B[:, None], cache.before_BR)[:, 0]
+            x_BC += self._model.ngram_embedding(tokens_B[:, None], cache.previous_BR)[:, 0]
             cache.append(tokens_B[:, None])
         return self._embedding_norm(x_BC)
 

@@ -49,12 +49,12 @@ class StaticDecodeStep:
     def prefill(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B V"]:
         """Replaces the content of the KV cache by T tokens, in one pass with the plain cache on the same memory."""
         for plain, _ in self._pairs:
-            plain.before_BR = torch.zeros_like(plain.before_BR)
+            plain.previous_BR = torch.zeros_like(plain.previous_BR)
             for layer in plain.layers:
                 layer.length = 0
         logits_BV = self._model(tokens_BT, self._plain)[:, -1]
         for plain, static in self._pairs:
-            static.before_BR.copy_(plain.before_BR)
+            static.previous_BR.copy_(plain.previous_BR)
         self.position_1.fill_(tokens_BT.shape[1])
         return logits_BV
 
@@ -77,14 +77,14 @@ class StaticKVCache(KVCache):
 
     def __init__(self, plain: KVCache, position_1: Integer[Tensor, " 1"], mask_1T: Float[Tensor, "1 T"]):
         layers = [StaticLayerKVCache(layer.both_2BHTD.zero_(), position_1, mask_1T) for layer in plain.layers]
-        super().__init__(layers, plain.before_BR.clone())
+        super().__init__(layers, plain.previous_BR.clone())
         self._position_1 = position_1
 
     def positions(self, start: int, end: int) -> Integer[Tensor, " 1"]:
         return self._position_1
 
     def append(self, tokens_BT: Integer[Tensor, "B 1"]) -> None:
-        self.before_BR.copy_(torch.cat((self.before_BR, tokens_BT), dim=1)[:, 1:])
+        self.previous_BR.copy_(torch.cat((self.previous_BR, tokens_BT), dim=1)[:, 1:])
 
 
 class StaticLayerKVCache(LayerKVCache):

@@ -1,5 +1,5 @@
-"""Tokens -> logits.
+"""The models: tokens -> logits.
 
-Tensors are named with their shape: B batch, T time (block), C channels (`n_embd`), H heads, D head size,
+Tensors carry their shape in their name: B batch, T time (block), C channels (`n_embd`), H heads, D head size,
 V vocabulary, N tokens of a corpus.
 """

@@ -1,4 +1,4 @@
-"""Causal self-attention: tokens of a block gather what they look for from those before them."""
+"""Causal multi-head self-attention, with a KV cache for generation."""
 
 from collections.abc import Callable
 
@@ -15,10 +15,10 @@ from chargpt.model.position import Rotation, rotate
 
 
 class LayerKVCache:
-    """Keys and values of the tokens seen so far, in one layer, so that they are computed once.
+    """The KV cache of one layer: keys and values of all tokens so far, each computed once.
 
     Args:
-        both_2BHTD: room for the keys and the values of up to T tokens.
+        both_2BHTD: the buffer for the keys and values of up to T tokens.
     """
 
     def __init__(self, both_2BHTD: Float[Tensor, "2 B H T D"]):
@@ -28,14 +28,14 @@ class LayerKVCache:
     def append(
         self, keys_BHTD: Float[Tensor, "B H T D"], values_BHTD: Float[Tensor, "B H T D"]
     ) -> Float[Tensor, "2 B H S D"]:
-        """Appends T tokens; gives the keys and the values of all S tokens so far (a view)."""
+        """Appends T tokens; returns the keys and values of all S tokens so far (a view)."""
         start, self.length = self.length, self.length + keys_BHTD.shape[2]
         self.both_2BHTD[0, :, :, start : self.length] = keys_BHTD
         self.both_2BHTD[1, :, :, start : self.length] = values_BHTD
         return self.both_2BHTD[:, :, :, : self.length]
 
     def mask(self, T: int) -> Tensor | None:
-        """Which of the S tokens each of the newest T may attend to (T x S); None where causality alone decides."""
+        """The mask of the S tokens that each of the newest T attends to (T x S); None if `is_causal` is enough."""
         S = self.length
         if T in (1, S):
             return None
@@ -43,18 +43,18 @@ class LayerKVCache:
 
 
 class CausalSelfAttention(nn.Module):
-    """All heads at once: one fused product for queries, keys and values, one fused attention.
+    """Multi-head attention with one fused projection for queries, keys and values, and fused attention.
 
     Args:
         n_embd: C.
         n_head: H, must divide C; the head size D is C / H.
-        dropout: on the attention weights, and on the output.
-        weights_dropout: whether it falls on the weights at all; on the output alone it is cheaper.
-        projection: whether the heads' concatenated outputs go through a linear layer (the lecture adds it
-            together with the residual connections).
-        qkv_bias: bias of queries, keys and values (the lecture has none).
-        projection_bias: bias of the output projection.
-        qk_norm: makes the norm of each head's queries, and that of its keys, from (D); None for none
+        dropout: probability for the attention weights and for the output.
+        weights_dropout: whether dropout applies to the attention weights; on the output alone it is cheaper.
+        projection: whether the concatenated heads pass through a linear layer (the lecture adds it together with
+            the residual connections).
+        qkv_bias: whether the queries, keys and values have a bias (in the lecture they do not).
+        projection_bias: whether the output projection has a bias.
+        qk_norm: builds a norm from (D), one for each head's queries and one for its keys; None for no norm
             (Henry et al. 2020, "Query-Key Normalization"; Dehghani et al. 2023, section 2).
     """
 
@@ -76,7 +76,7 @@ class CausalSelfAttention(nn.Module):
             divisors = [h for h in range(1, min(n_embd, 64) + 1) if n_embd % h == 0]
             raise UserError(
                 f"model.n_head={n_head} does not divide model.n_embd={n_embd}: "
-                f"take n_embd={near}, or n_head from {divisors}"
+                f"use n_embd={near}, or n_head from {divisors}"
             )
         self.n_head, self.dropout = n_head, dropout
         self.weights_dropout = dropout if weights_dropout else 0.0
@@ -91,7 +91,8 @@ class CausalSelfAttention(nn.Module):
         context: BlockContext | None = None,
         cache: LayerKVCache | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """With a cache, x_BTC holds only the newest T tokens, and they see all those before them too."""
+        """Attends within x_BTC. With a cache, x_BTC contains only the newest T tokens, which also attend to the cached
+        ones."""
         B, T, C = x_BTC.shape
         rotation = context.rotation if context is not None else None
         q_BHTD, k_BHTD, v_BHTD = self._queries_keys_values(x_BTC, rotation, context)
@@ -99,7 +100,7 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k_BHTD, v_BHTD = cache.append(k_BHTD, v_BHTD)
             mask_TS = cache.mask(T)
-        if self._drops_by_itself(q_BHTD, cache):
+        if self._uses_dropout_attention(q_BHTD, cache):
             y_BHTD = dropout_attention(q_BHTD, k_BHTD, v_BHTD, self.weights_dropout)
         else:
             y_BHTD = F.scaled_dot_product_attention(
@@ -115,17 +116,17 @@ class CausalSelfAttention(nn.Module):
             y_BTC = self.out_proj(y_BTC)
         return dropout(y_BTC, self.dropout, self.training)
 
-    def _drops_by_itself(self, q_BHTD: Tensor, cache: LayerKVCache | None) -> bool:
-        """Whether torch's fused attention has no kernel for this, and ours takes its place."""
-        wanted = self.training and self.weights_dropout > 0 and cache is None and not torch.compiler.is_compiling()
-        return wanted and q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.float32
+    def _uses_dropout_attention(self, q_BHTD: Tensor, cache: LayerKVCache | None) -> bool:
+        """Whether to use our own kernel, because torch has no fused attention with dropout on the CPU."""
+        drops = self.training and self.weights_dropout > 0 and cache is None and not torch.compiler.is_compiling()
+        return drops and q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.float32
 
     def attention_weights(
         self, x_BTC: Float[Tensor, "B T C"], rotation: Rotation | None = None
     ) -> Float[Tensor, "B H T T"]:
-        """Written out, what the fused attention of `forward` keeps to itself: softmax(q k / sqrt(D)), causal.
+        """The causal attention weights softmax(q k / sqrt(D)), which the fused attention of `forward` does not return.
 
-        Row t says how much of each token's value token t takes.
+        Row t contains the weight of each token's value in the output of token t.
         """
         q_BHTD, k_BHTD, _ = self._queries_keys_values(x_BTC, rotation)
         scores_BHTT = q_BHTD @ k_BHTD.transpose(-2, -1) * q_BHTD.shape[-1] ** -0.5
@@ -136,14 +137,14 @@ class CausalSelfAttention(nn.Module):
         self, x_BTC: Tensor, rotation: Rotation | None, context: BlockContext | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         B, T, C = x_BTC.shape
-        # Split before the heads are told apart: so their gradients are joined in one pass, not in two.
+        # Splitting before the heads are separated joins the gradients in one pass instead of two.
         q_BTC, k_BTC, v_BTC = self.qkv_proj(x_BTC).split(C, dim=-1)
         if context is not None and context.value_mixer is not None:
             v_BTC = context.value_mixer(v_BTC, context)
-        q_BTHD, k_BTHD, v_BTHD = (part.view(B, T, self.n_head, -1) for part in (q_BTC, k_BTC, v_BTC))
+        q_BTHD, k_BTHD, v_BTHD = (x.view(B, T, self.n_head, -1) for x in (q_BTC, k_BTC, v_BTC))
         if self.query_norm is not None:
             q_BTHD, k_BTHD = self.query_norm(q_BTHD), self.key_norm(k_BTHD)
-        q_BHTD, k_BHTD, v_BHTD = (part.transpose(1, 2) for part in (q_BTHD, k_BTHD, v_BTHD))
+        q_BHTD, k_BHTD, v_BHTD = (x.transpose(1, 2) for x in (q_BTHD, k_BTHD, v_BTHD))
         if rotation is not None:
             q_BHTD, k_BHTD = rotate(q_BHTD, rotation), rotate(k_BHTD, rotation)
         return q_BHTD, k_BHTD, v_BHTD

@@ -1,4 +1,4 @@
-"""The lecture's first model: each token looks up the logits of the next one in a V x V table."""
+"""The lecture's bigram model: a V x V table with the logits of the next token for each token."""
 
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
@@ -8,13 +8,13 @@ from chargpt.model.language_model import LanguageModel
 
 
 class Bigram(LanguageModel):
-    """logits[b, t] = table[tokens[b, t]]: no context but the last token.
+    """logits[b, t] = table[tokens[b, t]]: the context is the last token only.
 
     Args:
         vocab_size: V.
-        block_size: tokens of a training block; the table itself has no notion of it.
-        std: standard deviation of the table at the start. The lecture's N(0, 1) starts near a loss of 4.87, for
-            its confident guesses are wrong ones; towards 0 the start is the calibrated ln V.
+        block_size: tokens of a training block; the model itself does not use it.
+        std: initial standard deviation of the table. With the lecture's N(0, 1) the initial loss is near 4.87,
+            because the predictions are confident and wrong; with std towards 0 it is ln V.
     """
 
     def __init__(self, vocab_size: int, block_size: int = 8, std: float = 1.0):
@@ -32,5 +32,5 @@ class Bigram(LanguageModel):
         return self.table.weight
 
     def flops_per_token(self) -> int:
-        """A look-up is no matrix product: 0."""
+        """0: a table look-up is not a matrix product."""
         return 0

@@ -1,4 +1,4 @@
-"""What a block may look at besides the stream that it adds to."""
+"""The inputs of a block other than the residual stream."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ from chargpt.model.position import Rotation
 
 @dataclass
 class BlockContext:
-    """One forward pass, as far as it has come.
+    """The state of the current forward pass.
 
     Attributes:
-        tokens_BT: the tokens of this pass.
-        embeddings_BTC: what the first block was given.
-        rotation: what attention applies to queries and keys, if the position encoding has any.
-        mix: what this block's attention makes of its values; None to leave them as they are.
-        outputs: of the blocks before, first to last.
-        values_BTC: the first block's, once it has computed them and if `value_mixer` keeps them.
+        tokens_BT: the input tokens.
+        embeddings_BTC: the input of the first block.
+        rotation: the rotary position encoding of queries and keys, if there is one.
+        value_mixer: applied by this block's attention to its values; None to leave them unchanged.
+        outputs: the outputs of the earlier blocks, first to last.
+        values_BTC: the first block's values, if its `value_mixer` has stored them.
     """
 
     tokens_BT: Integer[Tensor, "B T"]

@@ -1,4 +1,4 @@
-"""What each token does by itself with what it gathered: the feed-forward layers."""
+"""The feed-forward layers of a block: FeedForward, LinearReLU and SwiGLU."""
 
 from collections.abc import Callable
 
@@ -11,14 +11,15 @@ from chargpt.model.kernels.dropout import dropout
 
 
 class FeedForward(nn.Module):
-    """Out to `expansion` times the channels, an activation, and back (Vaswani et al. 2017, section 3.3).
+    """A linear layer to `expansion` times the channels, an activation, and a linear layer back (Vaswani et al. 2017,
+    section 3.3).
 
     Args:
         n_embd: C.
-        dropout: on the output.
-        expansion: width of the inner layer, in C.
-        activation: makes the module between the two layers.
-        bias: of both layers.
+        dropout: probability for the output.
+        expansion: width of the inner layer, in units of C.
+        activation: builds the module between the two layers.
+        bias: whether both layers have a bias.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class FeedForward(nn.Module):
 
 
 class LinearReLU(nn.Module):
-    """A single linear layer and a ReLU: the lecture's first feed-forward, before it had residuals."""
+    """A single linear layer and a ReLU: the lecture's first feed-forward, before the residual connections."""
 
     def __init__(self, n_embd: int, dropout: float = 0.0, bias: bool = True):
         super().__init__()
@@ -54,10 +55,11 @@ class LinearReLU(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """silu(x W) * (x U), and back (Shazeer 2020, "GLU Variants Improve Transformer", eq. 5).
+    """(silu(x W) * (x U)) W2 (Shazeer 2020, "GLU Variants Improve Transformer", eq. 5).
 
     Args:
-        expansion: inner width in C; 8/3 has the parameters of a FeedForward of 4, as the paper takes it.
+        expansion: width of the inner layer, in units of C. As in the paper, 8/3 gives as many parameters as a
+            FeedForward with an expansion of 4.
     """
 
     def __init__(self, n_embd: int, dropout: float = 0.0, expansion: float = 8 / 3, bias: bool = False):
@@ -83,5 +85,5 @@ class SquaredReLU(nn.Module):
 def _inner(n_embd: int, expansion: float) -> int:
     inner = round(expansion * n_embd)
     if inner < 1:
-        raise UserError(f"model.feed_forward.expansion={expansion} leaves no inner channel: take 1 or more")
+        raise UserError(f"model.feed_forward.expansion={expansion}: the inner layer has no channels; use 1 or more")
     return inner

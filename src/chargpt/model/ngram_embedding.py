@@ -1,4 +1,4 @@
-"""Embeddings of the last few tokens together: what a table of pairs knows, at the cost of a look-up."""
+"""Embeddings of n-grams: one table look-up for the last n tokens together."""
 
 from collections.abc import Sequence
 
@@ -11,22 +11,22 @@ from chargpt.model.kernels.dropout import vector_dropout
 
 HASH_MULTIPLIER = 2_654_435_761  # Knuth's multiplicative hashing: 2^32 over the golden ratio
 MAX_BUCKETS = 1 << 31
-MAX_N = 64  # n of an n-gram: there are V^n
+MAX_N = 64  # V^n is computed exactly: n from an untrusted file must not take minutes
 
 
 class NGramEmbedding(nn.Module):
-    """To each token's embedding, those of the pair, the triple, ... that it ends.
+    """Adds to each token's embedding the embeddings of the bigram, trigram, ... that ends at the token.
 
-    Tables start at 0. One for n-grams has V^n rows, or `buckets` where that is fewer, and n-grams then share rows
-    by hashing (Svenstrup et al. 2017, "Hash Embeddings"). A text's first tokens follow tokens 0.
+    The tables are initialized to 0. The table of the n-grams has V^n rows, or `buckets` if that is fewer: then n-grams
+    share rows by hashing (Svenstrup et al. 2017, "Hash Embeddings"). A text is padded on the left with token 0.
 
     Args:
         vocab_size: V.
         n_embd: C.
-        lengths: the n, whole numbers.
-        buckets: rows of a table at most.
-        dropout: in [0, 1), of each n-gram's embedding as a whole: in a run of many epochs the tables know the
-            text by heart, and the blocks would learn nothing else.
+        lengths: the values of n, integers.
+        buckets: the largest number of rows of a table.
+        dropout: in [0, 1), the probability that an n-gram's complete embedding is dropped. Over many epochs the
+            tables memorize the text, and without dropout the blocks would learn nothing else.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class NGramEmbedding(nn.Module):
         super().__init__()
         if not lengths or not all(isinstance(n, int) and 2 <= n <= MAX_N for n in lengths) or buckets < 1:
             raise UserError(
-                f"model.ngram_embedding: lengths={list(lengths)}, buckets={buckets}: lengths are from 2 to {MAX_N}, "
-                f"buckets 1 or more"
+                f"model.ngram_embedding: lengths={list(lengths)}, buckets={buckets}: lengths must be integers from 2 "
+                f"to {MAX_N}, buckets 1 or more"
             )
         if not 0 <= dropout < 1:
             raise UserError(f"model.ngram_embedding.dropout={dropout}: it must be at least 0 and less than 1")
@@ -52,32 +52,32 @@ class NGramEmbedding(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """How many tokens before a token count."""
+        """The number of earlier tokens that the embedding of a token depends on."""
         return max(self.lengths) - 1
 
     def forward(
-        self, tokens_BT: Integer[Tensor, "B T"], before_BR: Integer[Tensor, "B R"] | None = None
+        self, tokens_BT: Integer[Tensor, "B T"], previous_BR: Integer[Tensor, "B R"] | None = None
     ) -> Float[Tensor, "B T C"]:
-        """The sum of the embeddings of the n-grams that each token ends.
+        """For each token, the sum of the embeddings of the n-grams that end at it.
 
         Args:
-            before_BR: the R = `context_length` tokens before; tokens 0 if None.
+            previous_BR: the R = `context_length` tokens before tokens_BT; token 0 if None.
         """
         B, T = tokens_BT.shape
-        if before_BR is None:
-            before_BR = tokens_BT.new_zeros(B, self.context_length)
-        all_BS = torch.cat((before_BR, tokens_BT), dim=1)
+        if previous_BR is None:
+            previous_BR = tokens_BT.new_zeros(B, self.context_length)
+        all_BS = torch.cat((previous_BR, tokens_BT), dim=1)
         return sum(
             vector_dropout(table(self._rows(all_BS, n, table.num_embeddings)[:, -T:]), self.dropout, self.training)
             for n, table in zip(self.lengths, self.tables, strict=True)
         )
 
     def _rows(self, all_BS: Tensor, n: int, buckets: int) -> Tensor:
-        """Of the n-gram that each token from the n-th on ends."""
+        """The table row of the n-gram that ends at each token, from the n-th token on."""
         length = all_BS.shape[1] - n + 1
         row_BS = all_BS[:, n - 1 :]
         hashed = self.vocab_size**n > buckets
-        # Hashed by an even base, the newest token would lose bits.
+        # With an even base, the hash would lose bits of the newest token.
         base = self.vocab_size | 1 if hashed else self.vocab_size
         for back in range(1, n):
             row_BS = row_BS * base + all_BS[:, n - 1 - back :][:, :length]

@@ -1,4 +1,4 @@
-"""What becomes of the logits before they are probabilities."""
+"""The soft cap on the logits."""
 
 import torch
 from jaxtyping import Float
@@ -8,12 +8,12 @@ from chargpt.errors import UserError
 
 
 class SoftCap(nn.Module):
-    """cap * tanh(x / cap): no logit beyond +-cap (Gemma 2, 2024, section 2)."""
+    """cap * tanh(x / cap): limits the logits to +-cap (Gemma 2, 2024, section 2)."""
 
     def __init__(self, cap: float = 15.0):
         super().__init__()
         if not 0 < cap < float("inf"):
-            raise UserError(f"model.softcap.cap={cap}: it must be a finite number, more than 0")
+            raise UserError(f"model.softcap.cap={cap}: it must be a finite number greater than 0")
         self.cap = cap
 
     def forward(self, logits_BTV: Float[Tensor, "B T V"]) -> Float[Tensor, "B T V"]:

@@ -1,4 +1,4 @@
-"""A decoder-only Transformer, its parts given from outside."""
+"""A decoder-only Transformer whose submodules are built by the callables that it is given."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,16 +14,16 @@ from chargpt.model.language_model import LanguageModel
 from chargpt.model.ngram_embedding import NGramEmbedding
 from chargpt.model.position import PositionEncoding
 
-MAX_LAYERS = 10_000  # blocks: more would be built for minutes, until the memory is used up
+MAX_LAYERS = 10_000  # a config from an untrusted file must not use up the memory
 
 
 class Block(nn.Module):
-    """Communication (attention), then computation (feed-forward), each behind a norm (pre-norm).
+    """Attention, then feed-forward, each after a norm (pre-norm).
 
     Args:
         n_embd: C.
-        attention, norm, feed_forward: the parts, made for C channels; `feed_forward` may be None.
-        residual: whether each part adds to the stream or replaces it.
+        attention, norm, feed_forward: build the submodules for C channels; `feed_forward` may be None.
+        residual: whether the output of each submodule is added to the residual stream, or replaces it.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class Block(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the tokens so far, layer by layer, and the newest tokens for the n-gram embeddings.
+    """The keys and values of all tokens so far, and the last tokens for the n-gram embeddings.
 
     Args:
-        layers: the cache of each block.
-        before_BR: the R tokens before the next ones.
+        layers: the KV cache of each block.
+        previous_BR: the last R tokens so far.
     """
 
-    def __init__(self, layers: Iterable[LayerKVCache], before_BR: Integer[Tensor, "B R"]):
+    def __init__(self, layers: Iterable[LayerKVCache], previous_BR: Integer[Tensor, "B R"]):
         self.layers = list(layers)
-        self.before_BR = before_BR
+        self.previous_BR = previous_BR
 
     @property
     def length(self) -> int:
@@ -73,44 +73,44 @@ class KVCache:
         return self.layers[0].length
 
     def positions(self, start: int, end: int) -> Integer[Tensor, " T"]:
-        """Positions in the block of the next T = end - start tokens."""
-        return torch.arange(start, end, device=self.before_BR.device)
+        """The positions of the next T = end - start tokens in the block."""
+        return torch.arange(start, end, device=self.previous_BR.device)
 
     def append(self, tokens_BT: Integer[Tensor, "B T"]) -> None:
-        """Makes `before_BR` the last R tokens up to and including tokens_BT."""
-        self.before_BR = torch.cat((self.before_BR, tokens_BT), dim=1)[:, tokens_BT.shape[1] :]
+        """Sets `previous_BR` to the last R tokens up to and including tokens_BT."""
+        self.previous_BR = torch.cat((self.previous_BR, tokens_BT), dim=1)[:, tokens_BT.shape[1] :]
 
 
 class Transformer(LanguageModel):
-    """tokens_BT -> logits_BTV: embeddings, blocks, a last norm, a linear head.
+    """tokens_BT -> logits_BTV: embeddings, blocks, a final norm, a linear head.
 
     Args:
         vocab_size: V.
         block_size: the longest context T.
-        n_layer: number of blocks.
-        n_head: H, attention heads; must divide n_embd.
+        n_layer: the number of blocks.
+        n_head: H, the number of attention heads; must divide n_embd.
         n_embd: C, channels.
-        dropout: in [0, 1), on the embeddings and handed to the parts.
-        attention: makes a block's attention from (n_embd, n_head=, dropout=).
-        position: makes the position encoding from (block_size, n_embd, head_size).
-        norm: makes a norm from (n_embd).
-        feed_forward: makes a block's feed-forward from (n_embd, dropout=); None for none.
-        initialization: sets the weights of the finished model.
-        block: makes a block; `Block` unless a variant wants to read more of its surroundings.
-        ngram_embedding: makes embeddings of n-grams from (vocab_size, n_embd); None for none.
-        value_residual: makes what a block mixes into its values from (vocab_size, n_embd); None for nothing.
-        unet_skips: makes further skip connections from (n_layer); None for none.
-        softcap: applied to the logits; None for nothing.
-        embedding_norm: whether the stream is normed before the first block.
-        final_norm: whether the stream is normed before the head.
-        residual: whether blocks have skip connections.
-        embedding_dropout: whether dropout falls on the embeddings too (nanoGPT does, the lecture does not).
-        token_dropout: in [0, 1), of a token's embedding as a whole, its n-grams' too.
-        tie_weights: whether the head's weights are the token embedding's (Press and Wolf 2017).
-        bias: whether the head has one; in conf/ the parts' biases follow it unless set themselves.
+        dropout: in [0, 1), passed to the submodules; see `embedding_dropout`.
+        attention: builds a block's attention from (n_embd, n_head=, dropout=).
+        position: builds the position encoding from (block_size, n_embd, head_size).
+        norm: builds a norm from (n_embd).
+        feed_forward: builds a block's feed-forward layer from (n_embd, dropout=); None for none.
+        initialization: sets the initial weights of the complete model.
+        block: builds a block, as `Block` does; a variant may read more of the `BlockContext`.
+        ngram_embedding: builds the n-gram embeddings from (vocab_size, n_embd); None for none.
+        value_residual: builds a block's value mixer from (vocab_size, n_embd); None for none.
+        unet_skips: builds the skip connections between blocks from (n_layer); None for none.
+        softcap: applied to the logits; None for none.
+        embedding_norm: whether there is a norm before the first block.
+        final_norm: whether there is a norm before the head.
+        residual: whether blocks have residual connections.
+        embedding_dropout: whether dropout applies to the embeddings too (in nanoGPT, not in the lecture).
+        token_dropout: in [0, 1), the probability that a token's complete embedding, n-grams included, is dropped.
+        tie_weights: whether the head and the token embedding share their weights (Press and Wolf 2017).
+        bias: whether the head has a bias; in conf/ it is also the default for the biases of the submodules.
 
     Raises:
-        UserError: on sizes that do not fit together; says what to change.
+        UserError: sizes that are invalid or do not fit together.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Transformer(LanguageModel):
             if not 0 <= value < 1:
                 raise UserError(f"model.{name}={value}: it must be at least 0 and less than 1")
         if tie_weights and bias:
-            raise UserError("model.tie_weights=true wants model.bias=false: the embedding has no bias to share")
+            raise UserError("model.tie_weights=true requires model.bias=false: the embedding has no bias to share")
         self.vocab_size, self.block_size = vocab_size, block_size
         self.n_head, self.n_embd = n_head, n_embd
         self.embedding_dropout = dropout if embedding_dropout else 0.0
@@ -181,10 +181,10 @@ class Transformer(LanguageModel):
         initialization(self)
 
     def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: KVCache | None = None) -> Float[Tensor, "B T V"]:
-        """With a cache (`new_cache`), tokens_BT are the newest tokens only, and follow those already in it.
+        """The logits of the token after each position. With a cache (`new_cache`), tokens_BT follow the cached tokens.
 
         Raises:
-            ValueError: more tokens than `block_size`.
+            ValueError: there are more than `block_size` tokens.
         """
         start = cache.length if cache else 0
         end = start + tokens_BT.shape[1]
@@ -192,39 +192,39 @@ class Transformer(LanguageModel):
             raise ValueError(f"{end} tokens do not fit into a block of {self.block_size}")
         positions_T = cache.positions(start, end) if cache else torch.arange(end, device=tokens_BT.device)
         x_BTC = self._embed(tokens_BT, positions_T, cache)
-        now = BlockContext(tokens_BT, x_BTC, self.position.rotation(positions_T))
+        context = BlockContext(tokens_BT, x_BTC, self.position.rotation(positions_T))
         for i, block in enumerate(self.blocks):
             if self.unet_skips is not None:
-                x_BTC = self.unet_skips(x_BTC, now.outputs)
-            now.value_mixer = self.value_residual[i] if self.value_residual is not None else None
-            x_BTC = block(x_BTC, now, cache.layers[i] if cache else None)
-            now.outputs.append(x_BTC)
+                x_BTC = self.unet_skips(x_BTC, context.outputs)
+            context.value_mixer = self.value_residual[i] if self.value_residual is not None else None
+            x_BTC = block(x_BTC, context, cache.layers[i] if cache else None)
+            context.outputs.append(x_BTC)
         return self.softcap(self.head(self.final_norm(x_BTC)))
 
     def _embed(self, tokens_BT: Tensor, positions_T: Tensor, cache: KVCache | None) -> Float[Tensor, "B T C"]:
         x_BTC = self.token_embedding(tokens_BT)
         if self.ngram_embedding is not None:
-            x_BTC = x_BTC + self.ngram_embedding(tokens_BT, cache.before_BR if cache else None)
+            x_BTC = x_BTC + self.ngram_embedding(tokens_BT, cache.previous_BR if cache else None)
             if cache:
                 cache.append(tokens_BT)
         x_BTC = self.position.add(vector_dropout(x_BTC, self.token_dropout, self.training), positions_T)
         return self.embedding_norm(dropout(x_BTC, self.embedding_dropout, self.training))
 
     def new_cache(self, batch_size: int) -> KVCache:
-        """Empty memory for B sequences of up to `block_size` tokens."""
+        """An empty KV cache for B sequences of up to `block_size` tokens."""
         weight_VC = self.token_embedding.weight
         size = (2, batch_size, self.n_head, self.block_size, self.n_embd // self.n_head)
         context_length = self.ngram_embedding.context_length if self.ngram_embedding is not None else 0
-        before_BR = torch.zeros(batch_size, context_length, dtype=torch.long, device=weight_VC.device)
-        return KVCache([LayerKVCache(weight_VC.new_empty(size)) for _ in self.blocks], before_BR)
+        previous_BR = torch.zeros(batch_size, context_length, dtype=torch.long, device=weight_VC.device)
+        return KVCache([LayerKVCache(weight_VC.new_empty(size)) for _ in self.blocks], previous_BR)
 
     def input_embeddings(self) -> Float[Tensor, "V C"]:
         return self.token_embedding.weight
 
     def residual_projections(self) -> list[nn.Linear]:
         """The linear layers whose output is added to the residual stream."""
-        parts = [part for block in self.blocks for part in (block.attention, block.feed_forward)]
-        projections = [getattr(part, name, None) for part in parts for name in ("out_proj", "down_proj")]
+        submodules = [module for block in self.blocks for module in (block.attention, block.feed_forward)]
+        projections = [getattr(module, name, None) for module in submodules for name in ("out_proj", "down_proj")]
         return [projection for projection in projections if projection is not None]
 
     def matrix_parameters(self) -> list[tuple[nn.Parameter, int]]:

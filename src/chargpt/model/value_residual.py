@@ -1,4 +1,4 @@
-"""What else than its own layer's values attention may gather: parts that mix into them."""
+"""Value mixers: submodules that change the values of a block's attention."""
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from chargpt.model.block_context import BlockContext
 class ValueResidual(nn.Module):
     """a v + b v_1, where v_1 are the first block's values (Zhou et al. 2024, "Value Residual Learning", eq. 7).
 
-    a and b are learned, and 1/2 at the start.
+    a and b are learned and initialized to 1/2.
     """
 
     def __init__(self, vocab_size: int, n_embd: int):
@@ -21,18 +21,18 @@ class ValueResidual(nn.Module):
     def forward(self, values_BTC: Float[Tensor, "B T C"], context: BlockContext) -> Float[Tensor, "B T C"]:
         if context.values_BTC is None:
             context.values_BTC = values_BTC
-        mine, first = self.shares_2.to(values_BTC.dtype)
-        return mine * values_BTC + first * context.values_BTC
+        a, b = self.shares_2.to(values_BTC.dtype)
+        return a * values_BTC + b * context.values_BTC
 
 
 class ValueEmbedding(nn.Module):
-    """v + b E[token]: each block has a table of its own, from the token straight to the value.
+    """v + b E[token], with a separate embedding table E in each block.
 
-    After modded-nanogpt's value embeddings (Jordan et al. 2024), which took Zhou et al. 2024 further.
+    As in modded-nanogpt's value embeddings (Jordan et al. 2024), which extend Zhou et al. 2024.
 
     Args:
-        share: b at the start; it is learned.
-        std: of the table at the start.
+        share: the initial value of b, which is learned.
+        std: the initial standard deviation of the table.
     """
 
     def __init__(self, vocab_size: int, n_embd: int, share: float = 0.5, std: float = 0.5):
@@ -41,9 +41,9 @@ class ValueEmbedding(nn.Module):
         if not 0 <= std < float("inf"):
             raise UserError(f"model.value_residual.std={std}: it must be a finite number, 0 or more")
         nn.init.normal_(self.embedding.weight, std=std)
-        self.share = nn.Parameter(torch.tensor([float(share)]))  # FSDP knows no scalars
+        self.share = nn.Parameter(torch.tensor([float(share)]))  # FSDP does not support scalars
 
     def forward(self, values_BTC: Float[Tensor, "B T C"], context: BlockContext) -> Float[Tensor, "B T C"]:
-        # Looked up before the cast: the gradient of a table in bfloat16 would be summed in bfloat16.
-        found_BTC = self.embedding(context.tokens_BT)
-        return values_BTC + (self.share * found_BTC).to(values_BTC.dtype)
+        # The look-up comes before the cast: the gradient of a bfloat16 table would be summed in bfloat16.
+        embedding_BTC = self.embedding(context.tokens_BT)
+        return values_BTC + (self.share * embedding_BTC).to(values_BTC.dtype)

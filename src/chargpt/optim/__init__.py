@@ -1,1 +1,1 @@
-"""Optimizers, learning rate schedules and the EMA of weights."""
+"""Optimizers, learning-rate schedules and the EMA of the weights."""

@@ -1,4 +1,4 @@
-"""AdamW, as torch has it, with its lists of tensors gathered once."""
+"""torch's AdamW with cached lists of tensors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from chargpt.optim.parameter_groups import check_betas, check_rate, decay_groups
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's fused AdamW, its lists of tensors gathered once: that was a quarter of its time on a CPU."""
+    """torch's fused AdamW, which gathers its lists of tensors only once: this was a quarter of its time on a CPU."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         result = None
@@ -19,38 +19,37 @@ class AdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 result = closure()
         gradients = [[p.grad for p in group["params"]] for group in self.param_groups]
-        whole = all(gradient is not None for some in gradients for gradient in some)
-        # float16's gradients, which torch unscales, and skips where they are infinite
+        complete = all(gradient is not None for of_group in gradients for gradient in of_group)
+        # torch unscales the gradients of 16-mixed precision, and skips the step if they are infinite.
         scaled = any(getattr(self, name, None) is not None for name in ("grad_scale", "found_inf"))
-        if self._gathered is None or not whole or scaled:
-            super().step()  # makes the state too
-            self._gathered = [self._gather(group) for group in self.param_groups] if whole else None
+        if self._state_lists is None or not complete or scaled:
+            super().step()  # initializes the state too
+            self._state_lists = [self._gather_state(group) for group in self.param_groups] if complete else None
         else:
-            for group, some, gathered in zip(self.param_groups, gradients, self._gathered, strict=True):
-                self.update(group, some, gathered)
+            for group, of_group, state in zip(self.param_groups, gradients, self._state_lists, strict=True):
+                self.update(group, of_group, state)
         return result
 
     @staticmethod
     @torch.no_grad()
     def update(group: dict[str, Any], gradients: list[Tensor], state: tuple[list[Tensor], ...]) -> None:
-        firsts, seconds, steps = state
+        exp_avgs, exp_avg_sqs, steps = state
         settings = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
         settings["beta1"], settings["beta2"] = group["betas"]
-        torch_adamw(group["params"], gradients, firsts, seconds, [], steps, fused=True, **settings)
+        torch_adamw(group["params"], gradients, exp_avgs, exp_avg_sqs, [], steps, fused=True, **settings)
 
-    def _gather(self, group: dict[str, Any]) -> tuple[list[Tensor], ...]:
-        kept = ("exp_avg", "exp_avg_sq", "step")
-        return tuple([self.state[p][name] for p in group["params"]] for name in kept)
+    def _gather_state(self, group: dict[str, Any]) -> tuple[list[Tensor], ...]:
+        return tuple([self.state[p][name] for p in group["params"]] for name in ("exp_avg", "exp_avg_sq", "step"))
 
-    _gathered: list[tuple[list[Tensor], ...]] | None = None
+    _state_lists: list[tuple[list[Tensor], ...]] | None = None
 
-    def __setstate__(self, state: dict[str, Any]) -> None:  # load_state_dict comes this way too
+    def __setstate__(self, state: dict[str, Any]) -> None:  # also called by load_state_dict
         super().__setstate__(state)
-        self._gathered = None
+        self._state_lists = None
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         super().add_param_group(group)
-        self._gathered = None
+        self._state_lists = None
 
 
 def adamw(
@@ -65,5 +64,5 @@ def adamw(
     groups = decay_groups(model, weight_decay)
     check_rate("lr", lr)
     check_betas("betas", betas)
-    kind = AdamW if fused else torch.optim.AdamW
-    return kind(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
+    cls = AdamW if fused else torch.optim.AdamW
+    return cls(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)

@@ -1,4 +1,4 @@
-"""A moving average of the weights: it is validated, saved and sampled from, and training goes on without it."""
+"""An exponential moving average (EMA) of the weights, used for validation, checkpoints and sampling."""
 
 from typing import Any
 
@@ -13,39 +13,42 @@ Weights = dict[torch.nn.Parameter, Tensor]
 
 
 def make_ema(decay: float | None) -> list["EMA"]:
-    """For `trainer.ema_decay`: none, or one."""
+    """Returns the callbacks for `trainer.ema_decay`: an EMA, or none."""
     return [] if decay is None else [EMA(decay)]
 
 
 class EMA(L.Callback):
     """After each step average <- d * average + (1 - d) * weights, d = min(decay, (1 + step) / (10 + step)).
 
-    The smaller d of the first steps lets go of the first weights (TensorFlow's `ExponentialMovingAverage`). It is
-    kept in float32: in bfloat16 a hundredth of a step is lost. A checkpoint holds the average where weights are
-    looked for, and the model's own beside it.
+    The smaller d of the first steps reduces the influence of the initial weights (as in TensorFlow's
+    `ExponentialMovingAverage`). The average is in float32, because updates of this size would be lost in bfloat16. A
+    checkpoint contains the average as `state_dict` and the trained weights as `trained_state_dict`.
 
     Args:
-        decay: above 0 and below 1; the average is over some 1 / (1 - decay) steps.
+        decay: greater than 0 and less than 1; the average covers about 1 / (1 - decay) steps.
 
     Raises:
-        UserError: a decay that is none.
+        UserError: `decay` is out of range.
     """
 
     def __init__(self, decay: float):
         if not 0 < decay < 1:
-            raise UserError(f"trainer.ema_decay={decay}: it lies between 0 and 1, as 0.99; null is no average")
+            raise UserError(
+                f"trainer.ema_decay={decay}: it must be greater than 0 and less than 1, for example 0.99, or null for "
+                f"no EMA"
+            )
         self.decay = decay
         self._average: Weights = {}
-        self._own: Weights = {}  # the model's, while the average stands in for them
-        self._steps = 0  # that the average has seen
+        self._trained: Weights = {}  # a copy of the trained weights, while the model contains the average
+        self._steps = 0  # the number of steps in the average
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._average:
-            self._begin(pl_module)
-        # A checkpoint is loaded before the model is on its device.
+            self._start(pl_module)
+        # A checkpoint is loaded before the model is moved to its device.
         self._average = {p: average.to(p.device) for p, average in self._average.items()}
 
-    def _begin(self, pl_module: L.LightningModule) -> None:
+    def _start(self, pl_module: L.LightningModule) -> None:
         self._average = {p: p.detach().float().clone() for p in pl_module.parameters()}
 
     @torch.no_grad()
@@ -60,16 +63,16 @@ class EMA(L.Callback):
 
     @torch.no_grad()
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Values, and not tensors: DDP, compiled code and the optimizer hold on to the model's.
-        self._own = {p: p.detach().clone() for p in self._average}
+        # Swaps values instead of tensors: DDP, compiled code and the optimizer refer to the model's tensors.
+        self._trained = {p: p.detach().clone() for p in self._average}
         for p, average in self._average.items():
             p.copy_(average)
 
     @torch.no_grad()
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for p, own in self._own.items():
-            p.copy_(own)
-        self._own = {}
+        for p, trained in self._trained.items():
+            p.copy_(trained)
+        self._trained = {}
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.on_validation_end(trainer, pl_module)
@@ -80,10 +83,10 @@ class EMA(L.Callback):
             return {name: weights[p] for name, p in names if p in weights}
 
         state = checkpoint["state_dict"]
-        checkpoint["trained_state_dict"] = state | named(self._own)
+        checkpoint["trained_state_dict"] = state | named(self._trained)
         checkpoint["state_dict"] = state | named(self._average)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._begin(pl_module)  # Lightning has loaded the average into the model already
+        self._start(pl_module)  # Lightning has already loaded the average into the model
         self._steps = checkpoint["global_step"]
         pl_module.load_state_dict(checkpoint["trained_state_dict"])

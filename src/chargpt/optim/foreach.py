@@ -1,7 +1,7 @@
 """torch's operators on lists of tensors: one call, and on a GPU a few kernels, for all parameters.
 
-torch.optim is built on them, but torch documents none, and nothing documented takes their place: a loop over the
-tensors rounds alike and costs a call for each. So their private names stand here alone.
+torch.optim uses them, but they are undocumented and have no documented equivalent: a loop over the tensors gives the
+same result but costs one call per tensor. Their private names are used only in this file.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Optimizers with a rule of their own for the matrices inside the blocks, and AdamW for everything else."""
+"""The base class of optimizers that update the matrices of the blocks by a special rule and the rest by AdamW."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,19 +13,20 @@ from chargpt.optim.parameter_groups import check_betas, check_rate
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
-    """Both rules in one optimizer: with two, Lightning does not clip or accumulate, and counts each step twice.
+    """Both rules in one optimizer: with two optimizers, Lightning does not support gradient clipping and accumulation,
+    and counts each step twice.
 
     Args:
-        model: its `matrix_parameters` take the rule of a subclass. Groups of them have the number of `maps` that
-            lie stacked in each; it is 0 in the group of the rest.
-        matrices: settings of that rule.
-        lr, betas, weight_decay, eps: AdamW's, for embeddings, head and vectors.
+        model: a subclass updates its `matrix_parameters`. `maps` of a parameter group is the number of linear maps
+            stacked in each of its matrices; it is 0 in the group of the other parameters.
+        matrices: the settings of the matrix rule.
+        lr, betas, weight_decay, eps: the settings of AdamW, for embeddings, head and vectors.
 
     Raises:
-        UserError: settings without sense.
+        UserError: a setting is out of range.
     """
 
-    _step_supports_amp_scaling = True  # torch's GradScaler leaves infinite gradients to it
+    _step_supports_amp_scaling = True  # torch's GradScaler leaves the check for infinite gradients to `step`
 
     def __init__(
         self,
@@ -41,12 +42,12 @@ class MatrixOptimizer(torch.optim.Optimizer):
         for name, value in {"lr": lr, "weight_decay": weight_decay, "eps": eps}.items():
             check_rate(f"adamw_{name}", value)
         check_betas("adamw_betas", betas)
-        by_maps, taken = defaultdict(list), set()
+        by_maps, matrix_parameters = defaultdict(list), set()
         for weight, maps in model.matrix_parameters():
             if weight.requires_grad:
                 by_maps[maps].append(weight)
-                taken.add(weight)
-        rest = [p for p in model.parameters() if p.requires_grad and p not in taken]
+                matrix_parameters.add(weight)
+        rest = [p for p in model.parameters() if p.requires_grad and p not in matrix_parameters]
         groups: list[dict[str, Any]] = [{"params": p, "maps": maps, **matrices} for maps, p in by_maps.items()]
         if rest:
             groups.append({"params": rest, "maps": 0})
@@ -60,7 +61,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 result = closure()
         if getattr(self, "found_inf", None) is not None and self.found_inf.item():
-            return result  # float16's gradients were infinite: no step. In 16-mixed each step waits for the device
+            return result  # infinite gradients in 16-mixed precision, where each step synchronizes with the device
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters and group["maps"]:
@@ -73,15 +74,15 @@ class MatrixOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _adamw_step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        kept = [self.kept(parameters, name) for name in ("exp_avg", "exp_avg_sq")]
+        state = [self.state_tensors(parameters, name) for name in ("exp_avg", "exp_avg_sq")]
         for p in parameters:
             if "step" not in self.state[p]:
                 self.state[p]["step"] = torch.zeros((), device=p.device)
-        kept.append([self.state[p]["step"] for p in parameters])
-        AdamW.update({**group, "params": parameters}, [p.grad for p in parameters], tuple(kept))
+        state.append([self.state[p]["step"] for p in parameters])
+        AdamW.update({**group, "params": parameters}, [p.grad for p in parameters], tuple(state))
 
-    def kept(self, parameters: list[nn.Parameter], name: str) -> list[Tensor]:
-        """What is kept from step to step under a name, one tensor a parameter; zeros at first."""
+    def state_tensors(self, parameters: list[nn.Parameter], name: str) -> list[Tensor]:
+        """The state tensor `name` of each parameter, initialized to zeros."""
         for p in parameters:
             if name not in self.state[p]:
                 self.state[p][name] = torch.zeros_like(p)

@@ -1,4 +1,4 @@
-"""Muon: momentum, made orthogonal."""
+"""Muon: momentum orthogonalized by the Polar Express iteration."""
 
 import functools
 from collections import defaultdict
@@ -15,8 +15,8 @@ from chargpt.optim import foreach
 from chargpt.optim.matrix_optimizer import MatrixOptimizer
 from chargpt.training.bfloat16_support import has_fast_bfloat16
 
-# Amsel et al. 2025, "The Polar Express", algorithm 1: each step's odd polynomial a x + b x^3 + c x^5, the best for
-# what the steps before have left, from singular values of 0.001 and more.
+# Amsel et al. 2025, "The Polar Express", algorithm 1: the odd polynomial a x + b x^3 + c x^5 of each step, which is
+# optimal after the previous steps, for singular values of 0.001 and more.
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -25,39 +25,39 @@ POLAR_EXPRESS = (
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}
-SAFETY = 1.01  # the same algorithm: keeps rounding in bfloat16 from pushing a singular value out of their reach
+SAFETY = 1.01  # from the same algorithm: keeps singular values within the polynomials' range despite bfloat16 rounding
 
 
 def orthogonalize(
     matrices_NOI: Float[Tensor, "N O I"], steps: int = 5, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "N O I"]:
-    """U V^T of each matrix's singular value decomposition U S V^T, roughly: singular values come out at 1 +- 0.15.
+    """Approximates U V^T of each matrix's singular value decomposition U S V^T: singular values become 1 +- 0.15.
 
-    Those under a thousandth of the matrix's norm come out smaller.
+    Singular values below a thousandth of the matrix's norm become smaller than that.
 
     Args:
-        steps: of the iteration, 1 to 5.
-        dtype: of its products.
+        steps: the number of iterations, 1 to 5.
+        dtype: the type of the matrix products.
     """
     x = matrices_NOI.to(dtype)
-    upright = x.shape[-2] > x.shape[-1]
-    if upright:
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
     polynomials = [(a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in POLAR_EXPRESS[:steps]]
     if dtype == torch.float32 and x.shape[-1] >= 2 * x.shape[-2]:
-        x = _factor(x @ x.mT, polynomials) @ x
+        x = _iteration_factor(x @ x.mT, polynomials) @ x
     else:
         for a, b, c in polynomials:
             square = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.mT if upright else x).to(matrices_NOI.dtype)
+    return (x.mT if tall else x).to(matrices_NOI.dtype)
 
 
-def _factor(square: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
-    """What the iteration multiplies a matrix x by, from x x^T alone: long rows are read twice, not at each step.
+def _iteration_factor(square: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
+    """The matrix by which the complete iteration multiplies x, computed from x x^T: long rows of x are read only twice.
 
-    Only in float32: to the smallest singular values of x x^T a coarser rounding would be noise.
+    Only in float32: a coarser type would lose the smallest singular values of x x^T in the rounding.
     """
     steps: list[Tensor] = []
     for a, b, c in polynomials:
@@ -66,33 +66,34 @@ def _factor(square: Tensor, polynomials: list[tuple[float, float, float]]) -> Te
         step = torch.baddbmm(square, square, square, beta=b, alpha=c)
         step.diagonal(dim1=-2, dim2=-1).add_(a)
         steps.append(step)
-    return functools.reduce(torch.matmul, steps)  # in any order: all are polynomials in one matrix
+    return functools.reduce(torch.matmul, steps)  # the order does not matter: all are polynomials in the same matrix
 
 
 class Muon(MatrixOptimizer):
-    """A matrix moves by lr * sqrt(max(1, O / I)) times its momentum (Nesterov's), orthogonalized.
+    """Updates a matrix by its orthogonalized Nesterov momentum times lr * sqrt(max(1, O / I)).
 
-    Jordan et al. 2024, "Muon". Each of the maps that lie stacked in a weight, such as queries, keys and values, is
-    made orthogonal by itself. All matrices of one shape are worked on at once.
+    Jordan et al. 2024, "Muon". The linear maps stacked in a weight, such as queries, keys and values, are
+    orthogonalized separately. All matrices of the same shape are updated in one batch.
     """
 
     def matrix_step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        same = defaultdict(list)
+        by_shape = defaultdict(list)
         for p in parameters:
-            same[p.shape].append(p)
-        for (fan_out, fan_in), alike in same.items():
-            gradients, momenta = [p.grad for p in alike], self.kept(alike, "momentum")
+            by_shape[p.shape].append(p)
+        for (fan_out, fan_in), matrices in by_shape.items():
+            gradients, momenta = [p.grad for p in matrices], self.state_tensors(matrices, "momentum")
             foreach.lerp_(momenta, gradients, 1 - group["momentum"])
-            wanted = torch.stack(foreach.lerp(gradients, momenta, group["momentum"]))
+            nesterov = torch.stack(foreach.lerp(gradients, momenta, group["momentum"]))
             steps = group["orthogonalization_steps"]
-            dtype = DTYPES[group.get("orthogonalization_dtype", "auto")]  # a checkpoint of before has none
+            dtype = DTYPES[group.get("orthogonalization_dtype", "auto")]  # missing in older checkpoints
             if dtype is None:
-                dtype = torch.bfloat16 if has_fast_bfloat16(wanted.device) else torch.float32
-            turned = orthogonalize(wanted.view(-1, fan_out // group["maps"], fan_in), steps, dtype).view_as(wanted)
-            size = max(1.0, fan_out / group["maps"] / fan_in) ** 0.5
+                dtype = torch.bfloat16 if has_fast_bfloat16(nesterov.device) else torch.float32
+            maps_NOI = nesterov.view(-1, fan_out // group["maps"], fan_in)
+            update = orthogonalize(maps_NOI, steps, dtype).view_as(nesterov)
+            scale = max(1.0, fan_out / group["maps"] / fan_in) ** 0.5
             if group["weight_decay"]:
-                foreach.mul_(alike, 1 - group["lr"] * group["weight_decay"])
-            foreach.add_(alike, list(turned), alpha=-group["lr"] * size)
+                foreach.mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            foreach.add_(matrices, list(update), alpha=-group["lr"] * scale)
 
 
 def muon(
@@ -110,18 +111,18 @@ def muon(
     """Muon for the model's `matrix_parameters`, AdamW for embeddings, head and vectors.
 
     Args:
-        lr: of the matrices: how far their singular values move a step.
-        orthogonalization_steps: 1 to 5; fewer are faster and rougher.
-        orthogonalization_dtype: of the products of the iteration: "float32", "bfloat16", or "auto": bfloat16 where
-            the device multiplies it fast.
+        lr: learning rate of the matrices: the change of their singular values per step.
+        orthogonalization_steps: 1 to 5; fewer are faster and less accurate.
+        orthogonalization_dtype: the type of the iteration's matrix products: "float32", "bfloat16", or "auto", which
+            is bfloat16 on devices with fast bfloat16 products.
     """
     if not 0 <= momentum < 1:
-        raise UserError(f"optimizer.momentum={momentum}: it must be from 0 to below 1")
+        raise UserError(f"optimizer.momentum={momentum}: it must be at least 0 and less than 1")
     if orthogonalization_steps not in range(1, 6):
-        raise UserError(f"optimizer.orthogonalization_steps={orthogonalization_steps}: it is a number from 1 to 5")
+        raise UserError(f"optimizer.orthogonalization_steps={orthogonalization_steps}: it must be from 1 to 5")
     if orthogonalization_dtype not in DTYPES:
         raise UserError(
-            f"optimizer.orthogonalization_dtype={orthogonalization_dtype}: it is one of {', '.join(DTYPES)}"
+            f"optimizer.orthogonalization_dtype={orthogonalization_dtype}: it must be one of {', '.join(DTYPES)}"
         )
     matrices = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
     matrices["orthogonalization_steps"] = orthogonalization_steps

@@ -1,4 +1,4 @@
-"""A model's parameters in groups with and without weight decay, and the checks that all optimizers share."""
+"""Parameter groups with and without weight decay, and the argument checks that all optimizers share."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from chargpt.errors import UserError
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices (embeddings among them) decay; vectors, that is biases and norms, do not."""
+    """Parameter groups with weight decay for matrices and embeddings, and without for vectors (biases and norms)."""
     check_rate("weight_decay", weight_decay)
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim >= 2]
@@ -22,7 +22,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def check_betas(name: str, betas: Sequence[float]) -> None:
     if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
-        raise UserError(f"optimizer.{name}={list(betas)}: two numbers from 0 to below 1, for example [0.9,0.95]")
+        raise UserError(f"optimizer.{name}={list(betas)}: it must be two numbers in [0, 1), for example [0.9,0.95]")
 
 
 def check_rate(name: str, value: float) -> None:

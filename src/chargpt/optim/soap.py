@@ -15,15 +15,15 @@ from chargpt.optim import foreach
 from chargpt.optim.matrix_optimizer import MatrixOptimizer
 from chargpt.optim.parameter_groups import check_betas
 
-# The state of a matrix: Adam's averages, the averages of G G^T and G^T G, and the eigenvectors of these.
+# The state of a matrix: Adam's averages, the averages of G G^T and G^T G, and the eigenvectors of the latter.
 STATE_KEYS = ("momentum", "variance", "left", "right", "left_basis", "right_basis")
 
 
 class SOAP(MatrixOptimizer):
     """Vyas et al. 2024, "SOAP", algorithm 3: rotates the gradient into the eigenbases of the running averages of
-    G G^T and G^T G, takes Adam's step there, and rotates it back.
+    G G^T and G^T G, computes Adam's step there, and rotates it back.
 
-    The first step with a gradient only computes the first eigenvectors. They are refreshed every `frequency` steps
+    The first step with a gradient only computes the initial eigenvectors. They are refreshed every `frequency` steps
     by a power iteration and a QR decomposition (algorithm 4). All products are in full float32.
     """
 
@@ -39,7 +39,7 @@ class SOAP(MatrixOptimizer):
     def _update(self, p: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
         gradient, (beta1, beta2) = p.grad.float(), group["matrix_betas"]
         if "taken" not in state:
-            if gradient.any():  # it is 0 at first behind projections initialized to 0: no eigenvectors yet
+            if gradient.any():  # the first gradient is 0 behind projections initialized to 0: no eigenvectors yet
                 self._start(state, gradient)
             return
         state["taken"] += 1
@@ -48,8 +48,8 @@ class SOAP(MatrixOptimizer):
         rotated = left.mT @ gradient @ right
         state["variance"].lerp_(rotated.square(), 1 - beta2)
         bias1, bias2 = 1 - beta1 ** state["taken"], 1 - beta2 ** state["taken"]
-        size = (state["variance"] / bias2).sqrt().add_(group["matrix_eps"])
-        step = left @ ((left.mT @ state["momentum"] @ right) / bias1 / size) @ right.mT
+        denominator = (state["variance"] / bias2).sqrt().add_(group["matrix_eps"])
+        step = left @ ((left.mT @ state["momentum"] @ right) / bias1 / denominator) @ right.mT
         p.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
         state["left"].lerp_(gradient @ gradient.mT, 1 - group["shampoo_beta"])
         state["right"].lerp_(gradient.mT @ gradient, 1 - group["shampoo_beta"])
@@ -68,18 +68,18 @@ class SOAP(MatrixOptimizer):
 
 
 class BatchedSOAP(SOAP):
-    """SOAP with one set of batched products for all matrices of one shape: fewer kernels on a GPU.
+    """SOAP with one set of batched products for all matrices of the same shape: fewer kernels on a GPU.
 
-    The state is the same, one set of tensors per parameter, so either class resumes from the other's checkpoint.
-    A class and not a setting of the parameter groups, since those are restored from the checkpoint.
+    The state is the same, one set of tensors per parameter, so each class resumes from the other's checkpoint.
+    It is a class and not a setting of the parameter groups, because those are restored from the checkpoint.
     """
 
     def update_matrices(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        # The bias correction and the refresh depend on the steps taken, so only those with as many are batched.
-        alike = defaultdict(list)
+        # The bias correction and the refresh depend on the number of steps taken, so a batch has only one such number.
+        batches = defaultdict(list)
         for p in parameters:
-            alike[p.shape, self.state[p].get("taken")].append(p)
-        for (_, taken), matrices in alike.items():
+            batches[p.shape, self.state[p].get("taken")].append(p)
+        for (_, taken), matrices in batches.items():
             if taken is None:
                 self._start_batch(matrices)
             else:
@@ -87,56 +87,56 @@ class BatchedSOAP(SOAP):
 
     def _start_batch(self, parameters: list[nn.Parameter]) -> None:
         gradients = [p.grad.float() for p in parameters]
-        found = torch.stack(gradients).flatten(1).any(1).tolist()  # one synchronization for all of them
-        # Not batched, since it happens once: if G G^T is singular, its eigenvectors depend on rounding, and a
-        # batched product may round differently. This way both classes start from the same ones.
-        for p, gradient, nonzero in zip(parameters, gradients, found, strict=True):
-            if nonzero:
+        nonzero = torch.stack(gradients).flatten(1).any(1).tolist()  # one synchronization for all matrices
+        # Not batched, because it happens once: if G G^T is singular, its eigenvectors depend on rounding, and a
+        # batched product may round differently. Thus both classes start from the same eigenvectors.
+        for p, gradient, is_nonzero in zip(parameters, gradients, nonzero, strict=True):
+            if is_nonzero:
                 self._start(self.state[p], gradient)
 
     def _update_batch(self, parameters: list[nn.Parameter], taken: int, group: dict[str, Any]) -> None:
         states = [self.state[p] for p in parameters]
         for state in states:
             state["taken"] = taken
-            for name in ("left_basis", "right_basis"):  # column-major from eigh: many kernels to stack and to copy
+            for name in ("left_basis", "right_basis"):  # column-major from eigh: stacking takes many kernels
                 state[name] = state[name].contiguous()
-        kept = {name: [state[name] for state in states] for name in STATE_KEYS}
+        lists = {name: [state[name] for state in states] for name in STATE_KEYS}
         gradients, (beta1, beta2) = [p.grad.float() for p in parameters], group["matrix_betas"]
-        foreach.lerp_(kept["momentum"], gradients, 1 - beta1)
-        g_NOI, momentum_NOI = torch.stack(gradients), torch.stack(kept["momentum"])
-        left_NOO, right_NII = torch.stack(kept["left_basis"]), torch.stack(kept["right_basis"])
+        foreach.lerp_(lists["momentum"], gradients, 1 - beta1)
+        g_NOI, momentum_NOI = torch.stack(gradients), torch.stack(lists["momentum"])
+        left_NOO, right_NII = torch.stack(lists["left_basis"]), torch.stack(lists["right_basis"])
         rotated_NOI = left_NOO.mT @ g_NOI @ right_NII
-        foreach.lerp_(kept["variance"], rotated_NOI.square_().unbind(), 1 - beta2)
-        variance_NOI = torch.stack(kept["variance"])
+        foreach.lerp_(lists["variance"], rotated_NOI.square_().unbind(), 1 - beta2)
+        variance_NOI = torch.stack(lists["variance"])
         bias1, bias2 = 1 - beta1**taken, 1 - beta2**taken
-        size_NOI = (variance_NOI / bias2).sqrt_().add_(group["matrix_eps"])
-        adam_NOI = (left_NOO.mT @ momentum_NOI @ right_NII).div_(bias1).div_(size_NOI)
+        denominator_NOI = (variance_NOI / bias2).sqrt_().add_(group["matrix_eps"])
+        adam_NOI = (left_NOO.mT @ momentum_NOI @ right_NII).div_(bias1).div_(denominator_NOI)
         step_NOI = left_NOO @ adam_NOI @ right_NII.mT
         foreach.mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         foreach.add_(parameters, step_NOI.unbind(), alpha=-group["lr"])
-        foreach.lerp_(kept["left"], (g_NOI @ g_NOI.mT).unbind(), 1 - group["shampoo_beta"])
-        foreach.lerp_(kept["right"], (g_NOI.mT @ g_NOI).unbind(), 1 - group["shampoo_beta"])
+        foreach.lerp_(lists["left"], (g_NOI @ g_NOI.mT).unbind(), 1 - group["shampoo_beta"])
+        foreach.lerp_(lists["right"], (g_NOI.mT @ g_NOI).unbind(), 1 - group["shampoo_beta"])
         if taken % group["frequency"] == 0:
-            left_NOO, order_NO = refresh(torch.stack(kept["left"]), left_NOO)
-            right_NII, order_NI = refresh(torch.stack(kept["right"]), right_NII)
+            left_NOO, order_NO = refresh(torch.stack(lists["left"]), left_NOO)
+            right_NII, order_NI = refresh(torch.stack(lists["right"]), right_NII)
             variance_NOI = variance_NOI.take_along_dim(order_NO[:, :, None], 1)
             variance_NOI = variance_NOI.take_along_dim(order_NI[:, None, :], 2)
             for name, value in (("left_basis", left_NOO), ("right_basis", right_NII), ("variance", variance_NOI)):
-                foreach.copy_(kept[name], value.contiguous().unbind())
+                foreach.copy_(lists[name], value.contiguous().unbind())
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Disables TF32 (on CPUs bfloat16) in products of float32, whatever the run has set for the model's.
+    """Disables TF32 (on CPUs bfloat16) in float32 products, independently of the run's setting for the model.
 
-    TF32 keeps 10 bits of the mantissa: the eigenvectors of small eigenvalues would be lost in the rounding.
+    TF32 has 10 bits of mantissa: the eigenvectors of small eigenvalues would be lost in the rounding.
     """
-    before = torch.get_float32_matmul_precision()
+    previous = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(previous)
 
 
 def refresh(
@@ -145,11 +145,11 @@ def refresh(
     """Refreshes the eigenvectors of running averages by one power iteration and a QR decomposition.
 
     Args:
-        average_MM: one average, or a batch of them.
-        basis_MM: eigenvectors of an earlier average, as columns.
+        average_MM: one average, or a batch of averages.
+        basis_MM: the eigenvectors of an earlier average, as columns.
 
     Returns:
-        The new basis, the largest eigenvalue first, and the order of the earlier vectors in it.
+        The new basis, with the largest eigenvalue first, and the order of the earlier vectors in it.
     """
     order_M = (basis_MM.mT @ average_MM @ basis_MM).diagonal(dim1=-2, dim2=-1).argsort(descending=True)
     return torch.linalg.qr(average_MM @ basis_MM.take_along_dim(order_M[..., None, :], -1)).Q, order_M
@@ -172,18 +172,18 @@ def soap(
     """SOAP for the model's `matrix_parameters`, AdamW for embeddings, head and vectors.
 
     Args:
-        shampoo_beta: of the averages of G G^T and G^T G.
-        frequency: steps between two refreshes of their eigenvectors.
-        batched: whether matrices of one shape are updated together, in batched products.
+        shampoo_beta: decay of the averages of G G^T and G^T G.
+        frequency: the number of steps between refreshes of their eigenvectors.
+        batched: whether matrices of the same shape are updated together, in batched products.
     """
     check_betas("betas", betas)
     if not 0 <= shampoo_beta < 1:
-        raise UserError(f"optimizer.shampoo_beta={shampoo_beta}: it must be from 0 to below 1")
+        raise UserError(f"optimizer.shampoo_beta={shampoo_beta}: it must be at least 0 and less than 1")
     if not 0 < eps < float("inf"):
-        raise UserError(f"optimizer.eps={eps}: it must be more than 0")
+        raise UserError(f"optimizer.eps={eps}: it must be a finite number greater than 0")
     if frequency < 1:
         raise UserError(f"optimizer.frequency={frequency}: it must be 1 or more")
     matrices = dict(lr=lr, matrix_betas=tuple(betas), shampoo_beta=shampoo_beta, weight_decay=weight_decay)
     matrices |= dict(matrix_eps=eps, frequency=frequency)
-    kind = BatchedSOAP if batched else SOAP
-    return kind(model, matrices, adamw_lr, adamw_betas, adamw_weight_decay, adamw_eps)
+    cls = BatchedSOAP if batched else SOAP
+    return cls(model, matrices, adamw_lr, adamw_betas, adamw_weight_decay, adamw_eps)

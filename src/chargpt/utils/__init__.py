@@ -1,1 +1,1 @@
-"""Small things without a domain."""
+"""Small utilities that belong to no other package."""

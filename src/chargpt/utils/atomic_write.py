@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever happens while they are written."""
+"""Atomic file writes: after a crash, a file is either complete or absent."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write `path` through, and to read back: others see the old content or the new, never a part.
+    """Opens a file that replaces `path` atomically: readers see the old content or the new, never a partial file.
 
-    What is written goes to a temporary file beside `path`, which is flushed to the disk and renamed; when anything
-    is raised meanwhile, `path` stays what it was and nothing is left.
+    The content goes to a temporary file in the same directory, which is flushed to disk and renamed. If an exception
+    is raised, `path` is unchanged and the temporary file is removed. The file is opened for writing and reading.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     partial = Path(name)
@@ -29,6 +29,6 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write_text(path: Path, content: str) -> None:
-    """Writes a text file, in UTF-8 and with its line ends as they are."""
+    """Writes a text file in UTF-8, without conversion of line endings."""
     with atomic_write(path) as file:
         file.write(content.encode())

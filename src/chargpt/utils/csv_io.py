@@ -1,4 +1,4 @@
-"""Measured rows as a CSV file, beside the table that a README shows of them."""
+"""Reading and writing rows of measurements as CSV files."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from chargpt.utils.atomic_write import atomic_write_text
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes at least one row; the first has all the columns, and what another lacks stays empty."""
+    """Writes one or more rows. The first row defines the columns; missing values of other rows are left empty."""
     content = io.StringIO()
     writer = csv.DictWriter(content, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -19,7 +19,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """What `write_rows` wrote; nothing, if there is no such file."""
+    """Reads the rows of a CSV file; an empty list if the file does not exist."""
     if not path.exists():
         return []
     with path.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""`trainer.max_time` as a number of seconds."""
+"""Conversion of `trainer.max_time` to seconds."""
 
 from datetime import timedelta
 
@@ -6,7 +6,11 @@ from chargpt.errors import UserError
 
 
 def parse_duration(max_time: str | int | float | dict[str, int | float] | None) -> float | None:
-    """`trainer.max_time` in seconds: a number, `DD:HH:MM:SS`, or timedelta's keywords; None for no limit."""
+    """Converts `trainer.max_time` to seconds; None means no limit.
+
+    Args:
+        max_time: a number of seconds, `DD:HH:MM:SS`, or keyword arguments of `timedelta`.
+    """
     if max_time is None:
         return None
     try:
@@ -21,7 +25,7 @@ def parse_duration(max_time: str | int | float | dict[str, int | float] | None) 
             seconds = timedelta(**max_time).total_seconds()
     except (ValueError, TypeError, OverflowError) as error:
         raise UserError(
-            f"trainer.max_time={max_time!r} is not a time: give seconds, or DD:HH:MM:SS as in 00:00:05:00"
+            f"trainer.max_time={max_time!r} is not a duration: give seconds, or DD:HH:MM:SS, for example 00:00:05:00"
         ) from error
     if not 0 < seconds < float("inf"):
         raise UserError(f"trainer.max_time={max_time!r}: it must be more than 0 seconds")

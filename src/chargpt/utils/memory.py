@@ -1,4 +1,4 @@
-"""This machine's memory: how much there is to be had, and a heap that keeps what a training step gives back."""
+"""The memory of this machine: the amount available, and a heap that keeps freed memory between training steps."""
 
 import contextlib
 import ctypes
@@ -12,30 +12,31 @@ MAX_THRESHOLD = 2**31 - 1
 
 
 def disable_malloc_trim() -> bool:
-    """Has glibc keep freed memory, rather than return it to the kernel and get it again, page by page, each step.
+    """Makes glibc keep freed memory, instead of returning it to the kernel and faulting it in again in each step.
 
-    The peak stays what it was: every step wants the same memory.
+    The peak does not change, because every step needs the same memory.
 
     Returns:
-        Whether it did anything: on Linux with glibc.
+        Whether it had an effect: only on Linux with glibc.
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        kept = mallopt(M_TRIM_THRESHOLD, MAX_THRESHOLD)
-        # Older versions take no more than 32 MiB here.
-        return bool(kept and (mallopt(M_MMAP_THRESHOLD, MAX_THRESHOLD) or mallopt(M_MMAP_THRESHOLD, 32 << 20)))
+        trim_disabled = mallopt(M_TRIM_THRESHOLD, MAX_THRESHOLD)
+        # Older versions of glibc accept at most 32 MiB here.
+        return bool(trim_disabled and (mallopt(M_MMAP_THRESHOLD, MAX_THRESHOLD) or mallopt(M_MMAP_THRESHOLD, 32 << 20)))
     return False
 
 
 def available_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes that can still be had without anything being killed for them; infinite where the system does not say.
+    """The bytes that can be allocated before the system is out of memory; infinite if the system does not report them.
 
     Args:
-        group: folder of the container's control group, whose limit psutil does not look at.
+        group: folder of the container's control group, whose limit psutil does not include.
     """
-    found = math.inf
+    available = math.inf
     with contextlib.suppress(OSError):
-        found = psutil.virtual_memory().available + psutil.swap_memory().free
-    with contextlib.suppress(OSError, ValueError):  # no container; or `max`, where it has no limit
-        found = min(found, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return found
+        available = psutil.virtual_memory().available + psutil.swap_memory().free
+    with contextlib.suppress(OSError, ValueError):  # there is no container, or its limit is `max`
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        available = min(available, limit - used)
+    return available

@@ -1,32 +1,31 @@
-"""Paths that somebody has typed: pathlib raises on some that the shell takes, and on some that nobody can."""
+"""Paths given by the user: expansion of `~`, error messages, and printing."""
 
 import errno
 import os
-import stat
 from pathlib import Path
 
 from chargpt.errors import UserError
 
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EBADF)  # what `Path.exists` takes for "no"
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EBADF)  # `Path.exists` returns False on these
 
 
 def resolve_path(setting: str, text: str | Path) -> Path:
-    """The path, with `~` as the shell has it; a user who is not there is a name like any other.
+    """Returns the path with `~` expanded as in the shell; `~name` of an unknown user is left unchanged.
 
     Args:
-        setting: what it was given for, for the message.
+        setting: the name of the setting, for the error message.
 
     Raises:
-        UserError: nobody may look there, or it is too long or holds a NUL to be a path.
+        UserError: the path is not accessible, too long, or not a valid path.
     """
-    path = Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises on a user who is not there
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's expanduser raises for an unknown user
     try:
         path.stat()
     except OSError as error:
         if error.errno not in _ABSENT:
             raise UserError(f"{setting}={_short(text)}: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{setting}={_short(text)} is no path: {error}") from error
+        raise UserError(f"{setting}={_short(text)} is not a valid path: {error}") from error
     return path
 
 
@@ -35,15 +34,5 @@ def _short(text: str | Path) -> str:
 
 
 def printable(path: str | Path) -> str:
-    """A path to be printed: bytes that are no text are marked as such."""
+    """A path as printable text: bytes that are not UTF-8 become replacement characters."""
     return os.fsencode(path).decode("utf-8", "replace")
-
-
-def read_bytes(path: Path) -> bytes:
-    """All that is in a file, or comes from a pipe; nothing, if nobody is at its other end. Raises `OSError`."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if stat.S_ISREG(status.st_mode) and not status.st_size:
-            return b""  # what a kernel makes up may have no end
-        os.set_blocking(file.fileno(), True)
-        return file.read()

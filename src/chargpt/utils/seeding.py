@@ -1,8 +1,8 @@
-"""Random numbers as pure functions of (seed, what for, which one), so that nothing has to be saved to go on.
+"""Random numbers as pure functions of (seed, stream, counter), so that a run resumes without saved generator states.
 
-Each use draws from a stream of its own (`BATCH`, `STEP`, ...). The data of batch k and the dropout of step k
-depend on nothing but the seed and k: a resumed run sees what the uncut run saw, one process draws the blocks
-that two would share, and a sample drawn in between disturbs nobody.
+Each use has a separate stream (`BATCH`, `STEP`, ...). The data of batch k and the dropout of step k depend only on the
+seed and on k: a resumed run is identical to an uninterrupted one, one process draws the same blocks as two, and
+sampling during training does not change the run.
 """
 
 import torch
@@ -12,7 +12,7 @@ _MASK = (1 << 64) - 1
 
 
 def fold_in(seed: int, *counters: int) -> int:
-    """A seed in [0, 2^63) for the stream named by `counters`; neighbours get unrelated values.
+    """A seed in [0, 2^63) for the stream given by `counters`; adjacent counters give unrelated seeds.
 
     SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), one round per
     counter.
@@ -27,15 +27,15 @@ def fold_in(seed: int, *counters: int) -> int:
 
 
 def generator(seed: int, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for one stream."""
+    """A new generator for the stream given by `counters`."""
     return torch.Generator(device).manual_seed(fold_in(seed, *counters))
 
 
 def seed_device(seed: int, device: torch.device) -> None:
-    """Seeds the default generators that a step on `device` draws from: the CPU's and the device's own.
+    """Seeds the default generators that a step on `device` uses: the CPU's and the device's.
 
-    `torch.manual_seed` does so for every kind of device there might be. Where one is not in use it puts the seed,
-    with a printed stack, on a list for later: 0.4 ms and 10 kB a step.
+    `torch.manual_seed` seeds every type of device. For a type that is not in use it queues the seed together with a
+    formatted stack trace: 0.4 ms and 10 kB per step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Dropout: the right share of zeroes, the mean kept, the same mask for the gradient."""
+"""Tests of dropout: fraction of zeros, mean, and gradient."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ N = 200_000
 
 
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.2, 0.5, 0.9])
-def test_it_drops_the_share_p_and_keeps_the_mean(p):
+def test_dropout_zeroes_the_fraction_p_and_preserves_the_mean(p):
     torch.manual_seed(0)
     y = dropout(torch.ones(N), p, training=True)
     assert ((y == 0).float().mean() - p).abs() < 5 * (p * (1 - p) / N) ** 0.5
@@ -19,22 +19,22 @@ def test_it_drops_the_share_p_and_keeps_the_mean(p):
 
 
 @pytest.mark.parametrize("p", [0.001, 0.2, 0.999])
-def test_the_mask_and_its_factor_keep_the_mean_exactly(p):
+def test_the_scale_is_exact_for_the_rounded_probability(p):
     torch.manual_seed(0)
     keep, scale = keep_mask((7, 100_003), p)
     assert keep.shape == (7, 100_003) and keep.dtype == torch.bool
     assert abs(1 - 1 / scale - p) <= 0.5 / 65536
 
 
-def test_neighbours_are_dropped_independently():
+def test_adjacent_elements_are_dropped_independently():
     torch.manual_seed(0)
     keep, _ = keep_mask((N,), 0.5)
-    for lag in (1, 2, 3, 4, 8):  # four of them come from one random number
-        share = (keep[lag:] & keep[:-lag]).float().mean()
-        assert (share - 0.25).abs() < 5 * (0.25 * 0.75 / N) ** 0.5
+    for lag in (1, 2, 3, 4, 8):  # four elements share one random number
+        fraction = (keep[lag:] & keep[:-lag]).float().mean()
+        assert (fraction - 0.25).abs() < 5 * (0.25 * 0.75 / N) ** 0.5
 
 
-def test_the_gradient_goes_through_what_was_kept_and_nothing_else():
+def test_the_gradient_uses_the_mask_of_the_forward_pass():
     torch.manual_seed(0)
     x = torch.randn(50, 7, requires_grad=True)
     y = dropout(x, 0.3, training=True)
@@ -42,7 +42,7 @@ def test_the_gradient_goes_through_what_was_kept_and_nothing_else():
     torch.testing.assert_close(x.grad * x, y)
 
 
-def test_it_follows_torchs_seed():
+def test_the_mask_depends_on_torchs_seed():
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -52,11 +52,11 @@ def test_it_follows_torchs_seed():
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=4))
-def test_any_shape_stays(shape):
+def test_any_shape_is_preserved(shape):
     assert dropout(torch.ones(shape), 0.5, training=True).shape == torch.Size(shape)
 
 
-def test_outside_of_training_and_without_p_it_is_nothing():
+def test_in_evaluation_or_with_p_zero_the_input_is_returned():
     x = torch.ones(5)
     assert dropout(x, 0.5, training=False) is x
     assert dropout(x, 0.0, training=True) is x
@@ -65,7 +65,7 @@ def test_outside_of_training_and_without_p_it_is_nothing():
     assert vector_dropout(x_BTC, 0.0, training=True) is x_BTC
 
 
-def test_vectors_are_dropped_as_a_whole_and_keep_the_mean():
+def test_vector_dropout_zeroes_complete_vectors_and_preserves_the_mean():
     torch.manual_seed(0)
     x_BTC = torch.randn(50, 400, 3, requires_grad=True)
     y_BTC = vector_dropout(x_BTC, 0.3, training=True)

@@ -1,4 +1,4 @@
-"""Attention with dropout in blocks of queries, against attention written out with the very same mask."""
+"""Tests of attention with dropout in blocks of queries, against explicit attention with the same mask."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def qkv(T: int, D: int = 8) -> list[torch.Tensor]:
 
 @pytest.fixture
 def masks(monkeypatch):
-    """The masks that were drawn, in order."""
+    """The generated masks, in order."""
     drawn, draw = [], module.keep_mask
 
     def keep_mask(shape, p):
@@ -27,12 +27,12 @@ def masks(monkeypatch):
 
 
 @pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 128, 150])
-def test_it_is_attention_with_the_dropped_weights_zeroed(T, masks):
+def test_output_and_gradients_equal_explicit_attention_with_the_same_mask(T, masks):
     torch.manual_seed(0)
     q, k, v = qkv(T)
     y = dropout_attention(q, k, v, 0.3)
     dy = torch.randn(y.shape)
-    found = torch.autograd.grad(y, (q, k, v), dy)
+    gradients = torch.autograd.grad(y, (q, k, v), dy)
 
     factor_TT = torch.zeros(6, T, T)
     for i, (keep_NRS, scale) in enumerate(masks):
@@ -41,10 +41,10 @@ def test_it_is_attention_with_the_dropped_weights_zeroed(T, masks):
     scores = (q @ k.transpose(2, 3) * 8**-0.5).masked_fill(~past_TT, -torch.inf)
     expected = (scores.softmax(-1) * factor_TT.view(2, 3, T, T)) @ v
     torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(found, torch.autograd.grad(expected, (q, k, v), dy))
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (q, k, v), dy))
 
 
-def test_the_future_has_no_gradient_at_all():
+def test_gradients_from_the_future_are_exactly_zero():
     torch.manual_seed(0)
     q, k, v = qkv(100)
     dropout_attention(q, k, v, 0.3)[:, :, 70].sum().backward()
@@ -52,7 +52,7 @@ def test_the_future_has_no_gradient_at_all():
     assert (v.grad[:, :, :71] != 0).any(dim=-1).float().mean() > 0.5
 
 
-def test_it_is_what_a_layer_in_training_uses_on_a_cpu_and_its_mean_is_attention_without_dropout():
+def test_the_mean_of_a_layer_in_training_is_attention_without_dropout():
     torch.manual_seed(0)
     layer = CausalSelfAttention(16, 2, dropout=0.2, projection=False)
     x_BTC = torch.randn(1, 5, 16)

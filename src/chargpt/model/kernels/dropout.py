@@ -1,7 +1,7 @@
-"""Dropout, and on the CPU a fast way to draw its mask.
+"""Dropout with fast generation of the mask on the CPU.
 
-torch draws a Bernoulli number an element, 6 to 8 ns each on a CPU: a quarter of a training step of 10M parameters.
-Sixteen raw bits of the generator, compared with a threshold, are as good a coin in a fifth of the time.
+On a CPU torch draws one Bernoulli number per element, 6 to 8 ns each: a quarter of a training step of 10M parameters.
+Comparing sixteen raw bits of the generator with a threshold takes a fifth of the time.
 """
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-NUM_MASK_LEVELS = 1 << 16  # of the coin: probabilities are rounded to a multiple of 1 / 65536
+NUM_MASK_LEVELS = 1 << 16  # probabilities are rounded to a multiple of 1 / 65536
 
 
 def dropout(x: Float[Tensor, "*shape"], p: float, training: bool) -> Float[Tensor, "*shape"]:
@@ -17,7 +17,7 @@ def dropout(x: Float[Tensor, "*shape"], p: float, training: bool) -> Float[Tenso
 
     Args:
         p: in [0, 1).
-        training: outside of training x is returned as it is.
+        training: if False, x is returned unchanged.
     """
     if not training or p == 0:
         return x
@@ -27,10 +27,10 @@ def dropout(x: Float[Tensor, "*shape"], p: float, training: bool) -> Float[Tenso
 
 
 def vector_dropout(x_BTC: Float[Tensor, "B T C"], p: float, training: bool) -> Float[Tensor, "B T C"]:
-    """The same for whole vectors: each with probability p is 0, so that what follows must do without it.
+    """Dropout of complete vectors: zeroes each vector with probability p and scales the others by 1 / (1 - p).
 
-    Gal and Ghahramani 2016, "A Theoretically Grounded Application of Dropout in RNNs", section 4.2, but drawn anew
-    for each place.
+    Gal and Ghahramani 2016, "A Theoretically Grounded Application of Dropout in RNNs", section 4.2, but drawn
+    independently for each position.
     """
     if not training or p == 0:
         return x_BTC
@@ -38,7 +38,7 @@ def vector_dropout(x_BTC: Float[Tensor, "B T C"], p: float, training: bool) -> F
 
 
 def keep_mask(shape: torch.Size | tuple[int, ...], p: float) -> tuple[Tensor, float]:
-    """A mask from torch's default CPU generator: which elements stay; and the factor 1 / (1 - p) for those."""
+    """A boolean mask of the elements to keep, from torch's default CPU generator, and their factor 1 / (1 - p)."""
     count = torch.Size(shape).numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     dropped = min(round(p * NUM_MASK_LEVELS), NUM_MASK_LEVELS - 1)

@@ -1,7 +1,7 @@
-"""Causal attention with dropout on its weights, for the CPU: torch's fused kernel for it knows no dropout.
+"""Causal attention with dropout on the weights, for the CPU, where torch's fused kernel does not support dropout.
 
-torch falls back to whole T x T matrices, half of which the causal mask throws away again. Here a block of queries
-at a time meets only the keys that it may see.
+torch falls back to full T x T matrices, half of which is masked out. Here each block of queries is multiplied only by
+the keys up to its end.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from chargpt.model.kernels.dropout import keep_mask
 
-QUERY_BLOCK = 64  # a block: long enough for fast matrix products, short enough to skip most of the masked half
+QUERY_BLOCK = 64  # long enough for fast matrix products, short enough to skip most of the masked half
 
 
 def dropout_attention(
@@ -25,16 +25,16 @@ def dropout_attention(
 
 
 class _DropoutAttention(torch.autograd.Function):
-    """Shapes, with N = B * H and S the tokens up to the end of a block: w_NRS are the weights of its R queries."""
+    """Shapes: N = B * H; S is the number of tokens up to the end of a block; w_NRS are the weights of its R queries."""
 
     @staticmethod
     def forward(ctx, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, p: float) -> Tensor:
-        ctx.temper = q_BHTD.shape[-1] ** -0.5
-        q_NTD = (q_BHTD * ctx.temper).flatten(0, 1)
+        ctx.qk_scale = q_BHTD.shape[-1] ** -0.5
+        q_NTD = (q_BHTD * ctx.qk_scale).flatten(0, 1)
         k_NTD, v_NTD = k_BHTD.flatten(0, 1), v_BHTD.flatten(0, 1)
         y_NTD = torch.empty_like(q_NTD)
         future_RR = torch.ones(QUERY_BLOCK, QUERY_BLOCK, dtype=torch.bool).triu(1)
-        kept = []
+        saved = []
         for rows, seen in _blocks(q_NTD.shape[1]):
             w_NRS = q_NTD[:, rows] @ k_NTD[:, seen].transpose(1, 2)
             R = w_NRS.shape[1]
@@ -42,18 +42,18 @@ class _DropoutAttention(torch.autograd.Function):
             w_NRS = torch.softmax(w_NRS, dim=-1)
             keep_NRS, scale = keep_mask(w_NRS.shape, p)
             y_NTD[:, rows] = (w_NRS * keep_NRS) @ v_NTD[:, seen]
-            kept += [w_NRS, keep_NRS]
+            saved += [w_NRS, keep_NRS]
         ctx.scale = scale
-        ctx.save_for_backward(q_NTD, k_NTD, v_NTD, *kept)
+        ctx.save_for_backward(q_NTD, k_NTD, v_NTD, *saved)
         return y_NTD.mul_(scale).view(q_BHTD.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy_BHTD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q_NTD, k_NTD, v_NTD, *kept = ctx.saved_tensors
+        q_NTD, k_NTD, v_NTD, *saved = ctx.saved_tensors
         dy_NTD = (dy_BHTD * ctx.scale).flatten(0, 1)
         dq_NTD, dk_NTD, dv_NTD = torch.empty_like(q_NTD), torch.zeros_like(k_NTD), torch.zeros_like(v_NTD)
-        for (rows, seen), w_NRS, keep_NRS in zip(_blocks(q_NTD.shape[1]), kept[::2], kept[1::2], strict=True):
+        for (rows, seen), w_NRS, keep_NRS in zip(_blocks(q_NTD.shape[1]), saved[::2], saved[1::2], strict=True):
             kept_NRS = w_NRS * keep_NRS
             dv_NTD[:, seen] += kept_NRS.transpose(1, 2) @ dy_NTD[:, rows]
             # Softmax's backward pass, ds = w * (dw - sum(dw * w)), where dw = dy v^T * keep; in place.
@@ -61,10 +61,10 @@ class _DropoutAttention(torch.autograd.Function):
             ds_NRS.addcmul_(w_NRS, ds_NRS.sum(dim=-1, keepdim=True), value=-1)
             dq_NTD[:, rows] = ds_NRS @ k_NTD[:, seen]
             dk_NTD[:, seen] += ds_NRS.transpose(1, 2) @ q_NTD[:, rows]
-        dq_NTD.mul_(ctx.temper)
+        dq_NTD.mul_(ctx.qk_scale)
         return *(gradient.view(dy_BHTD.shape) for gradient in (dq_NTD, dk_NTD, dv_NTD)), None
 
 
 def _blocks(T: int) -> list[tuple[slice, slice]]:
-    """The queries of each block, and the tokens they may see."""
+    """For each block, the slice of its queries and the slice of the tokens they attend to."""
     return [(slice(a, min(a + QUERY_BLOCK, T)), slice(0, min(a + QUERY_BLOCK, T))) for a in range(0, T, QUERY_BLOCK)]
