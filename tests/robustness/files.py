@@ -1,79 +1,74 @@
-"""Damaged, foreign and hostile checkpoints against the verbs that read one; writes damage.csv.
+"""Loads damaged, foreign and hostile checkpoints with each command that reads checkpoints; writes files.csv.
 
-    python experiments/torture/damage.py                  # 880 checkpoints, 2,640 tries: an hour on a core
-    python experiments/torture/damage.py --kinds "cut short" --every 10
-
-Each is tried with sample.py, evaluate.py and train.py resume=; what is merely damaged also as last.ckpt alone,
-where a run falls back to the checkpoint before it. Counted are tracebacks, checkpoints that were taken for good,
-code that was executed (it would leave a file), files that were touched, and what was not done after a minute.
-What an attacker would write is sealed with its right digest.
+Each checkpoint is passed to sample.py, evaluate.py and train.py resume=. A checkpoint that is merely damaged is also
+tried as last.ckpt alone, where resuming must fall back to previous.ckpt. Counted are tracebacks, invalid checkpoints
+that a command accepted, executed code (which creates a canary file), files modified by a command that failed, and
+commands that ran for more than a minute. Hostile checkpoints carry a correct checksum, as an attacker's would.
 """
 
 import argparse
 import random
 import shutil
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import forks
-from hostile import contents, pickles
+import torch
 
 from chargpt.sweeps.markdown import put, table
 from chargpt.utils.csv_io import read_rows, write_rows
+from tests.robustness import fork_server
+from tests.robustness.hostile_checkpoints import COMMANDS, contents, pickles
 
 HERE = Path(__file__).parent
-CUTS, FLIPS = 100, 100
-READERS = ("sample", "evaluate", "train")
-FAULTS = ("tracebacks", "taken for good", "executed", "touched", "hangs", "other codes")
+TRUNCATIONS, BIT_FLIPS = 100, 100
+FAULTS = ("tracebacks", "accepted", "executed", "modified files", "hangs", "other exit codes")
 
 
 @dataclass
-class Damaged:
-    """One checkpoint that is not what it should be.
+class Case:
+    """One invalid checkpoint.
 
     Attributes:
-        what: in words.
-        refused: the verbs that must not take it for good; the others may ignore what is wrong.
-        alone: whether it is tried as last.ckpt alone too.
+        refused_by: the commands that must refuse it; the others may not depend on what is wrong.
+        last_only: whether to try it as last.ckpt alone, too.
     """
 
     kind: str
-    what: str
+    description: str
     content: bytes
-    refused: tuple[str, ...] = READERS
-    alone: bool = False
+    refused_by: tuple[str, ...] = COMMANDS
+    last_only: bool = False
 
 
-def damaged(whole: bytes) -> list[Damaged]:
-    """Bytes that are lost or changed: anywhere, and at each place that has a meaning of its own."""
-    draw = random.Random(0)
-    size = len(whole)
-    directory = whole.rindex(b"PK\x05\x06")  # where the ZIP archive ends
-    first = whole.index(b"PK\x01\x02")  # where its list of files begins
-    seal = whole.rindex(b"chargpt sha256")
-    cuts = {0, 1, 2, 4, 30, size - 1, size - 2, size - 64, seal, seal + 14, directory, directory + 4, first}
-    cuts |= {*draw.sample(range(5, size), CUTS - len(cuts))}
-    bits = [8 * place for place in (0, 2, 8, 30, first, first + 10, directory, directory + 12, directory + 20, seal)]
+def damaged(intact: bytes) -> list[Case]:
+    """Truncated files and flipped bits: at random places, and at the boundaries of the file format."""
+    rng = random.Random(0)
+    size = len(intact)
+    end_record = intact.rindex(b"PK\x05\x06")  # end of the ZIP archive
+    directory = intact.index(b"PK\x01\x02")  # start of its list of files
+    checksum = intact.rindex(b"chargpt sha256")
+    sizes = {0, 1, 2, 4, 30, size - 1, size - 2, size - 64, checksum, checksum + 14}
+    sizes |= {end_record, end_record + 4, directory}
+    sizes |= {*rng.sample(range(5, size), TRUNCATIONS - len(sizes))}
+    places = (0, 2, 8, 30, directory, directory + 10, end_record, end_record + 12, end_record + 20, checksum)
+    bits = [8 * place for place in places]
     bits += [8 * place + 7 for place in range(size - 10, size)]
-    bits += [8 * draw.randrange(first, size) + draw.randrange(8) for _ in range(20)]
-    bits += draw.sample(range(8 * size), FLIPS - len(bits))
-    found = [Damaged("cut short", f"{cut} of {size} bytes", whole[:cut], alone=True) for cut in sorted(cuts)]
+    bits += [8 * rng.randrange(directory, size) + rng.randrange(8) for _ in range(20)]
+    bits += rng.sample(range(8 * size), BIT_FLIPS - len(bits))
+    cases = [Case("truncated", f"{n} of {size} bytes", intact[:n], last_only=True) for n in sorted(sizes)]
     for bit in bits:
-        content = bytearray(whole)
+        content = bytearray(intact)
         content[bit // 8] ^= 1 << bit % 8
-        found.append(Damaged("a bit flipped", f"bit {bit} of {8 * size}", bytes(content), alone=True))
-    return found
+        cases.append(Case("bit flip", f"bit {bit} of {8 * size}", bytes(content), last_only=True))
+    return cases
 
 
-def foreign(source: Path, scratch: Path) -> list[Damaged]:
-    """Files that are whole, and not of this run or this bench."""
-    import torch
+def foreign(source: Path, scratch: Path) -> list[Case]:
+    """Intact files that belong to another run or another program."""
 
-    def of(*words: str) -> bytes:
-        folder = forks.fresh(scratch / "other")
-        return (forks.make_run(folder, *words) / "checkpoints" / "last.ckpt").read_bytes()
+    def checkpoint(*overrides: str) -> bytes:
+        run = fork_server.make_run(fork_server.empty_folder(scratch / "other"), *overrides)
+        return (run / "checkpoints" / "last.ckpt").read_bytes()
 
     def saved(content: object) -> bytes:
         torch.save(content, scratch / "saved.pt")
@@ -81,118 +76,100 @@ def foreign(source: Path, scratch: Path) -> list[Damaged]:
 
     (scratch / "other.txt").write_text("Another text, of other letters: xyz!\n" * 300)
     (scratch / "longer.txt").write_text((source / "text.txt").read_text() + "The end.\n")
-    found = {
-        "another torch file": (saved({"weight": torch.zeros(3)}), READERS),
-        "a tensor": (saved(torch.zeros(3)), READERS),
-        "a text": (b"To be or not to be", READERS),
-        "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(1000), READERS),
-        "a model of another size": (of("model.n_embd=32"), ()),  # whole: what it holds is another run's
-        "another optimizer": (of("optimizer=muon"), ()),
-        "on another text": (of(f"data.path={scratch / 'other.txt'}"), ()),
-        "on a text that has grown": (of(f"data.path={scratch / 'longer.txt'}"), ()),
-        "a model of other parts": (of("model/position=rotary", "model/feed_forward=swiglu"), ()),
+    files = {
+        "another torch file": (saved({"weight": torch.zeros(3)}), COMMANDS),
+        "a tensor": (saved(torch.zeros(3)), COMMANDS),
+        "a text": (b"To be or not to be", COMMANDS),
+        "an image": (b"\x89PNG\r\n\x1a\n" + bytes(1000), COMMANDS),
+        # Valid checkpoints of other runs: they may be used.
+        "a model of another size": (checkpoint("model.n_embd=32"), ()),
+        "another optimizer": (checkpoint("optimizer=muon"), ()),
+        "another text": (checkpoint(f"data.path={scratch / 'other.txt'}"), ()),
+        "a longer text": (checkpoint(f"data.path={scratch / 'longer.txt'}"), ()),
+        "other submodules": (checkpoint("model/position=rotary", "model/feed_forward=swiglu"), ()),
     }
-    return [Damaged("foreign", what, content, refused) for what, (content, refused) in found.items()]
+    return [Case("foreign", description, content, refused) for description, (content, refused) in files.items()]
 
 
-def attempts(one: Damaged) -> list[tuple[str, list[str], tuple[str, ...]]]:
-    """Verb, words, and which of the run's checkpoints are replaced."""
+def attempts(case: Case) -> list[tuple[str, list[str], tuple[str, ...]]]:
+    """Command, arguments, and which checkpoints of the run are replaced."""
     every = ("last", "previous", "best")
-    found = [
+    resume = ["resume=HERE/run", "trainer.max_steps=4"]
+    result = [
         ("sample", ["run=HERE/run", "max_new_tokens=5"], every),
         ("evaluate", ["run=HERE/run"], every),
-        ("train", ["resume=HERE/run", "trainer.max_steps=4"], every),
+        ("train", resume, every),
     ]
-    if one.alone:
-        found.append(("train", ["resume=HERE/run", "trainer.max_steps=4"], ("last",)))
-    return found
+    return [*result, ("train", resume, ("last",))] if case.last_only else result
 
 
-def try_one(one: Damaged, number: int, scratch: Path) -> list[tuple[dict[str, int], str]]:
-    """For each attempt what is counted, and what a person needs to see it again; empty where all went well."""
+def run_case(case: Case, number: int, scratch: Path) -> list[tuple[dict[str, int], str]]:
+    """For each attempt: counters, and a report that allows to repeat it; the report is empty without a fault."""
     results = []
-    for turn, (verb, words, replaced) in enumerate(attempts(one)):
-        folder = forks.fresh(scratch / f"{number:04d}_{turn}")
+    for attempt, (command, template, replaced) in enumerate(attempts(case)):
+        folder = fork_server.empty_folder(scratch / f"{number:04d}_{attempt}")
         shutil.copytree(scratch / "source", folder, dirs_exist_ok=True)
-        canaries = forks.fresh(scratch / "canaries")
+        canaries = fork_server.empty_folder(scratch / "canaries")
         for name in replaced:
-            (folder / "run" / "checkpoints" / f"{name}.ckpt").write_bytes(one.content)
-        before = forks.tree(folder)
-        typed = [word.replace("HERE", str(folder)) for word in words]
-        done = forks.run(verb, typed, folder)
-        after = forks.tree(folder)
-        went_on = verb == "train" and done.code in (0, 1)
-        run = str(folder / "run")
-        touched = [p for p in before.keys() | after.keys() if before.get(p) != after.get(p)]
-        touched = [p for p in touched if not (went_on and p.startswith(run))]
-        fell_back = len(replaced) == 1
-        right = done.code == 0 and "Trying the one before it" in done.err if fell_back else True
-        counted = {
-            "tracebacks": int("Traceback (most recent call last)" in done.err),
-            "taken for good": int(done.code == 0 and not fell_back and verb in one.refused),
+            (folder / "run" / "checkpoints" / f"{name}.ckpt").write_bytes(case.content)
+        arguments = [argument.replace("HERE", str(folder)) for argument in template]
+        before = fork_server.file_digests(folder)
+        outcome = fork_server.run(command, arguments, folder)
+        changed = fork_server.changed_files(before, fork_server.file_digests(folder))
+        if command == "train" and outcome.code in (0, 1):  # a run that was resumed writes to its directory
+            changed = [path for path in changed if not path.startswith(str(folder / "run"))]
+        last_only = len(replaced) == 1
+        # Only the warning about the unreadable file names last.ckpt.
+        fell_back = outcome.code == 0 and "last.ckpt" in outcome.err
+        counters = {
+            "tracebacks": int("Traceback (most recent call last)" in outcome.err),
+            "accepted": int(outcome.code == 0 and not last_only and command in case.refused_by),
             "executed": int(any(canaries.iterdir())),
-            "touched": int(bool(touched)),
-            "hangs": int(done.code is None),
-            "other codes": int(done.code not in (None, *forks.CODES) or not right),
+            "modified files": int(bool(changed)),
+            "hangs": int(outcome.code is None),
+            "other exit codes": int(outcome.code not in (None, *fork_server.CODES) or (last_only and not fell_back)),
         }
-        line = ""
-        if any(counted.values()):
-            kinds = ", ".join(name for name, count in counted.items() if count)
-            last = "\n    ".join([*touched[:3], *done.err.splitlines()[-8:]])
-            line = f"{one.kind}, {one.what}: {kinds}; exit {done.code}\n  "
-            line += f"{forks.command(verb, typed, folder)}\n    {last}\n\n"
+        report = ""
+        if any(counters.values()):
+            faults = ", ".join(name for name, count in counters.items() if count)
+            details = "\n    ".join([*changed[:3], *outcome.err.splitlines()[-8:]])
+            report = f"{case.kind}, {case.description}: {faults}; exit {outcome.code}\n  "
+            report += f"{fork_server.shell_line(command, arguments, folder)}\n    {details}\n\n"
         else:
-            forks.fresh(folder).rmdir()
-        results.append(({f"exit {done.code}": 1} | counted, line))
+            fork_server.empty_folder(folder).rmdir()
+        results.append(({str(outcome.code): 1} | counters, report))
     return results
 
 
-def _write(rows: dict[str, dict]) -> None:
-    """The rows of these kinds in the place of what stood for them."""
-    path = HERE / "damage.csv"
-    every = [*({row["kind"]: row for row in read_rows(path)} | rows).values()]
-    write_rows(path, every)
-    put(HERE / "README.md", "damage", table([{name: str(value) for name, value in row.items()} for row in every]))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--kinds", default="", help="some of them, with commas; the others stay as they are in damage.csv"
-    )
-    parser.add_argument("--every", type=int, default=1, help="only each n-th; then damage.csv is left as it is")
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "chargpt-damage")
-    args = parser.parse_args()
-    forks.warm()
-    scratch = forks.fresh(args.scratch.absolute())
-    whole = (forks.make_run(scratch / "source") / "checkpoints" / "last.ckpt").read_bytes()
-    canary = scratch / "canaries" / "dead"
-    every = [*damaged(whole), *foreign(scratch / "source", scratch)]
-    hostile = [*pickles(whole, canary, scratch), *contents(whole, canary)]
-    every += [Damaged(kind, what, content, refused) for kind, what, content, refused in hostile]
+def main(args: argparse.Namespace) -> int:
+    fork_server.start()
+    scratch = fork_server.empty_folder(args.scratch.absolute())
+    intact = (fork_server.make_run(scratch / "source") / "checkpoints" / "last.ckpt").read_bytes()
+    canary = scratch / "canaries" / "canary"
+    cases = [*damaged(intact), *foreign(scratch / "source", scratch)]
+    cases += [Case(*hostile) for hostile in (*pickles(intact, canary, scratch), *contents(intact, canary))]
     kinds = [kind for kind in args.kinds.split(",") if kind]
-    every = [one for one in every if not kinds or one.kind in kinds][:: args.every]
+    cases = [case for case in cases if not kinds or case.kind in kinds][:: args.every]
     rows: dict[str, dict] = {}
     with (scratch / "faults.txt").open("w", errors="backslashreplace") as file:
-        for number, one in enumerate(every):
-            empty = {"kind": one.kind, "checkpoints": 0, "tries": 0} | dict.fromkeys(("0", "1", "2"), 0)
-            row = rows.setdefault(one.kind, empty | dict.fromkeys(FAULTS, 0))
+        for number, case in enumerate(cases):
+            empty = {"kind": case.kind, "checkpoints": 0, "attempts": 0} | dict.fromkeys(("0", "1", "2"), 0)
+            row = rows.setdefault(case.kind, empty | dict.fromkeys(FAULTS, 0))
             row["checkpoints"] += 1
-            for counted, line in try_one(one, number, scratch):
-                row["tries"] += 1
-                for name, count in counted.items():
-                    if (key := name.removeprefix("exit ")) in row:
-                        row[key] += count
-                file.write(line)
+            for counters, report in run_case(case, number, scratch):
+                row["attempts"] += 1
+                for name, count in counters.items():
+                    if name in row:
+                        row[name] += count
+                file.write(report)
                 file.flush()
             if number % 20 == 19:
-                print(f"{number + 1} of {len(every)}", flush=True)
+                print(f"{number + 1} of {len(cases)}", flush=True)
     for row in rows.values():
         print(*row.values(), sep="\t")
     if args.every == 1:
-        _write(rows)
-    sys.exit(any(row[name] for row in rows.values() for name in FAULTS))
-
-
-if __name__ == "__main__":
-    main()
+        every = [*({row["kind"]: row for row in read_rows(HERE / "files.csv")} | rows).values()]
+        write_rows(HERE / "files.csv", every)
+        lines = [{name: str(value) for name, value in row.items()} for row in every]
+        put(HERE / "README.md", "files", table(lines))
+    return int(any(row[name] for row in rows.values() for name in FAULTS))
