@@ -1,4 +1,4 @@
-"""A case of the kit: one row of results.csv, and what is expected of it."""
+"""A case of the kit: one row of results.csv with its expected value."""
 
 import operator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-DATA = HERE / "data"  # ignored: the corpus and nanoGPT's model.py
+DATA = HERE / "data"  # ignored by git: the corpus and nanoGPT's model.py
 OPERATORS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt, "==": operator.eq}
 
 
@@ -15,9 +15,9 @@ class Case:
     """One row of results.csv.
 
     Attributes:
-        expected: `<= 1e-4` and the like, or a word that the value must be; empty for a measurement.
-        cuda: whether it needs CUDA.
-        dry: what is expected in a dry run, where that is something else.
+        expected: a comparison such as `<= 1e-4`, or the exact value; empty for a measurement.
+        cuda: whether the case requires CUDA.
+        dry: `expected` of a dry run, if it differs.
     """
 
     name: str
@@ -27,19 +27,19 @@ class Case:
     cuda: bool = False
     dry: str | None = None
 
-    def decision(self, value: str, dry: bool) -> str:
-        """`ok`, `failed`, or empty where nothing is expected."""
+    def verdict(self, value: str, dry: bool) -> str:
+        """`ok` or `failed`; empty for a measurement."""
         expected = self.dry if dry and self.dry is not None else self.expected
         if not expected:
             return ""
-        word, _, limit = expected.partition(" ")
-        if word not in OPERATORS:
+        operator_name, _, limit = expected.partition(" ")
+        if operator_name not in OPERATORS:
             return "ok" if value == expected else "failed"
         try:
-            return "ok" if OPERATORS[word](float(value), float(limit)) else "failed"
+            return "ok" if OPERATORS[operator_name](float(value), float(limit)) else "failed"
         except ValueError:
             return "failed"
 
 
 class Failure(Exception):
-    """A case failed: one line."""
+    """A failed case; the message is one line."""

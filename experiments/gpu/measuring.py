@@ -1,4 +1,4 @@
-"""Timing, comparisons to the last bit, and the texts and models that are measured with."""
+"""Timing, bitwise comparison, a random text, and nanoGPT's model."""
 
 import fcntl
 import math
@@ -18,9 +18,9 @@ WORDS += ["to", "sleep", "O", "what", "a", "night"]
 
 
 def take_turn(folder: Path, name: str, count: int, patience: float = 90.0) -> TextIO:
-    """Waits until `count` processes are ready, then for the lock; the caller closes the file when it is done.
+    """Waits until `count` processes are ready, then for the lock; the caller closes the file to release it.
 
-    Each process leaves a file NAME.ready in the folder; the stage leaves it for one that has ended.
+    Each process creates a file NAME.ready in the folder; the stage creates it for a process that has ended.
     """
     (folder / f"{name}.ready").touch()
     deadline = time.monotonic() + patience
@@ -32,28 +32,28 @@ def take_turn(folder: Path, name: str, count: int, patience: float = 90.0) -> Te
 
 
 def milliseconds(step: Callable[[], None], steps: int, device: str) -> float:
-    """Of one step: the median over ten parts, after as many steps as one part has."""
-    import torch
+    """Duration of one step: the median over ten groups of steps, after a warm-up of one group."""
+    import torch  # noqa: PLC0415 - run.py imports the kit without torch
 
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    part, seconds = max(1, steps // 10), []
+    group, seconds = max(1, steps // 10), []
     for _ in range(11):
         wait()
         start = time.perf_counter()
-        for _ in range(part):
+        for _ in range(group):
             step()
         wait()
-        seconds.append((time.perf_counter() - start) / part)
+        seconds.append((time.perf_counter() - start) / group)
     return 1000 * statistics.median(seconds[1:])
 
 
-def same_bits(one: Any, other: Any, path: str = "") -> str:
-    """Where two nests of plain data and tensors differ first; empty where they are equal to the last bit."""
-    import torch
+def first_difference(one: Any, other: Any, path: str = "") -> str:
+    """Where two nested structures of plain data and tensors first differ; empty if they are bitwise equal."""
+    import torch  # noqa: PLC0415 - run.py imports the kit without torch
 
     if isinstance(one, dict) and isinstance(other, dict):
-        if other_keys := one.keys() ^ other.keys():
-            return f"{path}.{next(iter(other_keys))}"
+        if different_keys := one.keys() ^ other.keys():
+            return f"{path}.{next(iter(different_keys))}"
         pairs = ((one[key], other[key], f"{path}.{key}") for key in one)
     elif isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
         pairs = ((a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(one, other, strict=True)))
@@ -61,30 +61,30 @@ def same_bits(one: Any, other: Any, path: str = "") -> str:
         return "" if one.dtype == other.dtype and torch.equal(one, other) else path
     else:
         return "" if type(one) is type(other) and one == other else path
-    return next((where for where in (same_bits(*pair) for pair in pairs) if where), "")
+    return next((place for place in (first_difference(*pair) for pair in pairs) if place), "")
 
 
 def largest_difference(one: dict[int, float], other: dict[int, float]) -> float:
-    """Between two curves over the same steps; NaN if the steps differ or one of them is empty."""
+    """Largest absolute difference of two curves; NaN if their steps differ, or if they are empty or contain NaN."""
     if one.keys() != other.keys() or not one:
         return math.nan
     differences = [abs(one[step] - other[step]) for step in one]
     return math.nan if any(map(math.isnan, differences)) else max(differences)
 
 
-def invented_text(characters: int = 4000) -> str:
-    """Nonsense in sentences, always the same."""
-    draw, text = random.Random(0), ""
+def random_text(characters: int = 4000) -> str:
+    """Random words in sentences, with a fixed seed."""
+    rng, text = random.Random(0), ""
     while len(text) < characters:
-        text += " ".join(draw.choices(WORDS, k=draw.randint(3, 9))).capitalize() + ".\n"
+        text += " ".join(rng.choices(WORDS, k=rng.randint(3, 9))).capitalize() + ".\n"
     return text[:characters]
 
 
 def nanogpt() -> ModuleType:
-    """nanoGPT's model.py. Raises `Failure` where it is not there."""
+    """Imports nanoGPT's model.py. Raises `Failure` if it is missing."""
     if not (DATA / "model.py").exists():
         raise Failure(f"no {(DATA / 'model.py').relative_to(ROOT)}")
     sys.path.insert(0, str(DATA))
-    import model
+    import model  # noqa: PLC0415 - optional file
 
     return model

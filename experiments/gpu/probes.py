@@ -1,4 +1,4 @@
-"""Callbacks that the kit adds to a run: +callbacks.NAME._target_=probes.CLASS, with this folder on PYTHONPATH."""
+"""Callbacks that the kit adds to runs: +callbacks.NAME._target_=probes.CLASS, with this folder on PYTHONPATH."""
 
 import json
 import os
@@ -15,10 +15,10 @@ import torch
 
 
 class Quit(L.Callback):
-    """Ends the process after step `step`, without a validation or a checkpoint; rows of earlier steps are on disk.
+    """Exits the process after step `step`, without validation or checkpoint; earlier rows of history.csv are on disk.
 
     Args:
-        counters: a file for what torch.compile has counted by then.
+        counters: a file for the counters of torch.compile.
     """
 
     def __init__(self, step: int, counters: str | None = None):
@@ -32,8 +32,8 @@ class Quit(L.Callback):
 
 
 def compile_counters() -> dict[str, int]:
-    """What torch.compile gave up, or did again, in this process; one graph is expected."""
-    from torch._dynamo.utils import counters
+    """Graph breaks, skipped CUDA graphs and recompilations in this process; one graph is expected."""
+    from torch._dynamo.utils import counters  # noqa: PLC0415 - only compiled runs need torch._dynamo
 
     graphs = counters["stats"]["unique_graphs"]
     return {
@@ -44,16 +44,16 @@ def compile_counters() -> dict[str, int]:
 
 
 class Noise(L.Callback):
-    """Multiplies each gradient element by 1 + `relative` times a normal number: rounding as on another device."""
+    """Multiplies each gradient element by 1 + `relative` x, x ~ N(0, 1), to imitate the rounding of another device."""
 
     def __init__(self, relative: float, seed: int = 0):
         self.relative, self.seed = relative, seed
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        draw = torch.Generator(pl_module.device).manual_seed(1000 * self.seed + trainer.global_step)
+        generator = torch.Generator(pl_module.device).manual_seed(1000 * self.seed + trainer.global_step)
         for p in pl_module.parameters():
             if p.grad is not None:
-                noise = torch.randn(p.grad.shape, generator=draw, device=p.device)
+                noise = torch.randn(p.grad.shape, generator=generator, device=p.device)
                 p.grad.mul_(1 + self.relative * noise)
 
 
@@ -69,7 +69,7 @@ class Signal(L.Callback):
 
 
 class Fault(L.Callback):
-    """Takes step `step` at a learning rate that no model survives, if its rate is above a limit."""
+    """Sets a learning rate that makes the loss NaN at step `step`, if the rate is above a limit."""
 
     def __init__(self, step: int, above: float = 0.0, lr: float = 1e30):
         self.step, self.above, self.lr = step, above, lr
@@ -81,7 +81,7 @@ class Fault(L.Callback):
 
 
 class Raise(L.Callback):
-    """Raises an error in one rank, at the start of step `step`."""
+    """Raises an error on one rank, at the start of step `step`."""
 
     def __init__(self, rank: int, step: int):
         self.rank, self.step = rank, step
@@ -94,9 +94,9 @@ class Raise(L.Callback):
 
 
 class Syncs(L.Callback):
-    """Counts what makes the CPU wait for the device in steps that are no log points, and where.
+    """Counts the synchronizations of CPU and device between log points, by source line.
 
-    On CUDA torch says so (`set_sync_debug_mode`); on a CPU the methods of Tensor that read a value are counted.
+    On CUDA, torch warns of them (`set_sync_debug_mode`); on a CPU, Tensor methods that read a value are counted.
     """
 
     READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
@@ -108,37 +108,37 @@ class Syncs(L.Callback):
         self.cuda = pl_module.device.type == "cuda"
         if self.cuda:
             warnings.filterwarnings("always", message=".*synchronizing CUDA operation.*")
-            self.show, warnings.showwarning = warnings.showwarning, self._warned
+            self.show, warnings.showwarning = warnings.showwarning, self._show_warning
         else:
             for name in self.READS:
                 setattr(torch.Tensor, name, self._counting(getattr(torch.Tensor, name)))
-        self._watch(True)  # that it counts at all
+        self._watch(True)  # check that a synchronization is counted
         torch.ones(1, device=pl_module.device).item()
         self._watch(False)
         if sum(self.places.values()) != 1:
-            raise RuntimeError(f"one synchronization was counted as {self.places}")
+            raise RuntimeError(f"expected one synchronization, counted {self.places}")
         self.places.clear()
 
     def _counting(self, method: Any) -> Any:
         def read(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             if self.active and tensor.device.type == "cpu" and not torch.compiler.is_compiling():
                 self._note()
-            before, self.active = self.active, False  # one may call another
+            active, self.active = self.active, False  # one of these methods may call another
             try:
                 return method(tensor, *args, **kwargs)
             finally:
-                self.active = before
+                self.active = active
 
         return read
 
-    def _warned(self, message: Any, category: Any, *args: Any, **kwargs: Any) -> None:
+    def _show_warning(self, message: Any, category: Any, *args: Any, **kwargs: Any) -> None:
         if "synchronizing CUDA operation" in str(message):
             self._note()
         else:
             self.show(message, category, *args, **kwargs)
 
     def _note(self) -> None:
-        """The nearest place outside torch and this file."""
+        """Counts the innermost source line outside torch and this file."""
         stack = [f for f in traceback.extract_stack() if f.filename != __file__ and "/torch/" not in f.filename]
         self.places[f"{Path(stack[-1].filename).name}:{stack[-1].lineno}" if stack else "unknown"] += 1
 
@@ -150,7 +150,7 @@ class Syncs(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # A log point reads the losses since the last one; the first step is one, and allocates.
+        # A log point reads the losses since the last one. The first step is one, and allocates memory.
         logs = trainer.global_step == 0 or (trainer.global_step + 1) % trainer.log_every_n_steps == 0
         self.steps += not logs
         self._watch(not logs)
@@ -159,18 +159,16 @@ class Syncs(L.Callback):
         self._watch(False)
         if not self.steps:
             raise RuntimeError("every step was a log point")
-        found = {
-            "count": sum(self.places.values()),
-            "places": [f"{place} x {n}" for place, n in self.places.items()],
-        }
-        self.file.write_text(json.dumps(found | {"steps": self.steps}))
+        places = [f"{place} x {n}" for place, n in self.places.items()]
+        result = {"count": sum(self.places.values()), "places": places, "steps": self.steps}
+        self.file.write_text(json.dumps(result))
 
     def on_exception(self, *_: Any) -> None:
         self._watch(False)
 
 
 class Turn(L.Callback):
-    """Waits before its first step until all runs of a folder are ready (compiled), then for its turn."""
+    """Before its first step, waits until all runs of a folder are ready (compiled), then for its turn."""
 
     def __init__(self, folder: str, name: str, count: int):
         self.folder, self.name, self.count = folder, name, count
@@ -188,7 +186,7 @@ class Turn(L.Callback):
 
 
 class BareLoop(Turn):
-    """A hand-written loop over the run's model, batches and optimizer: FOLDER/NAME.json gets the milliseconds."""
+    """A hand-written training loop with the run's model, batches and optimizer; writes its time to FOLDER/NAME.json."""
 
     def __init__(self, folder: str, name: str, count: int, steps: int):
         super().__init__(folder, name, count)

@@ -1,12 +1,12 @@
-"""Proves and measures the bench on one GPU, in at most 480 s; every figure is a row of results.csv.
+"""Tests and measures the bench on one GPU in at most 480 s; each result is a row of results.csv.
 
     python experiments/gpu/run.py --out results             # on a machine with a CUDA GPU
-    python experiments/gpu/run.py --out results --dry       # the same code with tiny sizes on two CPU cores
+    python experiments/gpu/run.py --out results --dry       # the same code with tiny models on two CPU cores
     python experiments/gpu/run.py --reference               # writes reference.csv: the CPU losses of `agree`
-    python experiments/gpu/run.py --noise 1e-6              # how much rounding changes them
+    python experiments/gpu/run.py --noise 1e-6              # prints how much rounding changes them
 
-Each stage is a process with a timeout. Two are alive at most: while one measures, the next one imports; a lock
-keeps the measuring exclusive. Exit codes: 0 done, 1 a row failed, 2 a mistake in what was asked.
+Each stage is a process with a timeout. At most two run at a time: while one measures, the next one imports its
+modules; a lock makes measuring exclusive. Exit codes: 0 no row failed, 1 a row failed, 2 user error.
 """
 
 import argparse
@@ -36,13 +36,13 @@ import runs
 import stages
 
 COLUMNS = ("stage", "case", "metric", "value", "unit", "expected", "ok", "seconds", "device", "torch")
-FACTOR = 2.5  # timeout of a stage over its planned seconds
-DRY_SECONDS, DRY_TIMEOUT = 20.0, 240.0  # of a stage in a dry run, planned and at most
+TIMEOUT_FACTOR = 2.5  # timeout of a stage divided by its planned seconds
+DRY_SECONDS, DRY_TIMEOUT = 20.0, 240.0  # planned seconds and timeout of a stage in a dry run
 PR_SET_CHILD_SUBREAPER = 36
 
 
 class Results:
-    """results.csv: whole after each row."""
+    """The file results.csv, flushed after each row."""
 
     def __init__(self, path: Path):
         self._file = path.open("w", newline="")
@@ -59,14 +59,15 @@ class Results:
         sys.stdout.flush()
 
 
-class Child:
-    """The process of a stage, as run.py sees it.
+class StageProcess:
+    """The process of a stage.
 
     Attributes:
-        locked: when it got the lock (`time.monotonic`); None before.
-        admitted: whether its planned seconds fitted the budget when its turn came.
-        turn: when that was.
-        reason: why it was killed.
+        locked: when the process acquired the lock (`time.monotonic`); None before.
+        admitted: whether its planned seconds fitted the budget when its turn started.
+        turn_start: when its turn started (`time.monotonic`).
+        reason: why it was killed; empty if it was not.
+        pending: cases without a row.
     """
 
     def __init__(self, name: str, module: ModuleType, work: Path, dry: bool, log: Any, seconds: float):
@@ -74,8 +75,9 @@ class Child:
         self.device, self.torch = "", ""
         self.locked: float | None = None
         self.reason = self.unusable = ""
-        self.admitted, self.turn = False, 0.0
-        self.left = {(case.name, case.metric): case for case in module.CASES}
+        self.verdict = "failed"  # of the rows that are pending when the process ends
+        self.admitted, self.turn_start = False, 0.0
+        self.pending = {(case.name, case.metric): case for case in module.CASES}
         (work / name).mkdir()
         command = [sys.executable, "-m", "stages", name, str(work / name), str(work / "lock")]
         command += ["--dry"] if dry else []
@@ -97,8 +99,8 @@ class Child:
         for line in self.process.stdout:
             self.messages.put(json.loads(line))
 
-    def take(self, results: Results) -> None:
-        """Handles what the stage has sent."""
+    def read_messages(self, results: Results) -> None:
+        """Handles the messages that the stage has sent."""
         while not self.messages.empty():
             message = self.messages.get()
             if "locked" in message:
@@ -111,51 +113,46 @@ class Child:
                 self.write(results, message)
 
     def write(self, results: Results, row: dict[str, Any]) -> None:
-        case = self.left.pop((row["case"], row["metric"]))
+        case = self.pending.pop((row["case"], row["metric"]))
         expected = case.dry if self.dry and case.dry is not None else case.expected
-        ok = case.decision(row["value"], self.dry) if row["ok"] is None else row["ok"]
+        ok = case.verdict(row["value"], self.dry) if row["ok"] is None else row["ok"]
         row |= dict(stage=self.name, unit=case.unit, expected=expected, ok=ok, device=self.device, torch=self.torch)
         results.write(**row)
 
-    def kill(self, reason: str) -> None:
-        self.reason = reason
+    def kill(self, reason: str, verdict: str = "failed") -> None:
+        self.reason, self.verdict = reason, verdict
         runs.kill_tree(self.process.pid)
 
     def close(self, results: Results) -> None:
-        """The rest of its rows, once it has ended."""
+        """Waits for the process and writes the pending rows."""
         self.process.wait()
         self._reader.join(timeout=5)
         if self.admitted:
-            self.take(results)
-        reason = self.reason or f"the stage ended with exit code {self.process.returncode}"
-        finish(results, self, reason, "skipped" if self.reason.startswith("the budget") else "failed")
+            self.read_messages(results)
+        reason = self.reason or f"the stage exited with code {self.process.returncode}"
+        for (name, metric), case in list(self.pending.items()):
+            value, ok = ("needs CUDA", "skipped") if self.dry and case.cuda else (reason, self.verdict)
+            self.write(results, dict(case=name, metric=metric, value=value, ok=ok, seconds=0.0))
 
     def timeout(self) -> float:
-        """Seconds with the lock, or of its turn without it, after which it is killed."""
-        return DRY_TIMEOUT if self.dry else FACTOR * self.seconds
-
-
-def finish(results: Results, child: Child, reason: str, ok: str) -> None:
-    for name, metric in list(child.left):
-        lacking = child.dry and child.left[name, metric].cuda
-        value, how = ("needs CUDA", "skipped") if lacking else (reason, ok)
-        child.write(results, dict(case=name, metric=metric, value=value, ok=how, seconds=0.0))
+        """Seconds after acquiring the lock, or after the start of its turn, until it is killed."""
+        return DRY_TIMEOUT if self.dry else TIMEOUT_FACTOR * self.seconds
 
 
 def environment(work: Path, dry: bool) -> dict[str, str]:
-    """Of every process of the kit. The wheels, where this Python lacks them, are found before it."""
+    """Environment variables of every process of the kit. Unpacked wheels precede installed packages."""
     path = [str(cases.HERE), str(cases.ROOT / "src"), str(work / "wheels"), os.environ.get("PYTHONPATH", "")]
-    here = {"PYTHONPATH": os.pathsep.join(path).strip(os.pathsep), "PYTHONUNBUFFERED": "1"}
-    # A process that has asked the CUDA driver for devices cannot fork; NVML can be asked.
-    here |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "GOMP_SPINCOUNT": "50000", "MPLCONFIGDIR": str(work)}
-    # Several runs compile side by side; each would start a process a core for it.
-    return here | (
+    variables = {"PYTHONPATH": os.pathsep.join(path).strip(os.pathsep), "PYTHONUNBUFFERED": "1"}
+    # Makes torch count devices by NVML: a process that has initialized the CUDA driver cannot be forked.
+    variables |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "GOMP_SPINCOUNT": "50000", "MPLCONFIGDIR": str(work)}
+    # Several runs compile at the same time; by default, each would start one process per core.
+    return variables | (
         {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} if dry else {"TORCHINDUCTOR_COMPILE_THREADS": "4"}
     )
 
 
 def unpack_wheels(work: Path) -> None:
-    """Makes the wheels beside this file importable, as far as this Python has other versions or none of them."""
+    """Unpacks the wheels whose versions are not installed."""
     (work / "wheels").mkdir()
     for wheel in sorted((cases.HERE / "wheels").glob("*.whl")):
         name, version = wheel.name.split("-")[:2]
@@ -168,66 +165,67 @@ def unpack_wheels(work: Path) -> None:
             archive.extractall(work / "wheels")
     try:
         importlib.metadata.version("chargpt")
-    except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed: provenance.json asks
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed; runs record its version
         record = work / "wheels" / "chargpt-0.dist-info"
         record.mkdir()
         (record / "METADATA").write_text("Metadata-Version: 2.1\nName: chargpt\nVersion: 0\n")
 
 
 class Stop(Exception):
-    """Nothing more can be measured: one line."""
+    """Nothing can be measured on this machine; the message is one line."""
 
 
 def measure(names: list[str], results: Results, work: Path, dry: bool, log: Any, end: float) -> None:
-    """Runs the stages in their order; `end` is when the budget is used up (`time.monotonic`)."""
-    waiting, live = list(names), []
+    """Runs the stages in this order; `end` is when the budget ends (`time.monotonic`)."""
+    waiting, running = list(names), []
     modules = {name: importlib.import_module(f"stages.{name}") for name in names}
 
     def planned(name: str) -> float:
         return DRY_SECONDS if dry else modules[name].SECONDS
 
     def start() -> None:
-        if waiting and len(live) < 2 and (not live or live[0].locked):
+        if waiting and len(running) < 2 and (not running or running[0].locked):
             name = waiting.pop(0)
-            live.append(Child(name, modules[name], work, dry, log, planned(name)))
+            running.append(StageProcess(name, modules[name], work, dry, log, planned(name)))
 
     try:
-        while waiting or live:
+        while waiting or running:
             start()
-            now, first = time.monotonic(), live[0]
+            now, first = time.monotonic(), running[0]
             if not first.admitted and not first.reason:
                 first.admitted = now <= end - first.seconds
-                first.turn = now
+                first.turn_start = now
                 if not first.admitted:
-                    left = f"the budget has {max(0.0, end - now):.0f} s left"
-                    first.kill(f"{left}, and {first.seconds:.0f} s were planned")
+                    remaining = max(0.0, end - now)
+                    reason = f"{remaining:.0f} s of the budget are left, {first.seconds:.0f} s are planned"
+                    first.kill(reason, "skipped")
             if first.admitted:
-                first.take(results)
+                first.read_messages(results)
             if first.unusable:
                 first.kill(first.unusable)
                 raise Stop(first.unusable)
             if first.process.poll() is None and not first.reason:
                 if now > end - 1:
-                    first.kill("the budget is used up")
-                elif (spent := now - (first.locked or first.turn)) > first.timeout():
-                    first.kill(f"killed after {spent:.0f} s, planned were {first.seconds:.0f} s")
+                    first.kill("the budget is used up", "skipped")
+                elif (elapsed := now - (first.locked or first.turn_start)) > first.timeout():
+                    first.kill(f"killed after {elapsed:.0f} s, {first.seconds:.0f} s were planned")
             if first.process.poll() is not None:
-                live.remove(first)
-                reap(live)
+                running.remove(first)
+                kill_orphans(running)
                 first.close(results)
                 shutil.rmtree(work / first.name, ignore_errors=True)
             else:
                 time.sleep(0.02)
     finally:
-        for child in live:
-            child.kill(child.reason or "interrupted")
-            child.close(results)
-        reap([])
+        for stage in running:
+            stage.kill(stage.reason or "interrupted", stage.verdict)
+            stage.close(results)
+        kill_orphans([])
 
 
-def reap(live: list[Child]) -> None:
-    """Kills what a stage that has ended left running: on Linux, this process has become its parent."""
-    keep = {child.process.pid for child in live}
+def kill_orphans(running: list[StageProcess]) -> None:
+    """Kills processes that a stage left running. On Linux, this process has become their parent."""
+    keep = {stage.process.pid for stage in running}
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     while children.exists():
         orphans = [pid for pid in map(int, children.read_text().split()) if pid not in keep]
@@ -243,24 +241,26 @@ def reap(live: list[Child]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="folder of results.csv and run.log")
-    parser.add_argument("--budget", type=float, default=480.0, help="seconds")
-    parser.add_argument("--stages", default=",".join(stages.NAMES), help="some of the stages, in any order")
-    parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU")
+    parser.add_argument("--out", type=Path, help="folder for results.csv and run.log")
+    parser.add_argument("--budget", type=float, default=480.0, help="seconds (default: 480)")
+    parser.add_argument("--stages", default=",".join(stages.NAMES), help="comma-separated stages to run (default: all)")
+    parser.add_argument("--dry", action="store_true", help="tiny models on the CPU")
     parser.add_argument("--reference", action="store_true", help="write reference.csv, on the CPU")
-    parser.add_argument("--noise", type=float, help="print what relative noise on the gradients does to `agree`")
+    parser.add_argument(
+        "--noise", type=float, help="print how relative noise on the gradients changes the losses of `agree`"
+    )
     args = parser.parse_args()
     names = [name for name in stages.NAMES if name in args.stages.split(",")]
     if unknown := sorted(set(args.stages.split(",")) - set(stages.NAMES)):
-        sys.stderr.write(f"run.py: no stage {unknown[0]!r}: the stages are {', '.join(stages.NAMES)}\n")
+        sys.stderr.write(f"run.py: --stages: no stage {unknown[0]!r}; the stages are {', '.join(stages.NAMES)}\n")
         return 2
     if not (args.out or args.reference or args.noise):
-        sys.stderr.write("run.py: --out FOLDER must be given: results.csv goes there\n")
+        sys.stderr.write("run.py: --out=FOLDER is missing: the folder for results.csv\n")
         return 2
-    began = time.monotonic()
+    start = time.monotonic()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell has a process in the background ignore the first
+    for number in (signal.SIGINT, signal.SIGTERM):  # shells make background processes ignore SIGINT
         signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="chargpt-gpu-", ignore_cleanup_errors=True) as folder:
         work = Path(folder)
@@ -277,7 +277,7 @@ def main() -> int:
             return 2
         with (args.out / "run.log").open("w") as log:
             try:
-                measure(names, results, work, args.dry, log, began + args.budget)
+                measure(names, results, work, args.dry, log, start + args.budget)
             except KeyboardInterrupt:
                 sys.stderr.write("run.py: interrupted\n")
                 return 1
@@ -285,18 +285,18 @@ def main() -> int:
                 sys.stderr.write(f"run.py: {stop}\n")
                 return 2
     counts = ", ".join(f"{count} {ok or 'measured'}" for ok, count in sorted(results.count.items()))
-    print(f"{time.monotonic() - began:.0f} s: {counts}. {args.out / 'results.csv'}")
+    print(f"{time.monotonic() - start:.0f} s: {counts}. {args.out / 'results.csv'}")
     return 1 if results.count["failed"] else 0
 
 
 def on_the_cpu(work: Path, call: str) -> int:
-    """Calls a function of the stage `agree` with a folder, in a process that finds all that the stages find."""
+    """Calls a function of the stage `agree` with a folder, in a process with the environment of the stages."""
     (work / "agree").mkdir()
     command = [sys.executable, "-c", f"import sys, pathlib, stages.agree as agree; {call}", str(work / "agree")]
     try:
         return subprocess.run(command, env=os.environ | environment(work, dry=True), check=False).returncode
     finally:
-        reap([])
+        kill_orphans([])
 
 
 if __name__ == "__main__":

@@ -1,58 +1,72 @@
-"""Runs of the command line, and other work, in child processes that have imported torch already."""
+"""Runs commands and functions in child processes that are forked after torch is imported."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import csv
 import json
 import os
 import re
+import runpy
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cases import ROOT, Failure
 
-if TYPE_CHECKING:
-    from kit import Stage
+
+class RunContext:
+    """The attributes of a stage that its runs use.
+
+    Attributes:
+        work: the parent folder of the runs.
+        lock_descriptor: file descriptor of the stage's lock, which runs must not inherit.
+        can_fork: whether runs may be forks of this process; otherwise they start a new interpreter.
+    """
+
+    def __init__(self, name: str, work: Path, lock_descriptor: int):
+        self.name, self.work, self.lock_descriptor = name, work, lock_descriptor
+        self.can_fork = True
 
 
 class Run:
-    """`python train.py WORDS` (or another verb), in a folder of its own under the stage's.
+    """`python train.py OVERRIDES` (or another command) in a folder of its own.
 
     Args:
-        words: where none of them is `resume=`, the run directory is added.
-        directory: of the run, where it is another's.
-        threads: of torch; None for as many as there are cores.
-        work: what the process does instead; its figures go to `result.json` in the folder.
+        overrides: arguments of the command; for `train` without `directory`, the run directory is added.
+        directory: the run directory, if it is outside this folder.
+        threads: threads of torch; None for the default.
+        work: a function to call instead of the command; its result is written to `result.json` in the folder.
 
     Attributes:
-        code: exit code; negative for a signal; None for a run that took too long.
-        seconds: from the start of its process to its end.
+        code: exit code; negative for a signal; None after a timeout.
+        seconds: duration of the process.
     """
 
     def __init__(
         self,
-        stage: Stage,
+        context: RunContext,
         name: str,
-        words: Iterable[str] = (),
-        verb: str = "train",
+        overrides: Iterable[str] = (),
+        command: str = "train",
         directory: Path | None = None,
         threads: int | None = None,
         timeout: float = 120.0,
         work: Callable[[], dict[str, Any]] | None = None,
         **environment: str,
     ):
-        self.name, self.verb, self.timeout, self._stage = name, verb, timeout, stage
-        self.folder = stage.work / re.sub(r"\W+", "_", name)
+        self.name, self.command, self.timeout, self._context = name, command, timeout, context
+        self.folder = context.work / re.sub(r"\W+", "_", name)
         self.directory = directory or self.folder / "run"
-        self.words = list(words)
-        if verb == "train" and directory is None:
-            self.words.append(f"hydra.run.dir={self.directory}")
+        self.overrides = list(overrides)
+        if command == "train" and directory is None:
+            self.overrides.append(f"hydra.run.dir={self.directory}")
         self.threads, self.environment, self._work = threads, environment, work
         self.out, self.err = self.folder / "out.txt", self.folder / "err.txt"
         self.code: int | None = None
@@ -61,41 +75,39 @@ class Run:
 
     def start(self) -> Run:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._began = time.monotonic()
-        self.pid = fork(self._become, self._stage)
+        self._start = time.monotonic()
+        self.pid = fork(self._execute, self._context.lock_descriptor)
         return self
 
-    def _become(self) -> int:
-        """The child process becomes the verb's; its exit code."""
+    def _execute(self) -> int:
+        """Runs the command in the child process; returns its exit code."""
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, path in ((1, self.out), (2, self.err)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
         os.chdir(self.folder)
         os.environ |= self.environment
-        script = str(ROOT / f"{self.verb}.py")
+        script = str(ROOT / f"{self.command}.py")
         if self.threads:
             os.environ["OMP_NUM_THREADS"] = str(self.threads)
-        if not self._stage.forks and not self._work:
-            os.execv(sys.executable, [sys.executable, script, *self.words])
+        if not self._context.can_fork and not self._work:
+            os.execv(sys.executable, [sys.executable, script, *self.overrides])
         if self.threads:
-            import torch
+            import torch  # noqa: PLC0415 - run.py imports the kit without torch
 
             torch.set_num_threads(self.threads)
         if self._work:
             (self.folder / "result.json").write_text(json.dumps(self._work()))
             return 0
-        import runpy
-
-        sys.argv = [script, *self.words]
+        sys.argv = [script, *self.overrides]
         runpy.run_path(script, run_name="__main__")
         return 0
 
     def poll(self) -> bool:
-        """Whether it has ended; one that takes too long is killed."""
+        """Whether the process has ended. Kills it after the timeout."""
         if not self.pid:
             return True
         ended, status = os.waitpid(self.pid, os.WNOHANG)
-        self.seconds = time.monotonic() - self._began
+        self.seconds = time.monotonic() - self._start
         if ended:
             self.code, self.pid = os.waitstatus_to_exitcode(status), 0
         elif self.seconds > self.timeout:
@@ -114,21 +126,21 @@ class Run:
         return self
 
     def check(self, code: int = 0) -> Run:
-        """Raises `Failure` if it ended otherwise than with `code`."""
+        """Raises `Failure` if the exit code is not `code`."""
         if self.code != code:
-            ended = f"took more than {self.timeout:.0f} s" if self.code is None else f"exit code {self.code}"
+            outcome = f"timeout after {self.timeout:.0f} s" if self.code is None else f"exit code {self.code}"
             tail = self.err.read_text(errors="replace")[-4000:] if self.err.exists() else ""
-            sys.stderr.write(f"\n--- {self._stage.name}: {self.name}: {ended}\n{tail}\n")  # for run.log
-            raise Failure(f"{self.name}: {ended}: {self.last_line()}")
+            sys.stderr.write(f"\n--- {self._context.name}: {self.name}: {outcome}\n{tail}\n")  # goes to run.log
+            raise Failure(f"{self.name}: {outcome}: {self.last_line()}")
         return self
 
     def last_line(self) -> str:
-        """The last that it wrote to standard error."""
+        """The last line of standard error."""
         lines = self.err.read_text(errors="replace").split("\n") if self.err.exists() else []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no error output")
 
     def history(self, column: str) -> dict[int, float]:
-        """Step -> value, of one column of history.csv."""
+        """One column of history.csv: step -> value."""
         with (self.directory / "history.csv").open(newline="") as file:
             return {int(row["step"]): float(row[column]) for row in csv.DictReader(file) if row[column]}
 
@@ -136,60 +148,56 @@ class Run:
         return json.loads((self.directory / f"{name}.json").read_text())
 
     def result(self) -> dict[str, Any]:
-        """Of `work`."""
+        """The result of `work`."""
         return json.loads((self.folder / "result.json").read_text())
 
     def checkpoint(self, name: str = "last") -> dict[str, Any]:
-        import torch
+        import torch  # noqa: PLC0415 - run.py imports the kit without torch
 
         path = self.directory / "checkpoints" / f"{name}.ckpt"
         return torch.load(path, weights_only=True, map_location="cpu")
 
 
-def together(runs: Iterable[Run], slots: int | None = None, done: Callable[[Run], None] | None = None) -> list[Run]:
-    """Starts the runs, several at a time, and waits for all.
+def run_all(runs: Iterable[Run], slots: int | None = None, done: Callable[[Run], None] | None = None) -> list[Run]:
+    """Starts the runs, several in parallel, and waits for all. The cores are divided among parallel runs.
 
     Args:
-        slots: how many at a time; by default one a core, and 8 at most. Each then has its share of the cores.
-        done: called with each run as it ends.
+        slots: number of parallel runs; by default the number of cores, at most 8.
+        done: called with each run when it ends.
     """
-    runs, live = list(runs), []
+    runs, running = list(runs), []
     cores = os.cpu_count() or 1
     slots = slots or min(cores, 8)
     for run in runs:
         run.threads = run.threads or max(1, cores // min(slots, len(runs)))
     waiting = list(runs)
-    while waiting or live:
-        while waiting and len(live) < slots:
-            live.append(waiting.pop(0).start())
-        for run in [run for run in live if run.poll()]:
-            live.remove(run)
+    while waiting or running:
+        while waiting and len(running) < slots:
+            running.append(waiting.pop(0).start())
+        for run in [run for run in running if run.poll()]:
+            running.remove(run)
             if done:
                 done(run)
         time.sleep(0.01)
     return runs
 
 
-def fork(work: Callable[[], int | None], stage: Stage | None = None) -> int:
-    """Runs `work` in a child process, whose exit code is what it returns; the child's process id."""
+def fork(work: Callable[[], int | None], lock_descriptor: int) -> int:
+    """Calls `work` in a child process, which exits with its result; returns the child's process id."""
     sys.stdout.flush()
     sys.stderr.flush()
     if child := os.fork():
         return child
     code = 1
     try:
-        if stage is not None:  # the lock is the stage's alone, and ends with it
-            os.close(stage._lock)
+        os.close(lock_descriptor)  # the lock must be released when the stage ends
         code = work() or 0
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
-        with contextlib.suppress(BaseException):  # as the interpreter ends
-            import atexit
-            import threading
-
+        with contextlib.suppress(BaseException):  # what the interpreter does at exit
             threading._shutdown()
             atexit._run_exitfuncs()
             sys.stdout.flush()
@@ -197,29 +205,32 @@ def fork(work: Callable[[], int | None], stage: Stage | None = None) -> int:
         os._exit(code)
 
 
-def measured(stage: Stage, name: str, work: Callable[[], dict[str, Any]], timeout: float = 100.0) -> dict[str, Any]:
-    """What `work` returns in a child process. Raises `Failure` if it fails, or takes too long."""
-    if not stage.forks:
+def run_in_child(
+    context: RunContext, name: str, work: Callable[[], dict[str, Any]], timeout: float = 100.0
+) -> dict[str, Any]:
+    """Calls `work` in a child process and returns its result. Raises `Failure` after an error or a timeout."""
+    if not context.can_fork:
         return work()
-    return Run(stage, name, timeout=timeout, work=work).start().wait().check().result()
+    return Run(context, name, timeout=timeout, work=work).start().wait().check().result()
 
 
 def kill_tree(pid: int) -> None:
-    """Kills a process and all that it started."""
-    for each in (*descendants(pid), pid):
+    """Kills a process and its descendants."""
+    for process in (*descendants(pid), pid):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(each, signal.SIGKILL)
+            os.kill(process, signal.SIGKILL)
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes below one, where there is a /proc."""
-    parents: dict[int, list[int]] = {}
+    """Process ids of all descendants; empty on systems without /proc."""
+    children_of: dict[int, list[int]] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            parents.setdefault(int(file.read_text().rpartition(")")[2].split()[1]), []).append(int(file.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        children = parents.get(todo.pop(), [])
-        found += children
-        todo += children
-    return found
+            parent = int(file.read_text().rpartition(")")[2].split()[1])
+            children_of.setdefault(parent, []).append(int(file.parent.name))
+    result, queue = [], [pid]
+    while queue:
+        children = children_of.get(queue.pop(), [])
+        result += children
+        queue += children
+    return result

@@ -1,4 +1,4 @@
-"""The process of one stage: python -m stages NAME WORK LOCK [--dry]; run.py starts it."""
+"""The process of one stage, started by run.py: python -m stages NAME WORK LOCK [--dry]."""
 
 import importlib
 import sys

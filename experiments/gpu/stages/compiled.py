@@ -1,4 +1,4 @@
-"""Is a compiled step the eager one, and compiled once? Losses with and without dropout, and dynamo's counters."""
+"""Compiled steps compared with eager ones: losses with and without dropout, and counters of torch.compile."""
 
 import itertools
 import json
@@ -7,12 +7,12 @@ import shutil
 from cases import Case
 from kit import Stage
 from measuring import largest_difference
-from runs import Run, together
+from runs import Run, run_all
 
 SECONDS = 40
 STEPS = 10
 NAMES = {"small": ["model=gpt_small"], "modern": ["model=gpt_modern", "optimizer.orthogonalization_dtype=float32"]}
-# Two layers as wide as the model's: what one block compiles to, and that there are several.
+# Two layers of the full width: a compiled block, and that it is compiled once for both.
 SIZES = ["model.n_layer=2", "data.batch_size=8"]
 TINY = ["model.n_layer=1", "model.n_head=1", "model.n_embd=32", "model.block_size=16", "data.batch_size=2"]
 PRECISIONS = {"float32": ("32-true", "<= 1e-4"), "bf16": ("bf16-mixed", "<= 1e-3")}
@@ -23,7 +23,7 @@ DROPOUT = {"small": ["model.dropout=0.2"], "modern": ["model.dropout=0.2"]}
 
 
 def on_cpu(model: str, precision: str) -> bool:
-    """The one case that a dry run compiles, too: it takes a CPU half a minute."""
+    """Whether a dry run includes this case. Only one: compiling takes half a minute on a CPU."""
     return (model, precision) == ("small", "float32")
 
 
@@ -43,77 +43,73 @@ for model in NAMES:
 def run(stage: Stage) -> None:
     if stage.dry and not (shutil.which("c++") or shutil.which("g++")):
         stage.skip("no C++ compiler", "small float32")
-    pairs, repeated = {}, {}
+    pairs, dropout_runs = {}, {}
     for model, precision in itertools.product(NAMES, PRECISIONS):
-        if stage.wanted(case := f"{model} {precision}"):
-            words = [*NAMES[model], *NO_DROPOUT[model], f"trainer.precision={PRECISIONS[precision][0]}"]
-            pairs[case] = [one(stage, case, way, *words, *stage.invented()) for way in ("eager", "compiled")]
+        if stage.pending(case := f"{model} {precision}"):
+            overrides = [*NAMES[model], *NO_DROPOUT[model], f"trainer.precision={PRECISIONS[precision][0]}"]
+            overrides += stage.random_text()
+            pairs[case] = [make_run(stage, case, way, *overrides) for way in ("eager", "compiled")]
     for model, name in NAMES.items():
-        if not stage.wanted(f"{model}, dropout"):
+        if not stage.pending(f"{model}, dropout"):
             continue
-        # Every block to train on is the same, and nothing is learned: losses differ by dropout alone.
+        # All training blocks are equal and the learning rate is 0: losses differ by dropout only.
         text = stage.work / "same.txt"
         text.write_text("a" * 3600 + "ab" * 200)
-        words = [
-            *name,
-            "data=text_file",
-            f"data.path={text}",
-            *rates(model),
-            "trainer.precision=bf16-mixed",
-        ]
-        words.append("model/initialization=normal")  # gpt_modern begins with logits of 0, whatever is dropped
-        dropped, not_dropped = [*words, *DROPOUT[model]], [*words, *NO_DROPOUT[model]]
-        repeated[model] = [one(stage, f"{model} dropout {n}", "compiled", *dropped) for n in (1, 2)]
-        repeated[model].append(one(stage, f"{model} no dropout", "compiled", *not_dropped))
+        overrides = [*name, "data=text_file", f"data.path={text}", *zero_rates(model), "trainer.precision=bf16-mixed"]
+        # The initial logits of gpt_modern are 0, with and without dropout.
+        overrides.append("model/initialization=normal")
+        with_dropout, without = [*overrides, *DROPOUT[model]], [*overrides, *NO_DROPOUT[model]]
+        dropout_runs[model] = [make_run(stage, f"{model} dropout {n}", "compiled", *with_dropout) for n in (1, 2)]
+        dropout_runs[model].append(make_run(stage, f"{model} no dropout", "compiled", *without))
     ended: list[Run] = []
 
     def done(run: Run) -> None:
         ended.append(run)
         for case, runs in pairs.items():
-            if run in runs and all(one in ended for one in runs):
+            if run in runs and all(each in ended for each in runs):
                 report(stage, case, runs)
 
-    runs = [run for some in (*pairs.values(), *repeated.values()) for run in some]
-    together(runs, None if stage.dry else 16, done)
-    for model, (first, second, none) in repeated.items():
+    runs = [run for group in (*pairs.values(), *dropout_runs.values()) for run in group]
+    run_all(runs, None if stage.dry else 16, done)
+    for model, (first, second, none) in dropout_runs.items():
         report_dropout(stage, model, first, second, none)
 
 
 def report(stage: Stage, case: str, runs: list[Run]) -> None:
-    """Eager and compiled, without dropout."""
+    """Sends the rows of an eager and a compiled run, without dropout."""
     with stage.attempt(case):
         eager, compiled = (run.check().history("train_loss") for run in runs)
         stage.row(case, LOSS, largest_difference(losses(eager), losses(compiled)), seconds=runs[1].seconds)
-        found = json.loads((runs[1].folder / "counters.json").read_text())
+        counters = json.loads((runs[1].folder / "counters.json").read_text())
         for count in COUNTS:
-            stage.row(case, count, found[count], seconds=0.0)
+            stage.row(case, count, counters[count], seconds=0.0)
 
 
 def report_dropout(stage: Stage, model: str, *runs: Run) -> None:
-    """Two runs of one seed with dropout, and one without."""
+    """Sends the rows of two runs of one seed with dropout, and one without."""
     with stage.attempt(f"{model}, dropout", f"{model}, no dropout"):
         first, second, none = (losses(run.check().history("train_loss")) for run in runs)
         equal = "same" if first == second else "differ"
         stage.row(f"{model}, dropout", "two runs of one seed", equal, seconds=runs[0].seconds)
-        every = all(a != b for a, b in itertools.pairwise(first.values()))
-        steps = "differ" if every else "same"
+        all_differ = all(a != b for a, b in itertools.pairwise(first.values()))
+        steps = "differ" if all_differ else "same"
         stage.row(f"{model}, dropout", "two steps on the same block", steps, seconds=0.0)
         spread = max(none.values()) - min(none.values())
         steps = "same" if spread == 0 else f"{spread:g}"
         stage.row(f"{model}, no dropout", "two steps on the same block", steps)
 
 
-def one(stage: Stage, name: str, way: str, *words: str) -> Run:
+def make_run(stage: Stage, name: str, way: str, *overrides: str) -> Run:
     trainer = dict(max_steps=STEPS + 10, val_check_interval=STEPS + 10, log_every_n_steps=1, deterministic="warn")
     trainer |= dict(compile="true" if way == "compiled" else "false")
     settings = [f"trainer.{key}={value}" for key, value in trainer.items()]
-    run = stage.run(f"{name} {way}", *words, *(TINY if stage.dry else SIZES), *stage.words(), *settings)
-    run.words += ["+callbacks.quit._target_=probes.Quit", f"+callbacks.quit.step={STEPS + 1}"]
-    run.words += [f"+callbacks.quit.counters={run.folder}/counters.json"]
+    run = stage.run(f"{name} {way}", *overrides, *(TINY if stage.dry else SIZES), *stage.overrides(), *settings)
+    run.overrides += ["+callbacks.quit._target_=probes.Quit", f"+callbacks.quit.step={STEPS + 1}"]
+    run.overrides += [f"+callbacks.quit.counters={run.folder}/counters.json"]
     return run
 
 
-def rates(model: str) -> list[str]:
+def zero_rates(model: str) -> list[str]:
     return ["optimizer.lr=0", "optimizer.weight_decay=0", *(["optimizer.adamw_lr=0"] if model == "modern" else [])]
 
 

@@ -1,4 +1,4 @@
-"""The lecture's scaled-up run, whole: `python train.py model=gpt_small`."""
+"""The complete scaled-up run of the lecture: `python train.py model=gpt_small`."""
 
 from cases import Case
 from kit import Stage
@@ -7,7 +7,7 @@ from runs import Run
 SECONDS = 75
 TARGET = 1.48  # the validation loss that the lecture reports
 CASES = [
-    Case("gpt_small", "best validation loss", "nats", "< 1.55", dry=""),  # far more means that something is broken
+    Case("gpt_small", "best validation loss", "nats", "< 1.55", dry=""),  # a much larger loss indicates a bug
     Case("gpt_small", "last validation loss", "nats"),
     Case("gpt_small", "steps", expected="== 5000", dry="== 6"),
     Case("gpt_small", "training", "s"),
@@ -23,33 +23,34 @@ TINY += ["trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.log_eve
 
 def run(stage: Stage) -> None:
     with stage.attempt("gpt_small"):
-        words = ["model=gpt_small", *stage.corpus(), *(TINY if stage.dry else []), *stage.words()]
-        whole = stage.run("lecture", *words, timeout=130).start().wait().check()
-        metrics, compiling = whole.json("metrics"), whole.json("metrics")["compilation_seconds"]
+        overrides = ["model=gpt_small", *stage.corpus(), *(TINY if stage.dry else []), *stage.overrides()]
+        run = stage.run("lecture", *overrides, timeout=130).start().wait().check()
+        metrics = run.json("metrics")
+        compilation = metrics["compilation_seconds"]
         values = {"best validation loss": metrics["val_loss"], "last validation loss": metrics["final_val_loss"]}
         values |= {"steps": metrics["steps"], "training": metrics["train_seconds"]}
-        values |= {"compilation": compiling, "validation": metrics["validation_seconds"]}
-        values["the whole process"] = whole.seconds
-        reached = seconds_until(whole, TARGET, metrics)
+        values |= {"compilation": compilation, "validation": metrics["validation_seconds"]}
+        values["the whole process"] = run.seconds
+        reached = seconds_until(run, TARGET, metrics)
         values[f"training until {TARGET}"] = "not reached" if reached is None else reached
-        values[f"training and compilation until {TARGET}"] = "not reached" if reached is None else reached + compiling
+        values[f"training and compilation until {TARGET}"] = "not reached" if reached is None else reached + compilation
         for metric, value in values.items():
-            stage.row("gpt_small", metric, value, seconds=whole.seconds)
+            stage.row("gpt_small", metric, value, seconds=run.seconds)
 
 
 def seconds_until(run: Run, target: float, metrics: dict) -> float | None:
-    """Training seconds until the first validation loss at or under `target`; None if it stays above.
+    """Training seconds until the first validation loss of at most `target`; None if it is not reached.
 
-    history.csv has the tokens a second between two log points, from which their time follows.
+    They follow from the tokens per second between log points in history.csv.
     """
     speeds, losses = run.history("tokens_per_second"), run.history("val_loss")
-    tokens_a_step = metrics["tokens_per_second"] * metrics["train_seconds"] / metrics["steps"]
+    tokens_per_step = metrics["tokens_per_second"] * metrics["train_seconds"] / metrics["steps"]
     reached = next((step for step, loss in losses.items() if loss <= target), None)
     if reached is None:
         return None
-    seconds, before = 0.0, 0
+    seconds, previous = 0.0, 0
     for step, speed in speeds.items():
         if step <= reached:
-            seconds += (step - before) * tokens_a_step / speed
-            before = step
+            seconds += (step - previous) * tokens_per_step / speed
+            previous = step
     return seconds

@@ -1,10 +1,10 @@
-"""The default recipe, `python train.py`, with three seeds side by side."""
+"""The default recipe, `python train.py`, with three seeds in parallel."""
 
 import statistics
 
 from cases import Case
 from kit import Stage
-from runs import together
+from runs import run_all
 
 SECONDS = 25
 SEEDS = (1, 2, 3)
@@ -20,8 +20,8 @@ TINY += ["trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.log_eve
 
 
 def run(stage: Stage) -> None:
-    words = [*stage.corpus(), *(TINY if stage.dry else []), *stage.words()]
-    runs = together([stage.run(f"gpt_modern, seed {seed}", *words, f"seed={seed}") for seed in SEEDS])
+    overrides = [*stage.corpus(), *(TINY if stage.dry else []), *stage.overrides()]
+    runs = run_all([stage.run(f"gpt_modern, seed {seed}", *overrides, f"seed={seed}") for seed in SEEDS])
     losses = []
     for run in runs:
         with stage.attempt(run.name):
@@ -31,5 +31,5 @@ def run(stage: Stage) -> None:
         seconds = [run.check().json("metrics")["train_seconds"] for run in runs]
         stage.row("gpt_modern, mean", LOSS, statistics.mean(losses), seconds=0.0)
         stage.row("gpt_modern, mean", "training, three side by side", statistics.mean(seconds), seconds=0.0)
-        whole = statistics.mean(run.seconds for run in runs)
-        stage.row("gpt_modern, mean", "the whole process, three side by side", whole, seconds=0.0)
+        process_seconds = statistics.mean(run.seconds for run in runs)
+        stage.row("gpt_modern, mean", "the whole process, three side by side", process_seconds, seconds=0.0)

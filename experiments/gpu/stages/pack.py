@@ -1,11 +1,11 @@
-"""Do two runs share one GPU with profit? Side by side against one after the other."""
+"""Two runs on one GPU: in parallel, compared with one after the other."""
 
 import importlib.metadata
 import time
 
 from cases import Case
 from kit import Stage
-from runs import together
+from runs import run_all
 
 SECONDS = 30
 STEPS = 300
@@ -20,31 +20,31 @@ TINY = ["model.n_layer=1", "model.n_head=1", "model.n_embd=16", "model.block_siz
 
 def run(stage: Stage) -> None:
     steps = 20 if stage.dry else STEPS
-    words = [*stage.corpus(), *(TINY if stage.dry else []), *stage.words(), "trainer.compile=false"]
-    words += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
+    overrides = [*stage.corpus(), *(TINY if stage.dry else []), *stage.overrides(), "trainer.compile=false"]
+    overrides += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
     with stage.attempt("two processes"):
         seconds = {}
         for name, slots in (("one after the other", 1), ("side by side", 2)):
-            began = time.monotonic()
-            pair = [stage.run(f"{name} {seed}", *words, f"seed={seed}", threads=1) for seed in (1, 2)]
-            for run in together(pair, slots):
+            start = time.monotonic()
+            pair = [stage.run(f"{name} {seed}", *overrides, f"seed={seed}", threads=1) for seed in (1, 2)]
+            for run in run_all(pair, slots):
                 run.check()
-            seconds[name] = time.monotonic() - began
+            seconds[name] = time.monotonic() - start
             stage.row("two processes", name, seconds[name])
         ratio = seconds["side by side"] / seconds["one after the other"]
         stage.row("two processes", "side by side over one after the other", ratio, seconds=0.0)
     ray = "ray, hydra.launcher.gpus=0.5"
     with stage.attempt(ray):
-        if not stage.wanted(ray):
+        if not stage.pending(ray):
             return
         if not installed("ray"):
             stage.skip("ray is not installed", ray)
             return
-        place = f"hydra.sweep.dir={stage.work}/ray"
-        sweep = ["-m", "hydra/launcher=gpus", "hydra.launcher.gpus=0.5", "seed=1,2", place]
-        began = time.monotonic()
-        stage.run("ray", *sweep, *words, directory=stage.work / "ray").start().wait().check()
-        stage.row(ray, "side by side", time.monotonic() - began)
+        sweep = ["-m", "hydra/launcher=gpus", "hydra.launcher.gpus=0.5", "seed=1,2"]
+        sweep += [f"hydra.sweep.dir={stage.work}/ray"]
+        start = time.monotonic()
+        stage.run("ray", *sweep, *overrides, directory=stage.work / "ray").start().wait().check()
+        stage.row(ray, "side by side", time.monotonic() - start)
 
 
 def installed(package: str) -> bool:

@@ -1,9 +1,9 @@
-"""Does a run that was cut off end with the bits of the uncut one? 20 steps against 10 and 10, and `rerun=`."""
+"""Bitwise comparison of an uninterrupted run of 20 steps with a resumed one, 10 + 10; and `rerun=`."""
 
 from cases import Case, Failure
 from kit import Stage
-from measuring import same_bits
-from runs import Run, together
+from measuring import first_difference
+from runs import Run, run_all
 
 SECONDS = 35
 STEPS = 20
@@ -18,52 +18,50 @@ CASES = [
     for metric in METRICS
 ]
 COLUMNS = ("train_loss", "val_loss", "lr", "grad_norm")
-TIMES = ("_seconds", "_second")  # how the names of timing metrics end
+TIMES = ("_seconds", "_second")  # suffixes of timing metrics
 
 
 def run(stage: Stage) -> None:
-    cases = [(model, way) for way in WAYS for model in MODELS if stage.wanted(f"{model} {way}")]
-    first, cut = {}, {}
+    cases = [(model, way) for way in WAYS for model in MODELS if stage.pending(f"{model} {way}")]
+    uninterrupted, interrupted = {}, {}
     for model, way in cases:
         trainer = dict(max_steps=STEPS, val_check_interval=STEPS, log_every_n_steps=1, deterministic="true")
         settings = [f"trainer.{key}={value}" for key, value in (trainer | dict(compile=WAYS[way])).items()]
-        words = [
-            *MODELS[model],
-            *(TINY if stage.dry else ["model.n_layer=2"]),
-            *stage.words(*stage.invented()),
-            *settings,
-        ]
+        overrides = [*MODELS[model], *(TINY if stage.dry else ["model.n_layer=2"])]
+        overrides += [*stage.overrides(*stage.random_text()), *settings]
         stop = ["+callbacks.stop._target_=probes.Signal", f"+callbacks.stop.step={STEPS // 2}"]
-        first[model, way] = stage.run(f"{model} {way} uncut", *words)
-        cut[model, way] = stage.run(f"{model} {way} cut", *words, *stop)
+        uninterrupted[model, way] = stage.run(f"{model} {way} uninterrupted", *overrides)
+        interrupted[model, way] = stage.run(f"{model} {way} interrupted", *overrides, *stop)
     slots = None if stage.dry else 16
-    together([*first.values(), *cut.values()], slots)
+    run_all([*uninterrupted.values(), *interrupted.values()], slots)
     resumed = {
         case: stage.run(f"{case} resumed", f"resume={run.directory}", directory=run.directory)
-        for case, run in cut.items()
+        for case, run in interrupted.items()
         if run.code == 3
     }
-    again = {
-        case: stage.run(f"{case} again", f"rerun={run.directory}", "callbacks.samples.max_new_tokens=0")
-        for case, run in first.items()
+    repeated = {
+        case: stage.run(f"{case} repeated", f"rerun={run.directory}", "callbacks.samples.max_new_tokens=0")
+        for case, run in uninterrupted.items()
     }
-    together([*resumed.values(), *again.values()], slots)
+    run_all([*resumed.values(), *repeated.values()], slots)
     for case in cases:
         with stage.attempt(" ".join(case)):
-            cut[case].check(3)
-            compare(stage, " ".join(case), first[case].check(), resumed[case].check(), again[case].check())
+            interrupted[case].check(3)
+            runs = [group[case].check() for group in (uninterrupted, resumed, repeated)]
+            compare(stage, " ".join(case), *runs)
 
 
-def compare(stage: Stage, case: str, uncut: Run, resumed: Run, again: Run) -> None:
-    seconds = uncut.seconds + resumed.seconds
-    one, other = uncut.checkpoint(), resumed.checkpoint()
+def compare(stage: Stage, case: str, uninterrupted: Run, resumed: Run, repeated: Run) -> None:
+    seconds = uninterrupted.seconds + resumed.seconds
+    one, other = uninterrupted.checkpoint(), resumed.checkpoint()
     if one["global_step"] != STEPS:
-        raise Failure(f"the uncut run has {one['global_step']} steps")
+        raise Failure(f"the uninterrupted run has {one['global_step']} steps")
     keys = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
-    where = same_bits(*({key: whole[key] for key in keys} for whole in (one, other)))
-    stage.row(case, METRICS[0], f"differs in {where}" if where else "same", seconds=seconds)
-    where = same_bits(*({column: run.history(column) for column in COLUMNS} for run in (uncut, resumed)))
-    stage.row(case, METRICS[1], f"differs in {where}" if where else "same", seconds=seconds)
-    figures = [{k: v for k, v in run.json("metrics").items() if not k.endswith(TIMES)} for run in (uncut, again)]
-    where = same_bits(*figures)
-    stage.row(case, METRICS[2], f"differs in {where}" if where else "same", seconds=again.seconds)
+    place = first_difference(*({key: checkpoint[key] for key in keys} for checkpoint in (one, other)))
+    stage.row(case, METRICS[0], f"differs in {place}" if place else "same", seconds=seconds)
+    place = first_difference(*({column: run.history(column) for column in COLUMNS} for run in (uninterrupted, resumed)))
+    stage.row(case, METRICS[1], f"differs in {place}" if place else "same", seconds=seconds)
+    runs = (uninterrupted, repeated)
+    metrics = [{k: v for k, v in run.json("metrics").items() if not k.endswith(TIMES)} for run in runs]
+    place = first_difference(*metrics)
+    stage.row(case, METRICS[2], f"differs in {place}" if place else "same", seconds=repeated.seconds)

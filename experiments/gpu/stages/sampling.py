@@ -1,4 +1,4 @@
-"""Characters a second on the GPU and the CPU, against nanoGPT's; and whether the texts are the same."""
+"""Characters per second on GPU and CPU, also of nanoGPT, and whether the texts are equal."""
 
 import inspect
 import itertools
@@ -9,15 +9,15 @@ from typing import Any
 from cases import Case, Failure
 from kit import Stage
 from measuring import nanogpt
-from runs import Run, measured
+from runs import Run, run_in_child
 
 SECONDS = 20
 SPEED, SAME = "speed", "text at temperature 0"
-DEVICES = {"cpu": False, "gpu": True}  # whether it needs CUDA
+DEVICES = {"cpu": False, "gpu": True}  # name -> whether it requires CUDA
 CASES = [
-    Case("sample.py", SAME, expected="same"),  # as the Python API's
-    Case("sample.py on the gpu", SAME, expected="same", cuda=True),  # as on the CPU
-    Case("cpu, eight texts", SAME, expected="same"),  # each of them as the one
+    Case("sample.py", SAME, expected="same"),  # compared with the Python API
+    Case("sample.py on the gpu", SAME, expected="same", cuda=True),  # compared with the CPU
+    Case("cpu, eight texts", SAME, expected="same"),  # each compared with the single text
     Case("gpu, eight texts", SAME, expected="same", cuda=True),
     Case("gpu, one text, cuda graph", SAME, expected="same", cuda=True),
     Case("gpu, eight texts, cuda graph", SAME, expected="same", cuda=True),
@@ -33,11 +33,11 @@ TINY = ["model.n_layer=2", "model.n_head=2", "model.n_embd=64", "model.block_siz
 
 
 def prepare(stage: Stage) -> None:
-    """A model that is overfitted to its text, so that its likeliest character leads clearly on every device."""
+    """Overfits a model to its text, so that the most likely character is the same on every device."""
     steps = 150 if stage.dry else 300
-    words = ["model=gpt_small", *(TINY if stage.dry else []), "model.dropout=0", "optimizer.lr=1e-3"]
-    words += ["data.batch_size=16", f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
-    stage.trained = stage.run("trained", *words, *stage.words(*stage.invented()), "trainer.compile=false")
+    overrides = ["model=gpt_small", *(TINY if stage.dry else []), "model.dropout=0", "optimizer.lr=1e-3"]
+    overrides += ["data.batch_size=16", f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
+    stage.trained = stage.run("trained", *overrides, *stage.overrides(*stage.random_text()), "trainer.compile=false")
     stage.trained.start().wait()
 
 
@@ -46,91 +46,92 @@ def run(stage: Stage) -> None:
     with stage.attempt(*names):
         run = stage.trained.check()
         length = 100 if stage.dry else 250
-        outcome = measured(stage, "cpu texts", lambda: texts(run, "cpu", length))
+        outcome = run_in_child(stage, "cpu texts", lambda: texts(run, "cpu", length))
         report(stage, "cpu", outcome, outcome["one text"]["text"])
-        written = sampled(stage, run, "cpu", length)
-        same = "same" if written == outcome["one text"]["text"] else f"another: {written[:60]!r}"
+        cpu_text = sampled(stage, run, "cpu", length)
+        same = "same" if cpu_text == outcome["one text"]["text"] else f"another: {cpu_text[:60]!r}"
         stage.row("sample.py", SAME, same)
         if not stage.dry:
-            report(stage, "gpu", measured(stage, "gpu texts", lambda: texts(run, "cuda", length)), written)
-            gpu = sampled(stage, run, "cuda", length)
-            stage.row("sample.py on the gpu", SAME, "same" if gpu == written else f"another: {gpu[:60]!r}")
+            report(stage, "gpu", run_in_child(stage, "gpu texts", lambda: texts(run, "cuda", length)), cpu_text)
+            gpu_text = sampled(stage, run, "cuda", length)
+            stage.row("sample.py on the gpu", SAME, "same" if gpu_text == cpu_text else f"another: {gpu_text[:60]!r}")
         for device, name in (("cpu", "cpu"), ("cuda", "gpu")):
             with stage.attempt(case := f"nanogpt, {name}, one text"):
-                if not stage.wanted(case):
+                if not stage.pending(case):
                     continue
                 try:
                     nanogpt()
                 except Failure as absent:
                     stage.skip(str(absent), case)
                     continue
-                stage.row(case, SPEED, measured(stage, case, lambda: theirs(stage, device, length))["speed"])  # noqa: B023
+                stage.row(case, SPEED, run_in_child(stage, case, lambda: nanogpt_speed(stage, device, length))["speed"])  # noqa: B023
 
 
 def report(stage: Stage, device: str, outcome: dict[str, Any], expected: str) -> None:
-    """Speeds, and texts that are not the one expected."""
-    for name, found in outcome.items():
+    """Sends the rows of the speeds and of the texts."""
+    for name, result in outcome.items():
         case = f"{device}, {name}"
-        if "error" in found:
-            stage.skip(found["error"], case) if found["error"].startswith("no ") else stage.fail(found["error"], case)
+        if "error" in result:
+            send = stage.skip if result["error"].startswith("no ") else stage.fail
+            send(result["error"], case)
             continue
-        stage.row(case, SPEED, found["speed"], seconds=found["seconds"])
+        stage.row(case, SPEED, result["speed"], seconds=result["seconds"])
         if stage.declared(case, SAME):
-            stage.row(case, SAME, "same" if found["text"] == expected else f"another: {found['text'][:60]!r}")
+            stage.row(case, SAME, "same" if result["text"] == expected else f"another: {result['text'][:60]!r}")
 
 
 def sampled(stage: Stage, run: Run, device: str, length: int) -> str:
-    """What sample.py writes, without the line break at its end."""
-    words = [f"run={run.directory}", f"device={device}", "temperature=0", f"max_new_tokens={length}", "prompt=The"]
-    done = stage.run(f"sample {device}", *words, verb="sample").start().wait().check()
-    return done.out.read_text()[:-1]
+    """The output of sample.py, without the final line break."""
+    overrides = [f"run={run.directory}", f"device={device}", "temperature=0", f"max_new_tokens={length}", "prompt=The"]
+    run = stage.run(f"sample {device}", *overrides, command="sample").start().wait().check()
+    return run.out.read_text()[:-1]
 
 
 def texts(run: Run, device: str, length: int) -> dict[str, Any]:
-    """One text and eight, by the public API; on a GPU also with a CUDA graph for a token."""
-    import chargpt
+    """Generates one and eight texts with the Python API; on a GPU also with a CUDA graph per token."""
+    import chargpt  # noqa: PLC0415 - run.py imports the stages without torch
 
     trained = chargpt.load(run.directory, device)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     graphs = {"": {}} | ({", cuda graph": {"cuda_graph": True}} if device == "cuda" else {})
     for graph, settings in graphs.items():
         if settings and "cuda_graph" not in inspect.signature(trained.generate).parameters:
-            found |= {
-                f"{texts}{graph}": {"error": "no cuda_graph in generate()"} for texts in ("one text", "eight texts")
+            results |= {
+                f"{label}{graph}": {"error": "no cuda_graph in generate()"} for label in ("one text", "eight texts")
             }
             continue
-        for texts, count in (("one text", 1), ("eight texts", 8)):
+        for label, count in (("one text", 1), ("eight texts", 8)):
 
             def write(length: int, count: int = count, settings: dict[str, Any] = settings) -> str:
                 if count == 1:
                     return trained.generate("The", length, temperature=0, **settings)
                 pieces = trained.stream("The", length, temperature=0, num_samples=count, **settings)
-                different = {"The" + "".join(sample) for sample in zip(*pieces, strict=True)}
-                return different.pop() if len(different) == 1 else "the eight texts differ"
+                distinct = {"The" + "".join(sample) for sample in zip(*pieces, strict=True)}
+                return distinct.pop() if len(distinct) == 1 else "the eight texts differ"
 
             try:
-                found[f"{texts}{graph}"] = timed(write, length, count)
+                results[f"{label}{graph}"] = timed(write, length, count)
             except Exception as error:
-                found[f"{texts}{graph}"] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
-    return found
+                results[f"{label}{graph}"] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+    return results
 
 
 def timed(write: Callable[[int], str], length: int, count: int) -> dict[str, Any]:
-    """The speed is that of the characters between `length` and 3 `length`: what a call costs at its start, such as
-    the capture of a CUDA graph, is not in it."""
+    """Measures the speed between `length` and 3 `length` characters, without the fixed cost of a call, such as the
+    capture of a CUDA graph."""
     write(20)
-    moments = [time.perf_counter()]
-    written = []
+    times = [time.perf_counter()]
+    texts = []
     for characters in (length, 3 * length):
-        written.append(write(characters))
-        moments.append(time.perf_counter())
-    short, long = (after - before for before, after in itertools.pairwise(moments))
-    return {"text": written[0], "speed": 2 * count * length / max(long - short, 1e-9), "seconds": short + long}
+        texts.append(write(characters))
+        times.append(time.perf_counter())
+    short, long = (end - start for start, end in itertools.pairwise(times))
+    return {"text": texts[0], "speed": 2 * count * length / max(long - short, 1e-9), "seconds": short + long}
 
 
-def theirs(stage: Stage, device: str, length: int) -> dict[str, float]:
-    """nanoGPT's generate, with gpt_small's sizes."""
-    import torch
+def nanogpt_speed(stage: Stage, device: str, length: int) -> dict[str, float]:
+    """The speed of nanoGPT's `generate`, with the sizes of gpt_small."""
+    import torch  # noqa: PLC0415 - run.py imports the stages without torch
 
     model = nanogpt()
     sizes = dict(n_layer=2, n_head=2, n_embd=64, block_size=64) if stage.dry else {}

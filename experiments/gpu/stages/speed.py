@@ -1,6 +1,6 @@
-"""Milliseconds of a training step: nanoGPT's model compiled, a bare loop, and ours eager and compiled each way.
+"""Milliseconds per training step: nanoGPT compiled, a bare loop, and this project eager and compiled in each way.
 
-All runs start at once and compile side by side. When all are ready, each is timed with the GPU to itself.
+All runs start at the same time and compile in parallel. When all are ready, each is timed alone on the GPU.
 """
 
 import json
@@ -10,10 +10,10 @@ from pathlib import Path
 from cases import Case, Failure
 from kit import Stage
 from measuring import milliseconds, nanogpt, take_turn
-from runs import Run, together
+from runs import Run, run_all
 
 SECONDS = 100
-WAYS = ("reduce-overhead", "cudagraphs", "inductor", "blocks")  # of trainer.compile
+WAYS = ("reduce-overhead", "cudagraphs", "inductor", "blocks")  # values of trainer.compile
 STEPS, EVERY = 200, 20
 MODELS = {"small": ["model=gpt_small", "data.batch_size=64"], "modern": ["model=gpt_modern"]}
 SHAPES = {
@@ -33,85 +33,91 @@ for model in MODELS:
         ]
         CASES += [Case(f"{model}, ours, {way}", COMPILATION, "s", cuda=True)]
     CASES += [Case(f"{model}, nanogpt, compiled", STEP, "ms", cuda=True)]
-# Eager, as `ours, eager`, with another optimizer.
+# As `ours, eager`, with another optimizer.
 SOAPS = {"soap": ["optimizer=soap"], "soap batched": ["optimizer=soap", "optimizer.batched=true"]}
 CASES += [Case(f"modern, ours, {how}", STEP, "ms") for how in SOAPS]
 TINY = ["model.n_layer=1", "model.n_head=1", "model.n_embd=16", "model.block_size=16", "data.batch_size=2"]
 
 
 def run(stage: Stage) -> None:
-    names = [name for name in dict.fromkeys(case.name for case in CASES) if stage.wanted(name)]
+    names = [name for name in dict.fromkeys(case.name for case in CASES) if stage.pending(name)]
     folder = stage.work / "turns"
     folder.mkdir()
     try:
         nanogpt()
     except Failure as absent:
         stage.skip(str(absent), *(name for name in names if "nanogpt" in name))
-        names = [name for name in names if stage.wanted(name)]
-    runs = [one(stage, name, number, len(names)) for number, name in enumerate(names)]
+        names = [name for name in names if stage.pending(name)]
+    runs = [make_run(stage, name, number, len(names)) for number, name in enumerate(names)]
 
     def done(run: Run) -> None:
         number = names.index(run.name)
-        (folder / f"{number}.ready").touch()  # the others no longer wait for it
+        (folder / f"{number}.ready").touch()  # the other runs stop waiting for it
         with stage.attempt(run.name):
             report(stage, run.check(), folder / f"{number}.json")
 
-    together(runs, slots=len(runs), done=done)
+    run_all(runs, slots=len(runs), done=done)
 
 
-def one(stage: Stage, name: str, number: int, count: int) -> Run:
-    """The run of a case, not yet started; `number` is its name among those that take turns."""
-    model, who, how = name.split(", ")
-    folder, steps = stage.work / "turns", 20 if stage.dry else STEPS // 2 if how in SOAPS else STEPS
-    if who == "nanogpt":
+def make_run(stage: Stage, name: str, number: int, count: int) -> Run:
+    """The run of a case, not yet started; `number` is its name in `take_turn`."""
+    model, loop, mode = name.split(", ")
+    folder, steps = stage.work / "turns", 20 if stage.dry else STEPS // 2 if mode in SOAPS else STEPS
+    if loop == "nanogpt":
 
         def work() -> dict[str, float]:
-            return theirs(stage, model, folder, str(number), count, steps)
+            return time_nanogpt(stage, model, folder, str(number), count, steps)
 
         return stage.run(name, threads=1, timeout=240, work=work)
     trainer = dict(max_steps=steps, val_check_interval=steps, log_every_n_steps=5 if stage.dry else EVERY)
-    trainer |= dict(compile=how if how in WAYS else "false", gradient_clip_val="null")
-    probe = dict(_target_=f"probes.{'Turn' if who == 'ours' else 'BareLoop'}", folder=folder, name=number, count=count)
-    probe |= {} if who == "ours" else dict(steps=steps)
-    words = [*MODELS[model], *SOAPS.get(how, []), *stage.corpus(), *(TINY if stage.dry else []), *stage.words()]
-    words += [f"trainer.{key}={value}" for key, value in trainer.items()]
-    words += [f"+callbacks.turn.{key}={value}" for key, value in probe.items()]
-    return stage.run(name, *words, threads=1, timeout=240)  # the work is the GPU's
+    trainer |= dict(compile=mode if mode in WAYS else "false", gradient_clip_val="null")
+    probe = dict(_target_=f"probes.{'Turn' if loop == 'ours' else 'BareLoop'}", folder=folder, name=number, count=count)
+    probe |= {} if loop == "ours" else dict(steps=steps)
+    overrides = [
+        *MODELS[model],
+        *SOAPS.get(mode, []),
+        *stage.corpus(),
+        *(TINY if stage.dry else []),
+        *stage.overrides(),
+    ]
+    overrides += [f"trainer.{key}={value}" for key, value in trainer.items()]
+    overrides += [f"+callbacks.turn.{key}={value}" for key, value in probe.items()]
+    return stage.run(name, *overrides, threads=1, timeout=240)  # most of the work is on the GPU
 
 
 def report(stage: Stage, run: Run, file: Path) -> None:
-    _, who, how = run.name.split(", ")
-    if who == "bare loop":
+    _, loop, mode = run.name.split(", ")
+    if loop == "bare loop":
         stage.row(run.name, STEP, json.loads(file.read_text())["ms"], seconds=run.seconds)
         return
-    if who == "nanogpt":
+    if loop == "nanogpt":
         stage.row(run.name, STEP, run.result()["ms"], seconds=run.seconds)
         return
     metrics, speeds = run.json("metrics"), run.history("tokens_per_second")
-    later = [speed for step, speed in speeds.items() if step > max(speeds) // 3]  # the first third warms up
-    tokens_a_step = metrics["tokens_per_second"] * metrics["train_seconds"] / metrics["steps"]
-    stage.row(run.name, STEP, 1000 * tokens_a_step / statistics.median(later), seconds=run.seconds)
-    if how in WAYS:
+    measured = [speed for step, speed in speeds.items() if step > max(speeds) // 3]  # the first third is warm-up
+    tokens_per_step = metrics["tokens_per_second"] * metrics["train_seconds"] / metrics["steps"]
+    stage.row(run.name, STEP, 1000 * tokens_per_step / statistics.median(measured), seconds=run.seconds)
+    if mode in WAYS:
         stage.row(run.name, COMPILATION, metrics["compilation_seconds"], seconds=0.0)
-    if stage.wanted(run.name):
+    if stage.pending(run.name):
         mfu = scalars(run, "mfu")
         if mfu:
             stage.row(run.name, MFU, statistics.median(mfu[len(mfu) // 3 :]), seconds=0.0)
         else:
-            stage.skip("the device's peak is not known", run.name)
+            stage.skip("the peak FLOP/s of the device are unknown", run.name)
 
 
 def scalars(run: Run, tag: str) -> list[float]:
-    """A curve from the run's TensorBoard files; empty where there is none."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    """The values of a scalar in the run's TensorBoard files; empty if there is none."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415 - slow import
 
     events = EventAccumulator(str(run.directory / "tensorboard")).Reload()
     return [event.value for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
 
 
-def theirs(stage: Stage, model: str, folder: Path, name: str, count: int, steps: int) -> dict[str, float]:
-    """nanoGPT's model and optimizer, with batches as it makes them and the sizes of ours."""
-    import torch
+def time_nanogpt(stage: Stage, model: str, folder: Path, name: str, count: int, steps: int) -> dict[str, float]:
+    """Times nanoGPT's model, optimizer and batches, with the sizes of our models."""
+    import torch  # noqa: PLC0415 - run.py imports the stages without torch
 
     module, shape, device = nanogpt(), SHAPES[model], stage.device
     tokens_N = torch.randint(65, (1_000_000,), generator=torch.Generator().manual_seed(0))
