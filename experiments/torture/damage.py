@@ -126,7 +126,7 @@ def try_one(one: Damaged, number: int, scratch: Path) -> list[tuple[dict[str, in
         touched = [p for p in before.keys() | after.keys() if before.get(p) != after.get(p)]
         touched = [p for p in touched if not (went_on and p.startswith(run))]
         fell_back = len(replaced) == 1
-        right = done.code == 0 and "Trying the one before it" in done.err if fell_back else True
+        right = done.code == 0 and "Trying an earlier checkpoint" in done.err if fell_back else True
         counted = {
             "tracebacks": int("Traceback (most recent call last)" in done.err),
             "taken for good": int(done.code == 0 and not fell_back and verb in one.refused),

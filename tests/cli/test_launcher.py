@@ -24,7 +24,7 @@ from tests.training.conftest import one_thread, short_samples  # noqa: F401 - fi
 pytestmark = pytest.mark.slow
 
 QUIET = "callbacks.samples.max_new_tokens=0"
-DIE = "+callbacks.die._target_=tests.training.fault_injection.DieInRank"
+DIE = "+callbacks.die._target_=tests.training.fault_injection.FailRank"
 
 
 def only_run(folder: Path) -> Path:
@@ -222,7 +222,7 @@ def test_an_error_on_a_disk_that_is_not_shared_is_not_hidden(tmp_path):
 @pytest.mark.parametrize(("batch", "left"), [(7, []), (100, ["left_0", "left_1"])], ids=["interrupted", "finished"])
 def test_the_process_group_is_destroyed_only_after_a_run_that_ended_well(tiny, tmp_path, batch, left):
     """Under NCCL a rank that destroys it waits for the others, which may have left already."""
-    words = ["+callbacks.watch._target_=tests.training.fault_injection.WatchGroup", "hydra.run.dir=run"]
+    words = ["+callbacks.watch._target_=tests.training.fault_injection.RecordProcessGroupExit", "hydra.run.dir=run"]
     words += ["+callbacks.cut._target_=tests.training.fault_injection.SignalAt", "+callbacks.cut.name=SIGTERM"]
     outcome = process(tmp_path, "train", *tiny, QUIET, "trainer.devices=2", *words, f"+callbacks.cut.batch={batch}")
     assert outcome.code == (0 if left else 3), outcome.err
@@ -279,7 +279,7 @@ def test_a_signal_to_the_starter_saves_the_run_whenever_it_comes(tiny, tmp_path,
     assert "Traceback" not in said
     if after != "steps" and not list(tmp_path.iterdir()):
         return  # nothing had begun, nothing stays
-    assert "Go on with: python train.py resume=" in said.splitlines()[-1]
+    assert "python train.py resume=" in said.splitlines()[-1]
     assert run_artifacts.status(only_run(tmp_path))["state"] == "interrupted"
 
 
