@@ -256,16 +256,16 @@ def test_a_sweep_resumes_the_killed_job_and_skips_the_finished_one(old):
 
 
 def test_a_finished_sweep_trains_nothing(old):
-    folder = old.work / "outputs" / "settings"
-    runs = finished(folder)
+    directory = old.work / "outputs" / "settings"
+    runs = finished(directory)
     assert len(runs) == 2
     before = {name: touched(run) for name, run in runs.items()}
     outcome = current(old.work, "train", *old.settings())
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == {*runs}
+    assert {path.name for path in directory.iterdir() if path.is_dir()} == {*runs}
     assert {name: touched(run) for name, run in runs.items()} == before
     for name in runs:
         assert f"{name} is finished already" in outcome.err
-    assert {row["run"] for row in rows(folder)} == {*runs}
+    assert {row["run"] for row in rows(directory)} == {*runs}
 
 
 def test_a_rerun_reproduces_a_run(old):

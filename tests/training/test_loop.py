@@ -167,7 +167,7 @@ def test_with_gradient_accumulation_steps_are_optimizer_steps_and_tokens_count_a
     assert metrics["final_val_loss"] == float(rows[-1]["val_loss"])
 
 
-@pytest.mark.parametrize("override", ["trainer.accelerator=abacus", "optimizer.lr=-1.0", "~callbacks.curves"])
+@pytest.mark.parametrize("override", ["trainer.accelerator=abacus", "optimizer.lr=-1.0", "~callbacks.missing"])
 def test_a_user_error_is_one_line_and_writes_nothing(run_cli, tiny, tmp_path: Path, override):
     outcome = run_cli("train", *tiny, override)
     assert outcome.code == 2

@@ -27,11 +27,11 @@ UNITS = "+callbacks.units._target_=tests.training.fault_injection.CountUnits"
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory) -> Path:
     """A directory with one DDP run and one FSDP run, of 20 steps each."""
-    folder = tmp_path_factory.mktemp("strategies")
+    directory = tmp_path_factory.mktemp("strategies")
     for name, strategy in {"ddp": PARALLEL, "fsdp": [*SHARDED, UNITS]}.items():
-        outcome = process(folder, "train", *tiny, *OVERRIDES, *strategy, f"hydra.run.dir={name}")
+        outcome = process(directory, "train", *tiny, *OVERRIDES, *strategy, f"hydra.run.dir={name}")
         assert outcome.code == 0, outcome.err
-    return folder
+    return directory
 
 
 @pytest.mark.slow
@@ -63,10 +63,10 @@ def test_fsdp_saves_the_same_parameter_groups_and_optimizer_state_as_ddp(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "then"), [("fsdp", SHARDED), ("ddp", SHARDED), ("fsdp", PARALLEL)])
-def test_a_run_can_be_resumed_with_either_strategy(runs, tiny, tmp_path, first, then):
+@pytest.mark.parametrize(("first", "second"), [("fsdp", SHARDED), ("ddp", SHARDED), ("fsdp", PARALLEL)])
+def test_a_run_can_be_resumed_with_either_strategy(runs, tiny, tmp_path, first, second):
     shutil.copytree(runs / first, tmp_path / "run")
-    outcome = process(tmp_path, "train", "resume=run", *then, "trainer.max_steps=30")
+    outcome = process(tmp_path, "train", "resume=run", *second, "trainer.max_steps=30")
     assert outcome.code == 0, outcome.err
     uninterrupted = [*tiny, *OVERRIDES, "trainer=cpu", "trainer.max_steps=30", "hydra.run.dir=uninterrupted"]
     assert process(tmp_path, "train", *uninterrupted).code == 0

@@ -59,9 +59,9 @@ def test_checkpoints_are_copied_if_hard_links_are_not_supported(run_cli, tiny, t
     overrides = ["trainer.max_steps=6", "trainer.val_check_interval=2", "hydra.run.dir=run"]
     outcome = run_cli("train", *tiny, *overrides)
     assert outcome.code == 0, outcome.err
-    folder = tmp_path / "run" / "checkpoints"
-    assert {p.name for p in folder.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+    directory = tmp_path / "run" / "checkpoints"
+    assert {p.name for p in directory.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     steps = {
-        name: torch.load(folder / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("last", "previous")
+        name: torch.load(directory / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("last", "previous")
     }
     assert steps == {"last": 6, "previous": 4}

@@ -35,7 +35,7 @@ class CheckpointCallback(Checkpoint):
 
     Args:
         run: the run directory.
-        metrics_callback: provides the best step, and is saved before each checkpoint.
+        metrics_callback: provides the best step; its history is saved before each checkpoint.
         identity: plain data for each checkpoint: the config and the tokenizer.
         last_is_intact: whether the run resumes from `last.ckpt`; otherwise that file may be damaged.
     """
@@ -62,7 +62,7 @@ class CheckpointCallback(Checkpoint):
         """Writes `last.ckpt`; an intact `last.ckpt` first becomes `previous.ckpt`. Called on all ranks."""
         check_weights(trainer, trainer.lightning_module)
         if trainer.is_global_zero:
-            self._metrics_callback.save()
+            self._metrics_callback.history.save()
         for logger in trainer.loggers:
             logger.save()
         if self._last_is_intact:

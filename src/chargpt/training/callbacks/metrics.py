@@ -44,7 +44,7 @@ class MetricsCallback(L.Callback):
     state_key = "Curves"
 
     def __init__(self, timer: TrainingTimer, history: CSVHistory, monitor: Monitor) -> None:
-        self._timer, self._history, self.monitor = timer, history, monitor
+        self._timer, self.history, self.monitor = timer, history, monitor
         self.val_metrics: dict[str, float] = {}
         self.initial_loss: float | None = None
         self.train_loss: float | None = None
@@ -110,7 +110,7 @@ class MetricsCallback(L.Callback):
             self.mfu = self.tokens_per_second * pl_module.flops_per_token / self._peak_flops
             point["mfu"] = self.mfu
         if trainer.is_global_zero:
-            self._history.append(step, {name.replace("/", "_"): value for name, value in point.items()})
+            self.history.append(step, {name.replace("/", "_"): value for name, value in point.items()})
         self._log(trainer, point, step)
         if not math.isfinite(loss):
             raise DivergenceError(
@@ -132,7 +132,7 @@ class MetricsCallback(L.Callback):
         if self.monitor.is_better(self.score, self.best_score):
             self.best_score, self.best_val_loss, self.best_step = self.score, self.val_loss, step
         if trainer.is_global_zero:
-            self._history.append(step, metrics)
+            self.history.append(step, metrics)
         point = {"val/loss": self.val_loss, "val/perplexity": metrics["val_perplexity"]}
         self._log(trainer, point | {"val/bits_per_character": metrics["val_bpc"]}, step)
         if not math.isfinite(self.val_loss):  # before a checkpoint replaces the last good one
@@ -144,22 +144,14 @@ class MetricsCallback(L.Callback):
                 f"monitor={self.monitor.name} is {self.score} at step {step}: checkpoints cannot be compared"
             )
 
-    def save(self) -> None:
-        """Writes every point so far to disk. Called on rank 0 before a checkpoint is saved."""
-        self._history.save()
-
-    def rewind(self, step: int) -> None:
-        """Drops the points after `step` from history.csv; a resumed run writes them again."""
-        self._history.rewind(step)
-
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            self._history.save()
+            self.history.save()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.is_global_zero:
             with contextlib.suppress(OSError):  # a full disk must not hide the exception
-                self._history.save()
+                self.history.save()
 
     def state_dict(self) -> dict[str, Any]:
         pending = torch.tensor([loss.item() for loss in self._module.train_losses], device=self._module.device)

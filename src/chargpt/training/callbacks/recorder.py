@@ -100,7 +100,7 @@ class RunRecorder(L.Callback):
         ):
             CheckpointCallback.copy(origin.checkpoint_path, directory.best)
         if origin.resumed:
-            self._metrics_callback.rewind(step)
+            self._metrics_callback.history.rewind(step)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoard):
                 logger.open(first_step=step + 1 if origin.resumed else None)
