@@ -87,9 +87,9 @@ SETTINGS = {
     "no devices": ("trainer.devices=0", "devices=0"),
     "99 devices": ("trainer.devices=99", "multiple of 99"),
     "a batch that the devices cannot share": ("trainer.devices=3", "multiple of 3"),
-    "a batch that the members cannot share": ("model=gpt_ensemble data.batch_size=8", "make it a multiple of 3"),
+    "a batch that the members cannot share": ("model=gpt_ensemble data.batch_size=8", "a multiple of 3"),
     "no members": ("model=gpt_ensemble model.members=0", "model.members=0"),
-    "processes that start themselves": ("trainer.strategy=ddp_notebook", "take ddp or fsdp"),
+    "processes that start themselves": ("trainer.strategy=ddp_notebook", "ddp or fsdp"),
     "nonsense precision": ("trainer.precision=17", "bf16-mixed"),
     "nonsense accelerator": ("trainer.accelerator=quantum", "quantum"),
     # parts

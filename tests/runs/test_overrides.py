@@ -338,8 +338,8 @@ def test_the_best_stays_where_the_last_says_that_it_is_the_best_and_cannot_go_on
             "trainer/val_check_interval",
             "NoneType",
         ),
-        ("optimizer", "optimizer is a NoneType"),
-        ("seed", "has no state"),
+        ("optimizer", "not a NoneType"),
+        ("seed", "no state"),
     ],
 )
 def test_a_saved_setting_of_a_wrong_type_is_told_in_a_line(finished, run_cli, copy, place, told):
