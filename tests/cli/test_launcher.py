@@ -24,7 +24,7 @@ from tests.training.conftest import one_thread, short_samples  # noqa: F401 - fi
 pytestmark = pytest.mark.slow
 
 QUIET = "callbacks.samples.max_new_tokens=0"
-FAIL = "+callbacks.fail._target_=tests.training.fault_injection.DieInRank"
+FAIL = "+callbacks.fail._target_=tests.training.fault_injection.FailRank"
 
 
 def only_run(folder: Path) -> Path:
@@ -222,7 +222,7 @@ def test_an_error_file_that_cannot_be_written_does_not_hide_the_error(tmp_path):
 @pytest.mark.parametrize(("batch", "files"), [(7, []), (100, ["left_0", "left_1"])], ids=["interrupted", "finished"])
 def test_the_process_group_is_destroyed_only_after_a_successful_run(tiny, tmp_path, batch, files):
     """With NCCL, destroying it waits for the other ranks, which may have exited already."""
-    overrides = ["+callbacks.watch._target_=tests.training.fault_injection.WatchGroup", "hydra.run.dir=run"]
+    overrides = ["+callbacks.watch._target_=tests.training.fault_injection.RecordProcessGroupExit", "hydra.run.dir=run"]
     overrides += ["+callbacks.stop._target_=tests.training.fault_injection.SignalAt", "+callbacks.stop.name=SIGTERM"]
     overrides += ["trainer.devices=2", f"+callbacks.stop.batch={batch}"]
     outcome = process(tmp_path, "train", *tiny, QUIET, *overrides)

@@ -62,7 +62,7 @@ def test_one_that_was_cut_off_goes_on(run_cli, tiny, run, state, told):
 
 
 def test_one_that_failed_goes_on_from_its_last_checkpoint(run_cli, tiny, run, told):
-    broken = ["+callbacks.broken._target_=tests.training.fault_injection.Break", "+callbacks.broken.step=15"]
+    broken = ["+callbacks.broken._target_=tests.training.fault_injection.RaiseAfterStep", "+callbacks.broken.step=15"]
     shutil.rmtree(run)
     with pytest.raises(RuntimeError):
         run_cli("train", *tiny, *AUTO, *broken)
@@ -153,7 +153,7 @@ def test_one_that_failed_and_was_another_run_is_not_cleared(run_cli, tiny, run):
 
 
 def test_a_finished_run_that_fails_as_it_goes_on_has_its_first_part_to_go_on_from(run_cli, tiny, run):
-    broken = ["+callbacks.broken._target_=tests.training.fault_injection.Break", "+callbacks.broken.step=25"]
+    broken = ["+callbacks.broken._target_=tests.training.fault_injection.RaiseAfterStep", "+callbacks.broken.step=25"]
     with pytest.raises(RuntimeError):
         run_cli("train", *tiny, *AUTO, "trainer.max_steps=30", *broken)
     assert run_artifacts.status(run)["state"] == "failed"

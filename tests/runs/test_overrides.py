@@ -276,7 +276,7 @@ def test_without_its_best_checkpoint_a_run_goes_on_from_the_last_as_the_best(cut
     assert run_artifacts.checkpoint(run)["callbacks"]["Curves"]["best_step"] < step
     outcome = run_cli("train", QUIET, "resume=run")
     assert outcome.code == 0, outcome.err
-    assert f"the best is looked for anew from step {step}" in caplog.text
+    assert f"the best checkpoint is selected anew from step {step}" in caplog.text
     assert run_artifacts.metrics(run)["best_step"] >= step
 
 
@@ -314,7 +314,7 @@ def test_a_state_that_makes_no_sense_is_told_in_a_line(finished, run_cli, copy, 
     before = run_artifacts.content(run)
     outcome = run_cli("train", QUIET, "resume=run", "trainer.max_steps=40")
     assert (outcome.code, "Traceback" in outcome.err) == (2, False), outcome.err
-    assert "has no state that a run can go on from" in outcome.err.splitlines()[-1]
+    assert "it contains no state from which a run can resume" in outcome.err.splitlines()[-1]
     assert run_artifacts.content(run) == before
 
 
@@ -338,8 +338,8 @@ def test_the_best_stays_where_the_last_says_that_it_is_the_best_and_cannot_go_on
             "trainer/val_check_interval",
             "NoneType",
         ),
-        ("optimizer", "optimizer is a NoneType"),
-        ("seed", "has no state"),
+        ("optimizer", "not a NoneType"),
+        ("seed", "no state"),
     ],
 )
 def test_a_saved_setting_of_a_wrong_type_is_told_in_a_line(finished, run_cli, copy, place, told):

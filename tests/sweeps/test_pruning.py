@@ -31,13 +31,13 @@ def test_the_figure_is_reported_and_the_worse_trial_is_stopped(storage, directio
     pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=15)
     first = study.ask()
     callback = PruningCallback(metrics_callback, "accuracy", storage, "a study", first.number, pruner)
-    metrics_callback.figures = {"val_loss": 7.0, "accuracy": 1.0}
+    metrics_callback.val_metrics = {"val_loss": 7.0, "accuracy": 1.0}
     validated(callback, 10)
     validated(callback, 20)
     study.tell(first, 1.0)
     second = study.ask()
     callback = PruningCallback(metrics_callback, "accuracy", storage, "a study", second.number, pruner)
-    metrics_callback.figures = {"val_loss": 0.0, "accuracy": worse}
+    metrics_callback.val_metrics = {"val_loss": 0.0, "accuracy": worse}
     validated(callback, 10)
     with pytest.raises(TrialPruned, match="pruned after step 20"):
         validated(callback, 20)
@@ -46,7 +46,7 @@ def test_the_figure_is_reported_and_the_worse_trial_is_stopped(storage, directio
 
 def test_only_the_first_rank_reports_and_nobody_after_the_end(storage):
     study = optuna.create_study(study_name="a study", storage=storage)
-    metrics_callback, number = Mock(spec=MetricsCallback, figures={"val_loss": 1.0}), study.ask().number
+    metrics_callback, number = Mock(spec=MetricsCallback, val_metrics={"val_loss": 1.0}), study.ask().number
     callback = PruningCallback(metrics_callback, "val_loss", storage, "a study", number, optuna.pruners.NopPruner())
     for settings in ({"is_global_zero": False}, {"should_stop": True}):
         validated(callback, 10, **settings)

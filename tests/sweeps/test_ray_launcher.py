@@ -33,7 +33,7 @@ def sweep(tiny, tmp_path):
     def run(*words: str):
         (tmp_path / "seen").mkdir()
         some = [word for word in tiny if not word.startswith("model.n_layer")]
-        some += ["+callbacks.witness._target_=tests.training.fault_injection.Witness"]
+        some += ["+callbacks.witness._target_=tests.training.fault_injection.RecordDevices"]
         some += [f"+callbacks.witness.folder={tmp_path / 'seen'}", "hydra/launcher=gpus", "seed=1,2,3,4,5"]
         outcome = process(tmp_path, "train", "-m", *some, "model.n_layer=1", *words, timeout=200)
         assert outcome.code == 0, outcome.err

@@ -15,7 +15,7 @@ from tests.training import run_artifacts
 
 pytestmark = pytest.mark.slow
 
-DIE = "+callbacks.die._target_=tests.training.fault_injection.DieInRank"
+DIE = "+callbacks.die._target_=tests.training.fault_injection.FailRank"
 
 
 @pytest.fixture

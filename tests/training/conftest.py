@@ -1,4 +1,4 @@
-"""What the tests of training share: one thread a process and short samples, so that two cores are enough."""
+"""Fixtures of the training tests: one thread per process, and short samples."""
 
 import functools
 import os
@@ -8,7 +8,7 @@ import torch
 
 from chargpt.inference.pretrained import PretrainedModel
 
-os.environ["OMP_NUM_THREADS"] = "1"  # the processes that the tests start take it over
+os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the processes that tests start
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,7 +21,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch: pytest.MonkeyPatch):
-    """A run in this process leaves a sample of 20 characters; that of `finished` is whole."""
+    """Limits the sample of a run in this process to 20 characters; `finished` has a full one."""
     generate = PretrainedModel.generate
 
     @functools.wraps(generate)

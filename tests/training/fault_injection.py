@@ -1,4 +1,4 @@
-"""Callbacks that stage what a run has to live through: a signal at a chosen moment, a clock that we move."""
+"""Callbacks for tests: signals, errors and non-finite weights at a given step, a fake clock, and recorders."""
 
 import atexit
 import ipaddress
@@ -10,7 +10,10 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from torch._dynamo.utils import counters
 from torch.distributed.fsdp import FullyShardedDataParallel
+
+from chargpt.training import loop
 
 
 class SignalAt(L.Callback):
@@ -32,8 +35,8 @@ class SignalAt(L.Callback):
             self._send()
 
 
-class Clock:
-    """In place of the module `time`: stands still until it is moved."""
+class FakeClock:
+    """Replaces `time.perf_counter`: advances only when `now` is changed."""
 
     now = 0.0
 
@@ -43,20 +46,20 @@ class Clock:
 
 
 class Durations(L.Callback):
-    """A forward and backward pass takes `batch` seconds of `Clock`, a validation `validation` seconds."""
+    """A forward and backward pass takes `batch` seconds of `FakeClock`, a validation step `validation` seconds."""
 
     def __init__(self, batch: float, validation: float):
         self.batch, self.validation = batch, validation
 
     def on_train_batch_start(self, *_) -> None:
-        Clock.now += self.batch
+        FakeClock.now += self.batch
 
     def on_validation_batch_start(self, *_) -> None:
-        Clock.now += self.validation
+        FakeClock.now += self.validation
 
 
 class Fault(L.Callback):
-    """Raises the learning rate of one step, where it is above a limit: by default beyond what a model survives."""
+    """Sets the learning rate of one step to `lr` if it is above `above`; by default the weights overflow."""
 
     def __init__(self, step: int, lr: float = 1e30, above: float = 0.0):
         self.step, self.lr, self.above = step, lr, above
@@ -67,8 +70,8 @@ class Fault(L.Callback):
                 group["lr"] = self.lr
 
 
-class Break(L.Callback):
-    """Breaks after a step."""
+class RaiseAfterStep(L.Callback):
+    """Raises an exception after a step."""
 
     def __init__(self, step: int):
         self.step = step
@@ -79,17 +82,17 @@ class Break(L.Callback):
 
 
 class CountReads(L.Callback):
-    """Writes down for each step how often Python read a tensor's value, from one step's start to the next."""
+    """Writes to a file how often Python reads a tensor's value between the starts of consecutive steps."""
 
     READS = ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__")
 
     def __init__(self, file: str):
-        self.file, self.counts, self.before = Path(file), [], {}
+        self.file, self.counts, self.originals = Path(file), [], {}
 
     def on_train_start(self, trainer, pl_module) -> None:
         for name in self.READS:
-            self.before[name] = getattr(torch.Tensor, name)
-            setattr(torch.Tensor, name, self._counted(self.before[name]))
+            self.originals[name] = getattr(torch.Tensor, name)
+            setattr(torch.Tensor, name, self._counted(self.originals[name]))
 
     def _counted(self, read):
         def counted(*args, **settings):
@@ -103,13 +106,13 @@ class CountReads(L.Callback):
         self.counts.append(0)
 
     def on_train_end(self, trainer, pl_module) -> None:
-        for name, read in self.before.items():
+        for name, read in self.originals.items():
             setattr(torch.Tensor, name, read)
         self.file.write_text("\n".join(map(str, self.counts)))
 
 
 class CountUnits(L.Callback):
-    """Writes down, in the run directory, how many units FSDP has made of the model."""
+    """Writes to the run directory the number of FSDP units of the model."""
 
     def on_train_end(self, trainer, pl_module) -> None:
         if trainer.is_global_zero:
@@ -118,40 +121,36 @@ class CountUnits(L.Callback):
 
 
 class CountCompiled(L.Callback):
-    """Writes down, in the run directory, how many graphs torch.compile has made by the end of training."""
+    """Writes to the run directory the number of graphs that torch.compile has compiled."""
 
     def on_train_end(self, trainer, pl_module) -> None:
-        from torch._dynamo.utils import counters
-
         (Path(trainer.default_root_dir) / "compiled.txt").write_text(str(counters["stats"]["unique_graphs"]))
 
 
-class WatchGroup(L.Callback):
-    """Writes down, in the run directory, which ranks have destroyed the process group."""
+class RecordProcessGroupExit(L.Callback):
+    """Writes to the run directory which ranks have destroyed the process group."""
 
     def setup(self, trainer, pl_module, stage) -> None:
-        from chargpt.training import loop
-
         file, destroy = Path(trainer.default_root_dir) / f"left_{trainer.global_rank}", loop.destroy_process_group
 
-        def noted() -> None:
+        def record_and_destroy() -> None:
             file.touch()
             destroy()
 
-        loop.destroy_process_group = noted
+        loop.destroy_process_group = record_and_destroy
 
 
-class DieInRank(L.Callback):
-    """Ends one rank in the middle of step `step`, where a setting has a value: by an error, or by a signal.
+class FailRank(L.Callback):
+    """Fails one rank during step `step` if `value == where`: by an exception (`raise`, `hang`) or by a signal.
 
-    `hang` is an error after which the interpreter's clean-up never ends, as NCCL's may not.
+    After `hang`, the interpreter's cleanup does not terminate, as may happen with NCCL.
     """
 
     def __init__(self, rank: int, step: int, how: str, value: object = 1, where: object = 1):
-        self.rank, self.step, self.how, self.here = rank, step, how, value == where
+        self.rank, self.step, self.how, self.enabled = rank, step, how, value == where
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if self.here and trainer.global_rank == self.rank and batch_idx == self.step:
+        if self.enabled and trainer.global_rank == self.rank and batch_idx == self.step:
             if self.how == "hang":
                 atexit.register(time.sleep, 1000)
             if self.how in ("raise", "hang"):
@@ -159,36 +158,35 @@ class DieInRank(L.Callback):
             os.kill(os.getpid(), signal.Signals[self.how])
 
 
-class Witness(L.Callback):
-    """Writes down, in a file of its own, which device a job was given and from when to when it had it."""
+class RecordDevices(L.Callback):
+    """Writes to a file of its process which devices a job was assigned, and when it started and ended."""
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
-
-        self.start = Path(f"/proc/{os.getpid()}").stat().st_ctime  # of the whole process
+        self.start = Path(f"/proc/{os.getpid()}").stat().st_ctime  # of the process
 
     def on_fit_end(self, trainer, pl_module) -> None:
-        seen = {"devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "threads": os.environ["OMP_NUM_THREADS"]}
-        seen["compile_threads"] = os.environ["TORCHINDUCTOR_COMPILE_THREADS"]
-        seen |= {"start": self.start, "end": time.time()}
-        (self.folder / f"{os.getpid()}.json").write_text(json.dumps(seen))
+        record = {"devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "threads": os.environ["OMP_NUM_THREADS"]}
+        record["compile_threads"] = os.environ["TORCHINDUCTOR_COMPILE_THREADS"]
+        record |= {"start": self.start, "end": time.time()}
+        (self.folder / f"{os.getpid()}.json").write_text(json.dumps(record))
 
 
 class RecordListeningSockets(L.Callback):
-    """Writes down on which addresses its process listens for TCP connections, while it trains (Linux)."""
+    """Writes to a file the addresses on which its process listens for TCP connections (Linux)."""
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if batch_idx == 1:
-            mine = {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
-            heard = []
+            descriptors = {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+            addresses = []
             for table in ("tcp", "tcp6"):
                 for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
                     _, local, _, state, *_, inode = line.split()[:10]
-                    if state == "0A" and f"socket:[{inode}]" in mine:
+                    if state == "0A" and f"socket:[{inode}]" in descriptors:
                         packed = bytes.fromhex(local.split(":")[0])
                         words = [packed[i : i + 4][::-1] for i in range(0, len(packed), 4)]
-                        heard.append(str(ipaddress.ip_address(b"".join(words))))
-            (self.folder / f"ears_{trainer.global_rank}.txt").write_text("\n".join(heard))
+                        addresses.append(str(ipaddress.ip_address(b"".join(words))))
+            (self.folder / f"ears_{trainer.global_rank}.txt").write_text("\n".join(addresses))

@@ -1,4 +1,4 @@
-"""What a run left behind, read back by the tests without the code that wrote it."""
+"""Readers for the files of a run, independent of the code that writes them."""
 
 import csv
 import json
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def history(run: Path, *columns: str) -> list[dict[str, str]]:
-    """The rows of history.csv as texts; only `columns`, if any are named."""
+    """The rows of history.csv as strings; only `columns`, if any are given."""
     with (run / "history.csv").open(newline="") as file:
         return [{key: row[key] for key in columns or row} for row in csv.DictReader(file)]
 
@@ -27,9 +28,7 @@ def provenance(run: Path) -> dict[str, Any]:
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """The curves of the event files: (step, value), by tag."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    """The scalars of the event files: (step, value), by tag."""
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
@@ -39,14 +38,14 @@ def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
 
 
 def learned(run: Path, name: str = "last") -> dict[str, Any]:
-    """What training changes: weights, optimizer, schedule, counters."""
-    whole = checkpoint(run, name)
+    """The training state: weights, optimizer, schedule, counters."""
+    state = checkpoint(run, name)
     keys = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "loops")
-    return {key: whole[key] for key in keys}
+    return {key: state[key] for key in keys}
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two nests of plain data and tensors are not the same to the last bit."""
+    """Describes where two nested structures of plain data and tensors are not bit-identical."""
     if isinstance(one, dict) and isinstance(other, dict):
         different = [f"{path}.{key} is in one only" for key in one.keys() ^ other.keys()]
         return different + [
@@ -62,5 +61,5 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
 
 
 def content(run: Path) -> dict[Path, bytes]:
-    """All its files."""
+    """The bytes of all files of a run."""
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

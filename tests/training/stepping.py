@@ -1,4 +1,4 @@
-"""Steps of an optimizer on gradients drawn for it."""
+"""Optimizer steps on random gradients."""
 
 from collections.abc import Iterable
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 def gradients(model: nn.Module, step: int) -> list[Tensor]:
-    """One for each parameter, the same at each call."""
-    draw = torch.Generator().manual_seed(step)
-    return [torch.randn(p.shape, generator=draw) for p in model.parameters()]
+    """Random gradients, one per parameter; deterministic for each step."""
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(p.shape, generator=generator) for p in model.parameters()]
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: Iterable[int]) -> None:

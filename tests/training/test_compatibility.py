@@ -1,7 +1,7 @@
-"""The current code resumes, uses, compares and skips the runs of earlier versions.
+"""The current code resumes, loads, compares and skips the runs of earlier versions.
 
-The earlier code comes from the repository's history and makes the runs, with the dependencies that are installed.
-Every command is a process of its own.
+The runs are trained by the earlier code from the repository's history, with the installed dependencies. Every command
+runs in its own process.
 """
 
 import csv
@@ -28,29 +28,29 @@ COMMITS = {
     "0.1": "f303a50472d0fa7947070df4a8f291157e48de22",
     "0.2": "557f2bf41f43b9bb6ccd028a35aea37db53f4aee",
 }
-NEEDED = ("src", "conf", "tests", "train.py")
+PATHS = ("src", "conf", "tests", "train.py")
 
 SHORT = ["data=text_file", "data.path=text.txt", "data.batch_size=8", "trainer=cpu", "trainer.max_steps=20"]
 SHORT += ["trainer.val_check_interval=10", "trainer.log_every_n_steps=5", "callbacks.samples.max_new_tokens=0"]
 SIZES = ["model.n_head=2", "model.n_embd=16", "model.block_size=16"]
-# Without dropout on attention weights, whose gradient is rounded otherwise since 0.3: all else is equal.
+# Without dropout on attention weights, whose gradient is rounded differently since 0.3; everything else is equal.
 NANO = [*SHORT, *SIZES, "model=gpt_nano", "model.dropout=0.2", "+model.attention.weights_dropout=false"]
-MODERN = [*SHORT, *SIZES, "model=gpt_modern"]  # Muon, tables of n-grams and of values
+MODERN = [*SHORT, *SIZES, "model=gpt_modern"]  # Muon, n-gram and value embeddings
 TWO = "model.n_layer=2"
 
-# The last of these is part of the name of a job's folder, the second is not, and the first was until 0.2.
+# The last of these is part of the name of a job's directory, the second is not, and the first was until 0.2.
 SETTINGS = ["trainer.compile=false", "trainer.devices=1", "data.batch_size=8"]
 LATER_SETTINGS = {"0.1": [], "0.2": ["on_divergence=rollback"]}
 
-STAGED = "+callbacks.end._target_=tests.training.fault_injection"
+STAGED = "+callbacks.end._target_=tests.training.staged"  # the name of the module in the earlier versions
 
 
 def signal_at(name: str, batch: int) -> list[str]:
     return [f"{STAGED}.SignalAt", f"+callbacks.end.name={name}", f"+callbacks.end.batch={batch}"]
 
 
-KILL_THE_DEEPER = [f"{STAGED}.DieInRank", "+callbacks.end.rank=0", "+callbacks.end.step=13"]
-KILL_THE_DEEPER += [
+KILL_DEEPER = [f"{STAGED}.DieInRank", "+callbacks.end.rank=0", "+callbacks.end.step=13"]
+KILL_DEEPER += [
     "+callbacks.end.how=SIGKILL",
     "+callbacks.end.value=${model.n_layer}",
     "+callbacks.end.where=2",
@@ -59,16 +59,16 @@ KILL_THE_DEEPER += [
 
 @dataclass
 class Version:
-    """An earlier version of the code, and the folder that it trains in."""
+    """An earlier version of the code, and the directory in which it trains."""
 
     version: str
     source: Path
     work: Path
 
-    def train(self, *words: str, code: int = 0) -> None:
-        """Runs the earlier `train.py`, which must exit with `code`."""
+    def train(self, *overrides: str, code: int = 0) -> None:
+        """Runs `train.py` of the earlier version, which must exit with `code`."""
         done = subprocess.run(
-            [sys.executable, str(self.source / "train.py"), *words],
+            [sys.executable, str(self.source / "train.py"), *overrides],
             cwd=self.work,
             env=os.environ | {"PYTHONPATH": str(self.source / "src")},
             capture_output=True,
@@ -76,18 +76,18 @@ class Version:
             timeout=600,
             check=False,
         )
-        assert done.returncode == code, f"{self.version}, {words}: code {done.returncode}\n{done.stderr}"
+        assert done.returncode == code, f"{self.version}, {overrides}: code {done.returncode}\n{done.stderr}"
 
     def depths(self) -> list[str]:
-        """The words of a sweep of which one job is killed; without the words that kill it."""
+        """The arguments of a sweep in which one job is killed, without the overrides that kill it."""
         return ["-m", "model.n_layer=1,2", "name=depths", "optimizer=soap", *NANO]
 
     def settings(self) -> list[str]:
-        """The words of a sweep that comes to its end."""
+        """The arguments of a sweep that finishes."""
         return ["-m", "optimizer=muon,soap", "name=settings", *NANO, TWO, *SETTINGS, *LATER_SETTINGS[self.version]]
 
     def runs(self) -> list[Callable[[], None]]:
-        """Functions that each make a run or a sweep. They may run in parallel."""
+        """Functions that each train a run or a sweep. They may run in parallel."""
         train = self.train
 
         def extended() -> None:
@@ -101,82 +101,84 @@ class Version:
             lambda: train(*MODERN, TWO, "hydra.run.dir=modern"),
             lambda: train(*MODERN, TWO, "hydra.run.dir=killed", *signal_at("SIGKILL", batch=13), code=-9),
             lambda: train(*SHORT, "model=bigram", "resume=auto", "hydra.run.dir=bigram"),
-            lambda: train(*self.depths(), *KILL_THE_DEEPER, code=1),
+            lambda: train(*self.depths(), *KILL_DEEPER, code=1),
             lambda: train(*self.settings()),
         ]
 
 
-def in_parallel(work: list[Callable]) -> list:
+def in_parallel(functions: list[Callable]) -> list:
     """The results of all functions, of which two run at a time."""
     with ThreadPoolExecutor(2) as pool:
-        return [done.result() for done in [pool.submit(one) for one in work]]
+        return [future.result() for future in [pool.submit(function) for function in functions]]
 
 
-def unpack(commit: str, folder: Path) -> None:
-    """Writes the code of a commit into `folder`; skips the test if the commit is not in this repository."""
+def unpack(commit: str, directory: Path) -> None:
+    """Extracts the code of a commit into `directory`; skips the test if the commit is not in this repository."""
     if shutil.which("git") is None or not (REPO / ".git").exists():
-        pytest.skip("the earlier code comes from the repository's history: this needs git and a clone")
-    done = subprocess.run(["git", "-C", REPO, "archive", commit, *NEEDED], capture_output=True, check=False)
+        pytest.skip("the earlier code is read from the repository's history, which requires git and a clone")
+    done = subprocess.run(["git", "-C", REPO, "archive", commit, *PATHS], capture_output=True, check=False)
     if done.returncode:
         reason = done.stderr.decode().strip()
         pytest.skip(f"commit {commit[:7]} cannot be read ({reason}). In a shallow clone: git fetch --unshallow")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(directory, filter="data")
 
 
 @pytest.fixture(scope="module")
 def versions(text: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Version]:
-    """The earlier versions, with all their runs made."""
-    folder = tmp_path_factory.mktemp("earlier")
-    found = {name: Version(name, folder / name / "source", folder / name / "work") for name in COMMITS}
-    for name, version in found.items():
+    """The earlier versions, with all their runs trained."""
+    directory = tmp_path_factory.mktemp("earlier")
+    versions = {name: Version(name, directory / name / "source", directory / name / "work") for name in COMMITS}
+    for name, version in versions.items():
         unpack(COMMITS[name], version.source)
         version.work.mkdir()
         (version.work / "text.txt").write_text(text)
-    in_parallel([make for version in found.values() for make in version.runs()])
-    rerun = [f"rerun={found['0.1'].work / 'run'}", "data.path=text.txt", "hydra.run.dir=rerun"]
-    found["0.2"].train(*rerun, *signal_at("SIGTERM", batch=13), code=3)
-    return found
+    in_parallel([train for version in versions.values() for train in version.runs()])
+    rerun = [f"rerun={versions['0.1'].work / 'run'}", "data.path=text.txt", "hydra.run.dir=rerun"]
+    versions["0.2"].train(*rerun, *signal_at("SIGTERM", batch=13), code=3)
+    return versions
 
 
 @pytest.fixture(params=COMMITS)
 def old(request: pytest.FixtureRequest, versions: dict[str, Version], tmp_path: Path) -> Version:
-    """An earlier version with a copy of its runs, which the test may change."""
+    """An earlier version with a copy of its runs, which the test may modify."""
     version = versions[request.param]
     shutil.copytree(version.work, tmp_path / "work")
     return replace(version, work=tmp_path / "work")
 
 
-def current(work: Path, name: str, *words: str) -> Outcome:
-    """Runs a verb of the current code in the folder `work`. It must succeed."""
-    outcome = process(work, name, *words, timeout=600)
-    assert outcome.code == 0, f"{name}.py {' '.join(words)}\n{outcome.err}"
+def current(work: Path, name: str, *overrides: str) -> Outcome:
+    """Runs a command of the current code in the directory `work`. It must succeed."""
+    outcome = process(work, name, *overrides, timeout=600)
+    assert outcome.code == 0, f"{name}.py {' '.join(overrides)}\n{outcome.err}"
     return outcome
 
 
-def figures(run: Path) -> dict[str, float]:
-    """The results of training in metrics.json."""
+def results(run: Path) -> dict[str, float]:
+    """The metrics of a run that must be reproduced."""
     return {key: run_artifacts.metrics(run)[key] for key in ("steps", "best_step", "val_loss", "final_val_loss")}
 
 
-def approximately(figures: dict[str, float]) -> dict[str, float]:
-    """The current code sums the gradient of the value embeddings in another order than 0.2."""
-    return {key: pytest.approx(value, abs=1e-5) for key, value in figures.items()}
+def approximately(metrics: dict[str, float]) -> dict[str, float]:
+    """Allows for the gradient of the value embeddings, which 0.2 summed in another order."""
+    return {key: pytest.approx(value, abs=1e-5) for key, value in metrics.items()}
 
 
-def job_with(word: str, folder: Path) -> Path:
-    """The only finished run below `folder` that has this override."""
-    (job,) = (run for run in finished(folder).values() if word in (run / ".hydra" / "overrides.yaml").read_text())
+def job_with(override: str, directory: Path) -> Path:
+    """The only finished run below `directory` that has this override."""
+    (job,) = (
+        run for run in finished(directory).values() if override in (run / ".hydra" / "overrides.yaml").read_text()
+    )
     return job
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
+def rows(directory: Path) -> list[dict[str, str]]:
     """The rows of the `sweep.csv` of a comparison."""
-    with (folder / "sweep.csv").open(newline="") as file:
+    with (directory / "sweep.csv").open(newline="") as file:
         return [*csv.DictReader(file)]
 
 
-def test_an_interrupted_run_comes_out_as_one_that_was_not(old):
+def test_an_interrupted_run_is_resumed_with_the_results_of_an_uninterrupted_one(old):
     shutil.copytree(old.work / "stopped", old.work / "by_file")
     assert run_artifacts.status(old.work / "stopped")["state"] == "interrupted"
     in_parallel(
@@ -186,16 +188,17 @@ def test_an_interrupted_run_comes_out_as_one_that_was_not(old):
             lambda: current(old.work, "train", "resume=killed"),
         ]
     )
-    uncut = old.work / "run"
+    uninterrupted = old.work / "run"
     for resumed in (old.work / "stopped", old.work / "by_file"):
-        assert figures(resumed) == figures(uncut)
-        assert run_artifacts.history(resumed, "step", "val_loss") == run_artifacts.history(uncut, "step", "val_loss")
-        weights = [run_artifacts.checkpoint(run)["state_dict"] for run in (resumed, uncut)]
+        assert results(resumed) == results(uninterrupted)
+        histories = [run_artifacts.history(run, "step", "val_loss") for run in (resumed, uninterrupted)]
+        assert histories[0] == histories[1]
+        weights = [run_artifacts.checkpoint(run)["state_dict"] for run in (resumed, uninterrupted)]
         assert not run_artifacts.differences(*weights)
-    assert figures(old.work / "killed") == approximately(figures(old.work / "modern"))
+    assert results(old.work / "killed") == approximately(results(old.work / "modern"))
 
 
-def test_a_finished_run_goes_on_to_a_later_end(old):
+def test_a_finished_run_is_resumed_with_more_steps(old):
     extended = run_artifacts.status(old.work / "extended")
     assert (extended["state"], extended["step"]) == ("interrupted", 33)
     in_parallel(
@@ -205,39 +208,39 @@ def test_a_finished_run_goes_on_to_a_later_end(old):
         ]
     )
     assert run_artifacts.metrics(old.work / "run")["steps"] == 40
-    assert figures(old.work / "extended") == figures(old.work / "run")
+    assert results(old.work / "extended") == results(old.work / "run")
 
 
-def test_a_run_that_is_finished_is_skipped(old):
+def test_a_finished_run_is_skipped(old):
     before = touched(old.work / "bigram")
     outcome = current(old.work, "train", *SHORT, "model=bigram", "resume=auto", "hydra.run.dir=bigram")
     assert "bigram is finished already" in outcome.err
     assert touched(old.work / "bigram") == before
 
 
-def test_a_trained_model_is_used_as_it_was(old):
+def test_a_trained_model_gives_the_same_samples_and_losses(old):
     names = ("run", "modern")
     sampled = in_parallel([lambda name=name: current(old.work, "sample", f"run={name}") for name in names])
-    measured = in_parallel([lambda name=name: current(old.work, "evaluate", f"run={name}") for name in names])
-    exported, looked = in_parallel(
+    evaluated = in_parallel([lambda name=name: current(old.work, "evaluate", f"run={name}") for name in names])
+    exported, visualized = in_parallel(
         [
             lambda: current(old.work, "export", "run=modern", "file=exported.safetensors"),
             lambda: current(old.work, "visualize", "run=modern"),
         ]
     )
-    for name, sample, measure in zip(names, sampled, measured, strict=True):
-        written = (old.work / name / "sample.txt").read_text()  # by the earlier code
-        assert len(written) > 500
-        assert sample.out == written
-        assert f"{run_artifacts.metrics(old.work / name)['val_loss']:.4f} nats per token" in measure.out
+    for name, sample, evaluation in zip(names, sampled, evaluated, strict=True):
+        expected = (old.work / name / "sample.txt").read_text()  # written by the earlier code
+        assert len(expected) > 500
+        assert sample.out == expected
+        assert f"{run_artifacts.metrics(old.work / name)['val_loss']:.4f} nats" in evaluation.out
     assert "after 20 steps" in exported.out
     assert current(old.work, "sample", "run=exported.safetensors").out == sampled[1].out
     pictures = {path.name for path in (old.work / "modern" / "pictures").iterdir()}
     assert pictures == {"surprise.png", "attention_layer_1.png", "attention_layer_2.png"}
-    assert all(name in looked.out for name in pictures)
+    assert all(name in visualized.out for name in pictures)
 
 
-def test_a_sweep_goes_on_with_the_job_that_was_killed_and_leaves_the_other_alone(old):
+def test_a_sweep_resumes_the_killed_job_and_skips_the_finished_one(old):
     (shallow,) = finished(old.work / "outputs" / "depths").values()
     before = touched(shallow)
     outcome = current(old.work, "train", *old.depths())
@@ -247,39 +250,39 @@ def test_a_sweep_goes_on_with_the_job_that_was_killed_and_leaves_the_other_alone
     assert f"{shallow.name} is finished already" in outcome.err
     (deeper,) = (run for run in runs.values() if run != shallow)
     assert f"{deeper.name} goes on where it stopped" in outcome.err
-    assert figures(deeper) == figures(job_with("optimizer=soap", old.work / "outputs" / "settings"))
+    assert results(deeper) == results(job_with("optimizer=soap", old.work / "outputs" / "settings"))
     table = rows(old.work / "outputs" / "depths")
     assert {(row["run"], row["state"]) for row in table} == {(name, "finished") for name in runs}
 
 
-def test_a_sweep_that_is_finished_trains_nothing(old):
-    folder = old.work / "outputs" / "settings"
-    runs = finished(folder)
+def test_a_finished_sweep_trains_nothing(old):
+    directory = old.work / "outputs" / "settings"
+    runs = finished(directory)
     assert len(runs) == 2
     before = {name: touched(run) for name, run in runs.items()}
     outcome = current(old.work, "train", *old.settings())
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == {*runs}
+    assert {path.name for path in directory.iterdir() if path.is_dir()} == {*runs}
     assert {name: touched(run) for name, run in runs.items()} == before
     for name in runs:
         assert f"{name} is finished already" in outcome.err
-    assert {row["run"] for row in rows(folder)} == {*runs}
+    assert {row["run"] for row in rows(directory)} == {*runs}
 
 
-def test_a_run_is_repeated(old):
+def test_a_rerun_reproduces_a_run(old):
     outcome = current(old.work, "train", "rerun=run", "hydra.run.dir=again")
-    assert figures(old.work / "again") == figures(old.work / "run")
+    assert results(old.work / "again") == results(old.work / "run")
     columns = ("step", "train_loss", "val_loss")
     assert run_artifacts.history(old.work / "again", *columns) == run_artifacts.history(old.work / "run", *columns)
     assert "every figure is that of run" in outcome.err
 
 
-def test_a_rerun_that_0_2_began_of_a_run_of_0_1_goes_on(versions, tmp_path):
+def test_an_interrupted_rerun_by_0_2_of_a_run_of_0_1_is_resumed(versions, tmp_path):
     shutil.copytree(versions["0.2"].work, tmp_path / "work")
     current(tmp_path / "work", "train", "resume=rerun")
-    assert figures(tmp_path / "work" / "rerun") == figures(versions["0.1"].work / "run")
+    assert results(tmp_path / "work" / "rerun") == results(versions["0.1"].work / "run")
 
 
-def test_runs_of_all_versions_stand_in_one_table(versions, tmp_path):
+def test_compare_lists_runs_of_all_versions(versions, tmp_path):
     for name, version in versions.items():
         shutil.copytree(version.work, tmp_path / name)
     current(tmp_path / "0.2", "train", *NANO, TWO, "hydra.run.dir=../new")

@@ -1,4 +1,4 @@
-"""The training step and the validation against the same sums written out."""
+"""The training step and the validation loss, compared with an explicit computation."""
 
 import math
 from collections import Counter
@@ -17,14 +17,14 @@ from tests.training import run_artifacts
 
 @pytest.fixture(scope="module")
 def odd_text(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text that ends in what the rest does not prepare for: its last, short block is much harder."""
+    """A text that ends with an unseen character, so that its last, short block has a much higher loss."""
     path = tmp_path_factory.mktemp("odd") / "odd.txt"
     path.write_text(text[:3000] + "#" * 13)
     return path
 
 
-def validation_blocks(run: Path) -> tuple[chargpt.inference.pretrained.PretrainedModel, list[torch.Tensor]]:
-    """The last checkpoint's model, and the loss of each prediction of the validation text, block by block."""
+def validation_losses(run: Path) -> tuple[chargpt.inference.pretrained.PretrainedModel, list[torch.Tensor]]:
+    """The last checkpoint's model, and the loss of each token of the validation split, block by block."""
     trained = chargpt.load(run / "checkpoints" / "last.ckpt")
     content = Path(trained.config["data"]["path"]).read_text()
     tokens = trained.tokenizer.encode(content[int(0.9 * len(content)) :]).long()
@@ -36,50 +36,50 @@ def validation_blocks(run: Path) -> tuple[chargpt.inference.pretrained.Pretraine
     return trained, blocks
 
 
-def test_the_validation_loss_weighs_every_prediction_equally(run_cli, tiny, odd_text, tmp_path: Path):
-    """Also where the last batch is a short block and padding (torchmetrics' MeanMetric forgot its weights)."""
-    words = [f"data.path={odd_text}", "data.validation_tokens=64", "hydra.run.dir=run"]
-    words += ["optimizer.lr=0.01", "trainer.max_steps=60"]  # long enough to be sure of what is wrong
-    outcome = run_cli("train", *tiny, *words)
+def test_the_validation_loss_weights_every_token_equally(run_cli, tiny, odd_text, tmp_path: Path):
+    """Also if the last batch contains a short block and padding (torchmetrics' MeanMetric ignored its weights)."""
+    overrides = [f"data.path={odd_text}", "data.validation_tokens=64", "hydra.run.dir=run"]
+    overrides += ["optimizer.lr=0.01", "trainer.max_steps=60"]  # long enough to be confident in wrong predictions
+    outcome = run_cli("train", *tiny, *overrides)
     assert outcome.code == 0, outcome.err
     run = tmp_path / "run"
-    _, blocks = validation_blocks(run)
+    _, blocks = validation_losses(run)
     assert [len(block) for block in blocks] == [16] * 18 + [13]
     batches = [torch.cat(blocks[i : i + 4]) for i in range(0, len(blocks), 4)]
-    every_prediction = torch.cat(blocks).mean().item()
-    every_batch = torch.stack([batch.mean() for batch in batches]).mean().item()
-    assert abs(every_batch - every_prediction) > 1e-3, "this text would not show a wrong weighting"
-    assert run_artifacts.metrics(run)["final_val_loss"] == pytest.approx(every_prediction, abs=1e-5)
+    mean_of_tokens = torch.cat(blocks).mean().item()
+    mean_of_batches = torch.stack([batch.mean() for batch in batches]).mean().item()
+    assert abs(mean_of_batches - mean_of_tokens) > 1e-3, "this text cannot detect a wrong weighting"
+    assert run_artifacts.metrics(run)["final_val_loss"] == pytest.approx(mean_of_tokens, abs=1e-5)
 
 
-def test_a_validation_in_one_pass_gives_the_same_loss(odd_text, run_cli, tiny, tmp_path: Path):
-    words = [f"data.path={odd_text}", "data.validation_tokens=10000000", "hydra.run.dir=run"]
-    assert run_cli("train", *tiny, *words, "trainer.max_steps=1").code == 0
-    _, blocks = validation_blocks(tmp_path / "run")
+def test_validation_in_a_single_batch_gives_the_same_loss(odd_text, run_cli, tiny, tmp_path: Path):
+    overrides = [f"data.path={odd_text}", "data.validation_tokens=10000000", "hydra.run.dir=run"]
+    assert run_cli("train", *tiny, *overrides, "trainer.max_steps=1").code == 0
+    _, blocks = validation_losses(tmp_path / "run")
     loss = torch.cat(blocks).mean().item()
     assert run_artifacts.metrics(tmp_path / "run")["final_val_loss"] == pytest.approx(loss, abs=1e-5)
 
 
-def test_a_step_of_accumulated_passes_goes_down_the_gradient_of_their_mean(run_cli, tiny, tmp_path: Path):
-    """Passes 0, 1 make step 1 and passes 2, 3 step 2: the global batches k that the contract counts."""
-    words = ["model.dropout=0.0", "optimizer=sgd", "optimizer.lr=0.5", "optimizer.momentum=0.0"]
-    words += ["schedule=constant", "data.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer.max_steps=2"]
-    words += ["trainer.gradient_clip_val=null", "trainer.log_every_n_steps=1", "hydra.run.dir=run"]
-    outcome = run_cli("train", *tiny, *words, "trainer.val_check_interval=1")
+def test_gradient_accumulation_follows_the_gradient_of_the_mean_loss(run_cli, tiny, tmp_path: Path):
+    """Step 1 uses the global batches k = 0 and 1, step 2 the batches 2 and 3."""
+    overrides = ["model.dropout=0.0", "optimizer=sgd", "optimizer.lr=0.5", "optimizer.momentum=0.0"]
+    overrides += ["schedule=constant", "data.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer.max_steps=2"]
+    overrides += ["trainer.gradient_clip_val=null", "trainer.log_every_n_steps=1", "hydra.run.dir=run"]
+    outcome = run_cli("train", *tiny, *overrides, "trainer.val_check_interval=1")
     assert outcome.code == 0, outcome.err
     run = tmp_path / "run"
     after_1, after_2 = (run_artifacts.checkpoint(run, name) for name in ("previous", "last"))
     assert (after_1["global_step"], after_2["global_step"]) == (1, 2)
-    trained, _ = validation_blocks(run)
+    trained, _ = validation_losses(run)
     content = Path(trained.config["data"]["path"]).read_text()
     tokens = trained.tokenizer.encode(content[: int(0.9 * len(content))])
-    passes = RandomBlockLoader(tokens, block_size=16, batch_size=2, seed=1337)
+    loader = RandomBlockLoader(tokens, block_size=16, batch_size=2, seed=1337)
 
     model = instantiate(trained.config["model"], "model", vocab_size=trained.tokenizer.vocab_size)
     model.load_state_dict({k.removeprefix("model."): v for k, v in after_1["state_dict"].items()})
     losses = []
     for k in (2, 3):
-        inputs, targets = passes.batch(k)
+        inputs, targets = loader.batch(k)
         losses.append(F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()))
     loss = torch.stack(losses).mean()
     loss.backward()
@@ -94,26 +94,26 @@ def test_a_step_of_accumulated_passes_goes_down_the_gradient_of_their_mean(run_c
     assert float(last["grad_norm"]) == pytest.approx(norm, rel=1e-4)
 
 
-def test_the_norm_that_is_told_is_that_before_clipping(run_cli, tiny, tmp_path: Path):
+def test_the_logged_gradient_norm_is_that_before_clipping(run_cli, tiny, tmp_path: Path):
     limit = 0.01
-    words = ["model.dropout=0.0", "optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0.0"]
-    words += ["schedule=constant", f"trainer.gradient_clip_val={limit}", "trainer.log_every_n_steps=1"]
+    overrides = ["model.dropout=0.0", "optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0.0"]
+    overrides += ["schedule=constant", f"trainer.gradient_clip_val={limit}", "trainer.log_every_n_steps=1"]
     outcome = run_cli(
-        "train", *tiny, *words, "trainer.val_check_interval=1", "trainer.max_steps=2", "hydra.run.dir=run"
+        "train", *tiny, *overrides, "trainer.val_check_interval=1", "trainer.max_steps=2", "hydra.run.dir=run"
     )
     assert outcome.code == 0, outcome.err
     run = tmp_path / "run"
     before, after = (run_artifacts.checkpoint(run, name)["state_dict"] for name in ("previous", "last"))
     tied = "model.head.weight"  # the same tensor as the token embedding
-    moves = [(after[k].double() - before[k].double()).square().sum().item() for k in before if k != tied]
-    assert math.sqrt(sum(moves)) == pytest.approx(limit, rel=1e-3)
+    changes = [(after[k].double() - before[k].double()).square().sum().item() for k in before if k != tied]
+    assert math.sqrt(sum(changes)) == pytest.approx(limit, rel=1e-3)
     assert float(run_artifacts.history(run)[-1]["grad_norm"]) > 10 * limit
 
 
-def test_another_seed_gives_other_weights_other_data_and_other_dropout(run_cli, tiny, tmp_path: Path):
+def test_the_seed_determines_weights_data_and_dropout(run_cli, tiny, tmp_path: Path):
     for name, seed in (("one", 1), ("other", 2)):
-        words = [f"seed={seed}", f"hydra.run.dir={name}", "optimizer.lr=0.0", "trainer.max_steps=2"]
-        assert run_cli("train", *tiny, *words, "trainer.log_every_n_steps=1").code == 0
+        overrides = [f"seed={seed}", f"hydra.run.dir={name}", "optimizer.lr=0.0", "trainer.max_steps=2"]
+        assert run_cli("train", *tiny, *overrides, "trainer.log_every_n_steps=1").code == 0
     one, other = (run_artifacts.checkpoint(tmp_path / name)["state_dict"] for name in ("one", "other"))
     assert run_artifacts.differences(one, other)
     one, other = (run_artifacts.history(tmp_path / name, "train_loss") for name in ("one", "other"))
@@ -121,18 +121,18 @@ def test_another_seed_gives_other_weights_other_data_and_other_dropout(run_cli, 
     assert one[0] != one[1], "with a learning rate of 0 only data and dropout differ between steps"
 
 
-def test_samples_drawn_at_validations_disturb_nobody(run_cli, tiny, tmp_path: Path):
-    """Dropout and data come from (seed, k): validating and sampling more often trains the same model."""
+def test_validations_and_samples_do_not_affect_training(run_cli, tiny, tmp_path: Path):
+    """Dropout and data depend only on (seed, k)."""
     often = ["trainer.val_check_interval=1", "callbacks.samples.max_new_tokens=5", "hydra.run.dir=often"]
     never = ["trainer.val_check_interval=6", "callbacks.samples.max_new_tokens=0", "hydra.run.dir=never"]
-    for words in (often, never):
-        assert run_cli("train", *tiny, "trainer.max_steps=6", *words).code == 0
+    for overrides in (often, never):
+        assert run_cli("train", *tiny, "trainer.max_steps=6", *overrides).code == 0
     often, never = (run_artifacts.learned(tmp_path / name) for name in ("often", "never"))
     assert not run_artifacts.differences(often, never)
 
 
-def test_lightning_still_writes_down_which_hook_a_module_is_in(run_cli, tiny, tmp_path: Path, monkeypatch):
-    """`LanguageModeling.__setattr__` has a short way for this private name, set more often than all others."""
+def test_lightning_still_sets_the_private_attribute_with_a_fast_path(run_cli, tiny, tmp_path: Path, monkeypatch):
+    """`LanguageModeling.__setattr__` has a fast path for the attribute that is set most often."""
     names: Counter[str] = Counter()
     set_attribute = LanguageModeling.__setattr__
 
@@ -145,7 +145,7 @@ def test_lightning_still_writes_down_which_hook_a_module_is_in(run_cli, tiny, tm
     assert names.most_common(1)[0][0] == "_current_fx_name"
 
 
-def test_torch_still_hands_infinite_gradients_to_an_optimizer_by_this_private_name():
-    """`MatrixOptimizer` and the clipping rely on it."""
+def test_torch_still_marks_optimizers_that_unscale_gradients_by_this_private_name():
+    """`MatrixOptimizer` and gradient clipping rely on it."""
     weight = torch.nn.Parameter(torch.ones(2))
     assert torch.optim.AdamW([weight], fused=True)._step_supports_amp_scaling

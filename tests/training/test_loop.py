@@ -1,4 +1,4 @@
-"""The contract of a run: what a finished run leaves behind, to the last file and the last figure."""
+"""The run directory of a finished run: its files, metrics, checkpoints, and the outcome of failed runs."""
 
 import contextlib
 import hashlib
@@ -25,7 +25,7 @@ METRICS = {
 }
 
 
-def test_a_finished_run_holds_the_files_of_the_contract_and_no_others(finished):
+def test_a_finished_run_contains_exactly_the_documented_files(finished):
     files = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
     events = {file for file in files if file.startswith("tensorboard/events.out.tfevents.")}
     assert len(events) == 1
@@ -36,12 +36,12 @@ def test_a_finished_run_holds_the_files_of_the_contract_and_no_others(finished):
     }
 
 
-def test_the_status_says_finished_at_the_last_step(finished):
+def test_the_status_is_finished_at_the_last_step(finished):
     status = run_artifacts.status(finished)
     assert (status["state"], status["step"], status["reason"]) == ("finished", 20, "")
 
 
-def test_history_has_the_columns_of_the_contract_and_a_row_a_logged_step(finished):
+def test_history_has_the_documented_columns_and_one_row_per_logged_step(finished):
     rows = run_artifacts.history(finished)
     assert list(rows[0]) == ["step", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "val_bpc"]
     assert [row["step"] for row in rows] == ["1", "5", "10", "15", "20"]
@@ -49,13 +49,13 @@ def test_history_has_the_columns_of_the_contract_and_a_row_a_logged_step(finishe
     assert all(math.isfinite(float(value)) for row in rows for value in row.values() if value)
 
 
-def test_metrics_are_flat_and_have_the_keys_of_the_contract(finished):
+def test_metrics_are_flat_and_have_the_documented_keys(finished):
     metrics = run_artifacts.metrics(finished)
     assert metrics.keys() >= METRICS
     assert {type(value) for value in metrics.values()} <= {int, float, str}
 
 
-def test_metrics_agree_with_history_and_with_each_other(finished, text):
+def test_metrics_are_consistent_with_history_and_each_other(finished, text):
     metrics, rows = run_artifacts.metrics(finished), run_artifacts.history(finished)
     losses = {int(row["step"]): float(row["val_loss"]) for row in rows if row["val_loss"]}
     assert metrics["val_loss"] == min(losses.values()) == losses[metrics["best_step"]]
@@ -72,7 +72,7 @@ def test_metrics_agree_with_history_and_with_each_other(finished, text):
     assert (metrics["torch"], metrics["device"]) == (torch.__version__, "cpu")
 
 
-def test_provenance_says_what_ran_on_what(finished, text, tiny):
+def test_provenance_records_data_versions_and_command(finished, text, tiny):
     record = run_artifacts.provenance(finished)
     assert record["corpus_sha256"] == hashlib.sha256(text.encode()).hexdigest()
     assert record["versions"]["torch"] == version("torch")
@@ -83,20 +83,20 @@ def test_provenance_says_what_ran_on_what(finished, text, tiny):
     assert record["devices"] == 1
 
 
-def test_provenance_names_the_commit_of_the_code(finished):
+def test_provenance_records_the_commit(finished):
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPO, capture_output=True, text=True, check=False)
     if git.returncode:
-        pytest.skip("the code is not in a git repository here")
+        pytest.skip("the code is not in a git repository")
     commit = run_artifacts.provenance(finished)["git_commit"]
-    known = subprocess.run(["git", "cat-file", "-t", commit], cwd=REPO, capture_output=True, text=True, check=True)
-    assert known.stdout.strip() == "commit"
+    result = subprocess.run(["git", "cat-file", "-t", commit], cwd=REPO, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "commit"
 
 
-def plain(data) -> bool:
+def is_plain(data) -> bool:
     if isinstance(data, dict):
-        return all(isinstance(key, str) and plain(value) for key, value in data.items())
+        return all(isinstance(key, str) and is_plain(value) for key, value in data.items())
     if isinstance(data, list):
-        return all(map(plain, data))
+        return all(map(is_plain, data))
     return data is None or type(data) in (str, int, float, bool)
 
 
@@ -104,12 +104,12 @@ def plain(data) -> bool:
 def test_each_checkpoint_is_self_contained_plain_data_and_safe_to_load(finished, text, name, step):
     checkpoint = run_artifacts.checkpoint(finished, name)  # with weights_only=True
     assert checkpoint["global_step"] == step
-    ours = checkpoint["chargpt"]
-    assert plain(ours)
-    assert set(ours["tokenizer"]["characters"]) == set(text)
+    content = checkpoint["chargpt"]
+    assert is_plain(content)
+    assert set(content["tokenizer"]["characters"]) == set(text)
     saved = OmegaConf.to_container(OmegaConf.load(finished / ".hydra" / "config.yaml"), resolve=False)
-    assert ours["config"]["model"] == saved["model"]
-    assert {key: saved[key] for key in ours["config"]} == ours["config"]
+    assert content["config"]["model"] == saved["model"]
+    assert {key: saved[key] for key in content["config"]} == content["config"]
     trained = chargpt.load(finished / "checkpoints" / f"{name}.ckpt")
     assert trained.model(torch.zeros(1, 16, dtype=torch.long)).shape == (1, 16, len(set(text)))
 
@@ -119,24 +119,26 @@ def test_the_checkpoints_are_one_validation_apart(finished):
     assert run_artifacts.differences(last["state_dict"], previous["state_dict"])
 
 
-def test_the_sample_is_the_best_checkpoints(finished):
+def test_the_sample_is_generated_from_the_best_checkpoint(finished):
     best = chargpt.load(finished / "checkpoints" / "best.ckpt")
     pieces = best.stream("\n", 500, seed=1337)
     assert (finished / "sample.txt").read_text() == "\n" + "".join(piece for (piece,) in pieces) + "\n"
 
 
-def test_the_log_holds_the_opening_and_each_validation_as_plain_text(finished):
+def test_the_log_contains_the_header_and_each_validation_as_plain_text(finished):
     log = (finished / "train.log").read_text()
     assert re.findall(r"step +(\d+) +train \d+\.\d+ +val \d+\.\d+", log) == ["10", "20"]
     assert "6,992 parameters" in log
     assert not re.search(r"[^\n -~]", log)
 
 
-def test_the_best_model_is_kept_when_later_ones_are_worse(run_cli, tiny, tmp_path: Path):
-    """A step too far before step 9 spoils the model: the validations at 9 and 12 are worse than that at 6."""
-    words = ["trainer.max_steps=12", "trainer.val_check_interval=3", "optimizer.lr=0.01", "schedule=constant"]
+def test_the_best_checkpoint_is_kept_if_later_ones_are_worse(run_cli, tiny, tmp_path: Path):
+    """Step 8 has too high a learning rate, so the validations at 9 and 12 are worse than that at 6."""
+    overrides = ["trainer.max_steps=12", "trainer.val_check_interval=3", "optimizer.lr=0.01", "schedule=constant"]
     fault = ["_target_=tests.training.fault_injection.Fault", "step=8", "lr=3.0"]
-    outcome = run_cli("train", *tiny, *words, *(f"+callbacks.fault.{word}" for word in fault), "hydra.run.dir=run")
+    outcome = run_cli(
+        "train", *tiny, *overrides, *(f"+callbacks.fault.{override}" for override in fault), "hydra.run.dir=run"
+    )
     assert outcome.code == 0, outcome.err
     run = tmp_path / "run"
     metrics = run_artifacts.metrics(run)
@@ -150,11 +152,11 @@ def test_the_best_model_is_kept_when_later_ones_are_worse(run_cli, tiny, tmp_pat
     assert best["callbacks"]["Curves"]["best_val_loss"] == best["callbacks"]["Curves"]["val_loss"] == losses[6]
 
 
-def test_steps_are_the_optimizers_all_passes_count_as_tokens_and_the_last_step_is_validated(
+def test_with_gradient_accumulation_steps_are_optimizer_steps_and_tokens_count_all_passes(
     run_cli, tiny, tmp_path: Path
 ):
-    words = ["trainer.accumulate_grad_batches=3", "trainer.max_steps=5", "trainer.val_check_interval=2"]
-    outcome = run_cli("train", *tiny, *words, "hydra.run.dir=run")
+    overrides = ["trainer.accumulate_grad_batches=3", "trainer.max_steps=5", "trainer.val_check_interval=2"]
+    outcome = run_cli("train", *tiny, *overrides, "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     run = tmp_path / "run"
     metrics = run_artifacts.metrics(run)
@@ -165,26 +167,26 @@ def test_steps_are_the_optimizers_all_passes_count_as_tokens_and_the_last_step_i
     assert metrics["final_val_loss"] == float(rows[-1]["val_loss"])
 
 
-@pytest.mark.parametrize("word", ["trainer.accelerator=abacus", "optimizer.lr=-1.0", "~callbacks.curves"])
-def test_a_mistake_is_told_in_one_line_and_leaves_nothing_behind(run_cli, tiny, tmp_path: Path, word):
-    outcome = run_cli("train", *tiny, word)
+@pytest.mark.parametrize("override", ["trainer.accelerator=abacus", "optimizer.lr=-1.0", "~callbacks.missing"])
+def test_a_user_error_is_one_line_and_writes_nothing(run_cli, tiny, tmp_path: Path, override):
+    outcome = run_cli("train", *tiny, override)
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1].startswith("train.py: ")
     assert "Traceback" not in outcome.err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_batch_that_the_devices_cannot_share_is_a_mistake(run_cli, tiny, tmp_path: Path):
+def test_a_batch_size_not_divisible_by_the_devices_is_a_user_error(run_cli, tiny, tmp_path: Path):
     outcome = run_cli("train", *tiny, "trainer.devices=2", "data.batch_size=3")
     assert outcome.code == 2
     assert "data.batch_size=3" in outcome.err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_breaks_says_why_in_its_status(run_cli, tiny, tmp_path: Path):
-    breaks = ["+callbacks.breaks._target_=tests.training.fault_injection.Break", "+callbacks.breaks.step=12"]
+def test_an_exception_is_recorded_in_the_status(run_cli, tiny, tmp_path: Path):
+    failure = ["+callbacks.fail._target_=tests.training.fault_injection.RaiseAfterStep", "+callbacks.fail.step=12"]
     with pytest.raises(RuntimeError, match="a part is broken"):
-        run_cli("train", *tiny, *breaks, "hydra.run.dir=run")
+        run_cli("train", *tiny, *failure, "hydra.run.dir=run")
     status = run_artifacts.status(tmp_path / "run")
     assert (status["state"], status["step"]) == ("failed", 12)
     assert status["reason"] == "RuntimeError: a part is broken"
@@ -192,20 +194,20 @@ def test_a_run_that_breaks_says_why_in_its_status(run_cli, tiny, tmp_path: Path)
     assert run_artifacts.checkpoint(tmp_path / "run")["global_step"] == 10
 
 
-def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_says_so(run_cli, tiny, tmp_path: Path, monkeypatch):
-    left = [2]  # checkpoints that fit
+def test_a_full_disk_fails_the_run_and_keeps_the_previous_checkpoint(run_cli, tiny, tmp_path: Path, monkeypatch):
+    remaining = [2]  # checkpoints that fit on the disk
 
     @contextlib.contextmanager
     def full(path: Path):
-        left[0] -= 1
+        remaining[0] -= 1
         with atomic_write(path) as file:
             yield file
-            if left[0] < 0:
+            if remaining[0] < 0:
                 raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("chargpt.checkpoint.torch_file.atomic_write", full)
-    words = ["trainer.val_check_interval=5", "callbacks.samples.max_new_tokens=0", "hydra.run.dir=run"]
-    outcome = run_cli("train", *tiny, *words)
+    overrides = ["trainer.val_check_interval=5", "callbacks.samples.max_new_tokens=0", "hydra.run.dir=run"]
+    outcome = run_cli("train", *tiny, *overrides)
     assert outcome.code == 1
     assert re.fullmatch(r"train.py: .*No space left on device.*resume=", outcome.err.splitlines()[-1])
     assert "Traceback" not in outcome.err

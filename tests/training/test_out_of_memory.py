@@ -1,4 +1,4 @@
-"""Out of memory: one line with what was wanted and what to try, on a machine that has not enough."""
+"""Out of memory: one line with the memory needed and settings that need less."""
 
 import resource
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from chargpt.config.instantiate import instantiate
 from chargpt.training.lightning_module import LanguageModeling
@@ -15,8 +16,6 @@ from tests.conftest import REPO
 
 
 def module(n_layer: int = 2) -> LanguageModeling:
-    import yaml
-
     config = yaml.safe_load((REPO / "conf" / "model" / "bigram.yaml").read_text())
     config.pop("defaults", None)
     model = instantiate(config, "model", vocab_size=65)
@@ -26,12 +25,12 @@ def module(n_layer: int = 2) -> LanguageModeling:
 @pytest.mark.parametrize(
     ("batch", "multiple", "parts"), [(64, 1, 2), (9, 1, 3), (12, 4, 3), (4, 4, 0), (1, 1, 0), (7, 1, 7)]
 )
-def test_a_batch_is_cut_into_the_fewest_parts_that_the_devices_can_share(batch, multiple, parts):
+def test_a_batch_is_split_into_the_fewest_micro_batches_that_divide_evenly(batch, multiple, parts):
     assert smallest_split(batch, multiple) == parts
     assert not parts or (batch % parts, batch // parts % multiple) == (0, 0)
 
 
-def test_only_want_of_memory_is_taken_for_it():
+def test_only_out_of_memory_errors_are_recognized():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(error.value)
@@ -41,7 +40,7 @@ def test_only_want_of_memory_is_taken_for_it():
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
-def test_the_estimate_grows_with_the_batch_and_is_more_than_the_parameters():
+def test_the_estimate_is_the_parameters_plus_a_term_proportional_to_the_batch():
     bigram = module()
     parameters = 16 * sum(p.numel() for p in bigram.parameters())
     one, eight = estimate(bigram, 1, 32), estimate(bigram, 8, 32)
@@ -49,27 +48,27 @@ def test_the_estimate_grows_with_the_batch_and_is_more_than_the_parameters():
     assert eight - parameters == 8 * (one - parameters)
 
 
-def test_a_batch_that_cannot_be_cut_gets_other_advice():
+def test_the_message_suggests_micro_batches_or_a_smaller_model():
     assert "data.batch_size=32 trainer.accumulate_grad_batches=2" in describe(module(), 64, 16, 1, 1)
     assert "data.batch_size=32 trainer.accumulate_grad_batches=6" in describe(module(), 64, 16, 1, 3)
     assert "smaller model.block_size" in describe(module(), 1, 16, 1, 1)
 
 
-def test_what_the_machine_has_not_is_told_before_anything_is_written(run_cli, tiny, tmp_path: Path):
+def test_too_large_a_batch_on_a_cpu_is_a_user_error_before_anything_is_written(run_cli, tiny, tmp_path: Path):
     outcome = run_cli("train", *tiny, "data.batch_size=1000000000", "hydra.run.dir=run")
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert "out of memory: 1000000000 blocks of 16 tokens" in outcome.err
-    assert "to be had on this machine" in outcome.err
+    assert "GiB available" in outcome.err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_step_without_room_ends_in_one_line_and_the_advice_is_good(tiny, tmp_path: Path):
-    """With so much address space and no more."""
+def test_a_step_that_runs_out_of_memory_fails_with_one_line_and_useful_advice(tiny, tmp_path: Path):
+    """The address space is limited."""
     limit = 6 * 2**30
 
-    def run(*words: str) -> subprocess.CompletedProcess:
+    def run(*overrides: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, str(REPO / "train.py"), *tiny, "trainer.max_steps=1", *words],
+            [sys.executable, str(REPO / "train.py"), *tiny, "trainer.max_steps=1", *overrides],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -81,7 +80,7 @@ def test_a_step_without_room_ends_in_one_line_and_the_advice_is_good(tiny, tmp_p
     done = run(*big, "hydra.run.dir=run")
     assert done.returncode == 1, done.stderr
     line = done.stderr.splitlines()[-1]
-    assert line.startswith("train.py: out of memory: 256 blocks of 512 tokens in one pass, which want about ")
+    assert line.startswith("train.py: out of memory: 256 blocks of 512 tokens in one pass, which need about ")
     assert "Traceback" not in done.stderr
     assert "data.batch_size=128 trainer.accumulate_grad_batches=2" in line
     small = run(*big, "data.batch_size=4", "trainer.accumulate_grad_batches=2", "hydra.run.dir=small")
@@ -95,16 +94,16 @@ GPU_ERROR = (
 
 
 @pytest.mark.parametrize(
-    ("text", "figures"),
+    ("text", "usage"),
     [
-        (GPU_ERROR, "The GPU held 76.0 GiB of 79.11 GiB and was asked for 2.50 GiB more."),
-        ("CUDA error: out of memory", "The GPU held 76.0 GiB."),
+        (GPU_ERROR, "The GPU had allocated 76.0 GiB of 79.11 GiB, and 2.50 GiB more were requested."),
+        ("CUDA error: out of memory", "The GPU had allocated 76.0 GiB."),
     ],
 )
-def test_on_a_gpu_the_figures_are_those_of_its_allocator(monkeypatch, text, figures):
+def test_on_a_gpu_the_message_reports_the_allocators_numbers(monkeypatch, text, usage):
     gpu = torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: {gpu: 76 * 2**30}[device])
     line = describe_gpu(torch.OutOfMemoryError(text), gpu, 1, 64, 256, devices=1, passes=1)
-    assert line.startswith(f"out of memory: 64 blocks of 256 tokens in one pass. {figures} ")
+    assert line.startswith(f"out of memory: 64 blocks of 256 tokens in one pass. {usage} ")
     assert "data.batch_size=32 trainer.accumulate_grad_batches=2" in line
     assert "\n" not in line

@@ -1,4 +1,4 @@
-"""The table of GPU peaks: the figure for exactly the device that it is of, and none for others."""
+"""The table of peak FLOP/s: exact device names have a value, other names have none."""
 
 import pytest
 from hypothesis import given
@@ -44,7 +44,7 @@ from chargpt.training.peak_flops import PEAKS, peak_flops
         ("NVIDIA GB200", 2500),
     ],
 )
-def test_a_device_of_the_table_has_its_own_figure(name, teraflops):
+def test_known_devices_have_their_peak(name, teraflops):
     assert peak_flops(name) == pytest.approx(teraflops * 1e12)
 
 
@@ -68,20 +68,20 @@ def test_a_device_of_the_table_has_its_own_figure(name, teraflops):
         "",
     ],
 )
-def test_a_slice_a_variant_or_an_unknown_device_has_none(name):
+def test_slices_variants_and_unknown_devices_have_none(name):
     assert peak_flops(name) is None
 
 
 @given(name=st.text() | st.builds("{} {}".format, st.sampled_from([n for p in PEAKS for n in p.names]), st.text()))
-def test_any_name_gives_a_positive_number_or_none(name):
-    found = peak_flops(name)
-    assert found is None or found > 0
+def test_any_name_returns_a_positive_number_or_none(name):
+    peak = peak_flops(name)
+    assert peak is None or peak > 0
 
 
-def test_no_name_is_in_the_table_twice():
+def test_names_are_unique():
     names = [name for peak in PEAKS for name in peak.names]
     assert len(names) == len(set(names))
 
 
-def test_every_figure_names_its_source():
+def test_every_peak_cites_its_source():
     assert all("data sheet" in peak.source or "white paper" in peak.source for peak in PEAKS)

@@ -1,4 +1,4 @@
-"""The Trainer from the `trainer` part of the config: what is handed on, and which settings are mistakes."""
+"""Building the Trainer from the `trainer` config: arguments, precision, and invalid settings."""
 
 import signal
 from pathlib import Path
@@ -21,7 +21,7 @@ def settings(**changed) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("changed", "named"),
+    ("changed", "message"),
     [
         ({"max_steps": 0}, r"trainer\.max_steps=0"),
         ({"max_steps": -1}, r"trainer\.max_steps=-1.*trainer\.max_time"),
@@ -40,41 +40,39 @@ def settings(**changed) -> dict:
     ],
     ids=str,
 )
-def test_a_setting_that_cannot_be_is_a_mistake_that_names_it(changed, named):
-    with pytest.raises(UserError, match=named) as told:
+def test_an_invalid_setting_is_a_user_error(changed, message):
+    with pytest.raises(UserError, match=message) as error:
         build_trainer(settings(**changed))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there_is_a_mistake_that_says_what_is():
+def test_a_missing_gpu_is_a_user_error():
     with pytest.raises(UserError, match="no CUDA GPU"):
         build_trainer(settings(accelerator="gpu"))
 
 
-def test_a_run_ends_by_steps_or_time_and_never_by_epochs(tmp_path: Path):
+def test_a_run_ends_by_steps_or_time_not_by_epochs(tmp_path: Path):
     trainer = build_trainer(settings(max_steps=7), logger=False, default_root_dir=tmp_path)
     assert (trainer.max_steps, trainer.max_epochs) == (7, -1)
     trainer = build_trainer(settings(max_steps=-1, max_time=5), logger=False, default_root_dir=tmp_path)
     assert (trainer.max_steps, trainer.max_epochs) == (-1, -1)
 
 
-def test_on_a_cpu_numbers_have_32_bits_unless_asked_otherwise(tmp_path: Path):
-    made = [
+def test_precision_on_a_cpu_is_float32_by_default(tmp_path: Path):
+    trainers = [
         build_trainer(settings(precision=p), logger=False, default_root_dir=tmp_path) for p in ("auto", "bf16-mixed")
     ]
-    assert [trainer.precision for trainer in made] == ["32-true", "bf16-mixed"]
-    assert device_name(made[0].strategy.root_device) == "cpu"
+    assert [trainer.precision for trainer in trainers] == ["32-true", "bf16-mixed"]
+    assert device_name(trainers[0].strategy.root_device) == "cpu"
 
 
 @pytest.mark.parametrize(("fast", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_the_fastest_precision_of_a_cpu_is_bfloat16_where_it_has_products_for_it(
-    monkeypatch, tmp_path, fast, precision
-):
+def test_the_fastest_precision_of_a_cpu_is_bfloat16_if_it_has_hardware_support(monkeypatch, tmp_path, fast, precision):
     monkeypatch.setattr(bfloat16_support, "_has_amx", lambda: fast)
-    made = dict(logger=False, default_root_dir=tmp_path)
-    assert build_trainer(settings(precision="fastest"), **made).precision == precision
-    assert build_trainer(settings(precision="auto"), **made).precision == "32-true"
+    fixed = dict(logger=False, default_root_dir=tmp_path)
+    assert build_trainer(settings(precision="fastest"), **fixed).precision == precision
+    assert build_trainer(settings(precision="auto"), **fixed).precision == "32-true"
 
 
 @pytest.mark.parametrize(
@@ -87,43 +85,43 @@ def test_the_fastest_precision_of_a_cpu_is_bfloat16_where_it_has_products_for_it
         ((6, 1), "32-true"),
     ],
 )
-def test_a_gpu_gets_the_16_bit_numbers_that_it_multiplies_in_hardware(monkeypatch, capability, precision):
-    """torch counts emulated bfloat16 as supported unless it is asked."""
+def test_precision_on_a_gpu_is_the_16_bit_format_with_hardware_support(monkeypatch, capability, precision):
+    """By default, torch reports emulated bfloat16 as supported."""
     gpu = {"is_available": lambda: True, "get_device_capability": lambda *_: capability}
     gpu["is_bf16_supported"] = lambda including_emulation=True: including_emulation or capability >= (8, 0)
-    for name, answer in gpu.items():
-        monkeypatch.setattr(torch.cuda, name, answer)
+    for name, function in gpu.items():
+        monkeypatch.setattr(torch.cuda, name, function)
     assert best_precision("auto") == best_precision("gpu") == precision
     assert best_precision("cpu") == "32-true"
 
 
-@pytest.mark.parametrize(("choice", "wanted"), [(True, True), ("warn", True), (False, False)])
-def test_a_deterministic_run_is_deterministic_when_compiled_too(tmp_path, choice, wanted):
-    """torch sets the compiler's mode with its own; without it inductor chooses kernels by timing them."""
+@pytest.mark.parametrize(("setting", "expected"), [(True, True), ("warn", True), (False, False)])
+def test_a_deterministic_run_is_also_deterministic_when_compiled(tmp_path, setting, expected):
+    """torch then sets Inductor's option, too; without it Inductor selects kernels by timing them."""
     with torch._inductor.config.patch(deterministic=False):
-        build_trainer(settings(deterministic=choice), logger=False, default_root_dir=tmp_path)
-        assert torch._inductor.config.deterministic is wanted
+        build_trainer(settings(deterministic=setting), logger=False, default_root_dir=tmp_path)
+        assert torch._inductor.config.deterministic is expected
     torch.use_deterministic_algorithms(False)
 
 
-def test_the_settings_stay_as_they_were(tmp_path: Path):
-    given = settings(accumulate_grad_batches=3)
-    before = dict(given)
-    build_trainer(given, logger=False, default_root_dir=tmp_path)
-    assert given == before
+def test_the_settings_are_not_modified(tmp_path: Path):
+    original = settings(accumulate_grad_batches=3)
+    copy = dict(original)
+    build_trainer(original, logger=False, default_root_dir=tmp_path)
+    assert original == copy
 
 
-def test_the_private_methods_that_are_replaced_are_still_those_that_handle_sigterm(tmp_path: Path):
-    """Lightning has no switch for it. Where this fails, `disable_signal_handlers` has nothing to replace."""
+def test_lightning_still_handles_sigterm_by_the_replaced_private_methods(tmp_path: Path):
+    """If this fails, `disable_signal_handlers` has no effect."""
     before = signal.getsignal(signal.SIGTERM)
     try:
-        bare = L.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
-        bare._signal_connector.register_signal_handlers()
+        plain = L.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+        plain._signal_connector.register_signal_handlers()
         assert signal.getsignal(signal.SIGTERM) != before
-        assert callable(bare.fit_loop.epoch_loop._broadcast_sigterm_tensor)
+        assert callable(plain.fit_loop.epoch_loop._broadcast_sigterm_tensor)
         signal.signal(signal.SIGTERM, before)
-        ours = build_trainer(settings(), logger=False, default_root_dir=tmp_path)
-        ours._signal_connector.register_signal_handlers()
+        trainer = build_trainer(settings(), logger=False, default_root_dir=tmp_path)
+        trainer._signal_connector.register_signal_handlers()
         assert signal.getsignal(signal.SIGTERM) == before
     finally:
         signal.signal(signal.SIGTERM, before)

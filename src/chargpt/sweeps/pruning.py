@@ -35,7 +35,7 @@ class PruningCallback(L.Callback):
         step, stop = trainer.global_step, False
         if trainer.is_global_zero and not trainer.should_stop:
             trial = self._trial()
-            trial.report(self._metrics_callback.figures[self._monitor], step)
+            trial.report(self._metrics_callback.val_metrics[self._monitor], step)
             stop = trial.should_prune()
         if trainer.strategy.broadcast(stop):
             raise TrialPruned(f"pruned after step {step}: other trials were better by then")

@@ -1,1 +1,1 @@
-"""Logits -> loss -> step; what a run leaves behind."""
+"""Training: the LightningModule, the Trainer, callbacks, loggers and the training loop."""

@@ -1,12 +1,12 @@
-"""Whether products in bfloat16 are worth it on a device."""
+"""Detects devices with fast bfloat16 matrix multiplication."""
 
 import torch
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies matrices of bfloat16 several times as fast as of float32.
+    """Whether the device multiplies bfloat16 matrices several times as fast as float32 matrices.
 
-    GPUs from Ampere on, and CPUs with Intel's AMX; on other CPUs torch emulates it, up to 40 times as slow.
+    True for GPUs from Ampere on and for CPUs with Intel AMX. On other CPUs torch emulates it, up to 40 times as slow.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

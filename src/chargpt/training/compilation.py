@@ -1,4 +1,4 @@
-"""torch.compile: whether it pays, and the step's forward and backward pass compiled."""
+"""torch.compile: decides whether it is worthwhile, and compiles the forward and backward pass of a step."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# What `trainer.compile` may be besides true, false and auto.
+# The values of `trainer.compile` besides true, false and auto.
 COMPILE_MODES = {
     "inductor": "fused kernels",
     "reduce-overhead": "fused kernels, launched together as CUDA graphs",
@@ -31,87 +31,89 @@ COMPILE_MODES = {
     "blocks": "fused kernels for one block, used by all of them",
 }
 CUDA_GRAPH_MODES = ("reduce-overhead", "cudagraphs")
-TRITON_CAPABILITY = (7, 0)  # the compute capability from which on Inductor writes Triton kernels for a GPU
-# `auto` compiles a run on a GPU that is as long as this. It is an estimate, not a measurement: compiling gpt_small
+TRITON_CAPABILITY = (7, 0)  # the lowest compute capability for which Inductor generates Triton kernels
+# The minimum length of a GPU run that `auto` compiles. It is an estimate, not a measurement: compiling gpt_small
 # takes 45 s and saves 4 ms of a step of 10 ms, so it breaks even after 11,000 steps or 110 s of training; the time
-# is doubled, since smaller models save less. The kit in experiments/gpu measures these figures. On a CPU compiling
-# does not pay at all (experiments/speed).
+# is doubled because smaller models save less. The kit in experiments/gpu measures these values. On a CPU compiling
+# never breaks even (experiments/speed).
 MIN_STEPS, MIN_SECONDS = 11_000, 220
 
 
 def is_worthwhile(device_type: str, max_steps: int, max_seconds: float | None) -> bool:
-    """What `trainer.compile=auto` decides, by the planned length of the whole run."""
+    """Whether `trainer.compile=auto` compiles, depending on the planned length of the run."""
     if device_type != "cuda":
         return False
     return max_steps >= MIN_STEPS if max_steps > 0 else (max_seconds or 0) >= MIN_SECONDS
 
 
 class Compilation(L.Callback):
-    """Compiles the step's forward and backward pass before the first step, on the clock's own account.
+    """Compiles the forward and backward pass before the first step, and records the time as `compilation`.
 
     Args:
         setting: `trainer.compile`: true, false, auto, or one of `COMPILE_MODES`.
         max_seconds: the run's time budget.
-        clock: what the compile time is booked with.
+        timer: records the time that compilation takes.
     """
 
     def __init__(self, setting: Any, max_seconds: float | None, timer: TrainingTimer):
         self._setting, self._max_seconds, self._timer = setting, max_seconds, timer
-        self._way: str | None = None
+        self._mode: str | None = None
 
     def decide(self, trainer: L.Trainer) -> None:
-        """Whether to compile, and how.
+        """Decides whether to compile, and in which mode.
 
         Raises:
-            UserError: the setting is none of these, or this machine or this run cannot be compiled as it asks.
+            UserError: the setting is invalid, or this machine or this run does not support it.
         """
         if not isinstance(self._setting, bool) and self._setting not in ("auto", *COMPILE_MODES):
-            raise UserError(f"trainer.compile={self._setting}: it is true, false, auto, {', '.join(COMPILE_MODES)}")
+            raise UserError(
+                f"trainer.compile={self._setting}: it must be true, false, auto, {', '.join(COMPILE_MODES)}"
+            )
         device_type = trainer.strategy.root_device.type
-        asked, sharded = self._setting not in (False, "auto"), isinstance(trainer.strategy, FSDPStrategy)
-        if asked and sharded:
-            raise UserError(f"trainer.compile={self._setting} does not go with FSDP here: leave it out")
-        worth_it = not sharded and is_worthwhile(device_type, trainer.max_steps, self._max_seconds)
-        if not asked and not (self._setting == "auto" and worth_it):
+        requested, sharded = self._setting not in (False, "auto"), isinstance(trainer.strategy, FSDPStrategy)
+        if requested and sharded:
+            raise UserError(f"trainer.compile={self._setting}: not supported with FSDP; remove it")
+        worthwhile = not sharded and is_worthwhile(device_type, trainer.max_steps, self._max_seconds)
+        if not requested and not (self._setting == "auto" and worthwhile):
             return
-        # CUDA graphs keep what a step gives back only until the next step: not for gradients that are gathered.
-        alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
-        best = "reduce-overhead" if device_type == "cuda" and alone else "inductor"
-        self._way = self._setting if self._setting in COMPILE_MODES else best
-        if self._way in CUDA_GRAPH_MODES and (device_type != "cuda" or not alone):
-            needed = "one CUDA GPU, and trainer.accumulate_grad_batches=1"
-            raise UserError(f"trainer.compile={self._way} needs {needed}: take trainer.compile=inductor")
-        if reason := why_unavailable(device_type, self._way):
-            if asked:
+        # The next replay of a CUDA graph overwrites its outputs, so gradients can be neither accumulated nor reduced.
+        supports_graphs = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
+        best = "reduce-overhead" if device_type == "cuda" and supports_graphs else "inductor"
+        self._mode = self._setting if self._setting in COMPILE_MODES else best
+        if self._mode in CUDA_GRAPH_MODES and (device_type != "cuda" or not supports_graphs):
+            required = "one CUDA GPU and trainer.accumulate_grad_batches=1"
+            raise UserError(f"trainer.compile={self._mode}: it requires {required}; use trainer.compile=inductor")
+        if reason := unavailable_reason(device_type, self._mode):
+            if requested:
                 setting = str(self._setting).lower()
-                raise UserError(f"trainer.compile={setting}: {reason}; trainer.compile=false does without")
-            log.warning("not compiled, so slower than it could be: %s", reason)
-            self._way = None
+                raise UserError(f"trainer.compile={setting}: {reason}; set trainer.compile=false")
+            log.warning("not compiled, so training is slower: %s", reason)
+            self._mode = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._way is None or trainer.should_stop or pl_module.train_loss != pl_module.loss:
+        if self._mode is None or trainer.should_stop or pl_module.train_loss != pl_module.loss:
             return
         self._timer.start_activity("compilation", pl_module.device)
-        graphs = self._way in CUDA_GRAPH_MODES
-        loss = _compiled(pl_module, self._way)
+        graphs = self._mode in CUDA_GRAPH_MODES
+        loss = _compiled(pl_module, self._mode)
         try:
-            self._warm_up(loss, trainer, pl_module, passes=3 if graphs else 1)  # the second is recorded
+            self._warm_up(loss, trainer, pl_module, passes=3 if graphs else 1)  # the second pass records the graph
             pl_module.train_loss = loss
             synchronize(pl_module.device)
             log.info("compiled in %.0f s", self._timer.seconds()["compilation"])
         except Exception as error:
-            if is_out_of_memory(error):  # of the step itself: the warm-up is the first one
+            if is_out_of_memory(error):  # the step itself does not fit, with or without compilation
                 raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if self._setting != "auto":
-                raise TrainingError(f"torch.compile failed: {reason}. trainer.compile=false does without") from error
-            log.warning("not compiled, so slower than it could be: %s", reason)
+                raise TrainingError(f"torch.compile failed: {reason}. Set trainer.compile=false") from error
+            log.warning("not compiled, so training is slower: %s", reason)
             torch.compiler.reset()
         self._timer.start_activity("setup", pl_module.device)
 
     @staticmethod
     def _warm_up(loss: Loss, trainer: L.Trainer, pl_module: L.LightningModule, passes: int) -> None:
-        """The passes of a step on batches laid out as those to come, so that nothing is compiled again."""
+        """Runs forward and backward passes on batches laid out as in training, so that nothing is compiled later."""
         batches: RandomBlockLoader = trainer.train_dataloader
         parameters = [p for p in pl_module.parameters() if p.requires_grad]
         for inputs_BT, targets_BT in batches.layouts():
@@ -121,23 +123,23 @@ class Compilation(L.Callback):
                 torch.autograd.grad(value, parameters, allow_unused=True)
 
 
-def _compiled(pl_module: L.LightningModule, way: str) -> Loss:
+def _compiled(pl_module: L.LightningModule, mode: str) -> Loss:
     """The module's loss, compiled in one of `COMPILE_MODES`."""
-    if way == "blocks":
+    if mode == "blocks":
         return _with_compiled_blocks(pl_module)
-    settings: dict[str, Any] = {"inductor": {}, "reduce-overhead": {"mode": way}, "cudagraphs": {"backend": way}}
-    fast = torch.compile(pl_module.loss, dynamic=False, **settings[way])
+    settings: dict[str, Any] = {"inductor": {}, "reduce-overhead": {"mode": mode}, "cudagraphs": {"backend": mode}}
+    compiled = torch.compile(pl_module.loss, dynamic=False, **settings[mode])
 
     def loss(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        if way in CUDA_GRAPH_MODES:
+        if mode in CUDA_GRAPH_MODES:
             torch.compiler.cudagraph_mark_step_begin()
-        return fast(inputs_BT, targets_BT)
+        return compiled(inputs_BT, targets_BT)
 
     return loss
 
 
 def _with_compiled_blocks(pl_module: L.LightningModule) -> Loss:
-    """Blocks are compiled for the training step alone: validation and samples call them with other shapes."""
+    """Compiles the blocks for the training step only, because validation and sampling call them with other shapes."""
     blocks = [module for module in pl_module.modules() if isinstance(module, Block)]
     compiled = [(block, torch.compile(block.forward, dynamic=False)) for block in blocks]
 
@@ -153,14 +155,14 @@ def _with_compiled_blocks(pl_module: L.LightningModule) -> Loss:
     return loss
 
 
-def why_unavailable(device_type: str, way: str) -> str | None:
-    """Why nothing can be compiled here; None if it can."""
-    if way == "cudagraphs":  # which compiles no kernels
+def unavailable_reason(device_type: str, mode: str) -> str | None:
+    """The reason why torch.compile does not work on this machine; None if it works."""
+    if mode == "cudagraphs":  # it compiles no kernels
         return None
     if device_type == "cuda":
         works = find_spec("triton") is not None and torch.cuda.get_device_capability() >= TRITON_CAPABILITY
-        return None if works else "torch.compile needs Triton on a GPU, and there is none that works here"
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # which Inductor takes
+        return None if works else "torch.compile requires Triton on a GPU, and no working version was found"
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as Inductor does
     if shutil.which(compiler) is None:
-        return "torch.compile needs a C++ compiler on a CPU, and there is none here"
+        return f"torch.compile requires a C++ compiler on a CPU, and {compiler} was not found"
     return None

@@ -1,4 +1,4 @@
-"""The training step: logits -> loss, and what Lightning needs to know to take it."""
+"""The LightningModule: loss, validation loss, gradient clipping, optimizer and learning-rate schedule."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,18 +18,18 @@ from chargpt.utils.seeding import STEP, fold_in, seed_device
 
 
 class LanguageModeling(L.LightningModule):
-    """Next-token prediction with a plain model.
+    """Next-token prediction with a plain `nn.Module`.
 
     Args:
-        model: tokens_BT -> logits_BTV.
-        make_optimizer: makes the optimizer from the model.
-        schedule: factor of the learning rate from (step, max_steps, share of the time budget).
+        model: maps tokens_BT to logits_BTV.
+        make_optimizer: builds the optimizer from the model.
+        schedule: maps (step, max_steps, fraction of the time budget) to a factor of the learning rate.
         seed: dropout of batch k is drawn from (seed, k, rank).
 
     Attributes:
-        batches: batches that the run has trained on, over all its parts, whatever Lightning calls an epoch: the
-            number k of the next one.
-        in_step: whether gradients of the current optimizer step have been accumulated already.
+        batches: number of batches that the run has trained on, including before it was resumed; equals the
+            index k of the next batch. Independent of Lightning's epochs.
+        in_step: whether gradients of the current optimizer step have already been accumulated.
     """
 
     def __init__(
@@ -41,26 +41,26 @@ class LanguageModeling(L.LightningModule):
     ):
         super().__init__()
         self.model = model
-        # Counted here: FSDP leaves each rank a part of the parameters.
+        # Counted here because FSDP later leaves each rank only a shard of the parameters.
         self.parameter_count, self.flops_per_token = model.parameter_count(), model.flops_per_token()
         self._make_optimizer = make_optimizer
         self.optimizer = make_optimizer(model)
         self._schedule = schedule
         self._seed = seed
-        # Two sums rather than a MeanMetric, which forgets its weights when it does not check for NaN (1.9.0).
+        # Two sums, because MeanMetric ignores its weights when it does not check for NaN (torchmetrics 1.9.0).
         self.val_loss_sum = SumMetric(nan_strategy="disable")
         self.val_count = SumMetric(nan_strategy="disable")
         # Kept as tensors and read once per logging interval, so that no step waits for the device.
         self.train_losses: list[Tensor] = []
         self.grad_norm: Tensor | None = None
-        self.lr_scale: Callable[[], float] = lambda: 1.0  # halved when a run has gone back
-        self.time_used: Callable[[], float] = lambda: 0.0  # share of the time budget; set by the clock
-        self.train_loss = self.loss  # or the same, compiled
+        self.lr_scale: Callable[[], float] = lambda: 1.0  # halved by each rollback
+        self.time_used: Callable[[], float] = lambda: 0.0  # fraction of the time budget; set by `TrainingTimer`
+        self.train_loss = self.loss  # `Compilation` replaces it by its compiled version
         self.batches, self.in_step = 0, False
-        self._step = 0  # the last that has ended
+        self._step = 0  # the last completed step
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning writes down some fifty times a step which hook it is in, and a module's own setattr is slow.
+        # Lightning sets this attribute about fifty times per step, and `nn.Module.__setattr__` is slow.
         if name == "_current_fx_name":
             object.__setattr__(self, name, value)
         else:
@@ -73,12 +73,12 @@ class LanguageModeling(L.LightningModule):
         checkpoint["batches"] = self.batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        before = checkpoint["global_step"] * self.trainer.accumulate_grad_batches  # 0.2 did not save it
-        self.batches = checkpoint.get("batches", before)
+        default = checkpoint["global_step"] * self.trainer.accumulate_grad_batches  # version 0.2 did not save it
+        self.batches = checkpoint.get("batches", default)
 
     def on_train_start(self) -> None:
         self._step = self.trainer.global_step
-        # A resumed run may have a later end than the one that computed the checkpoint's learning rate.
+        # A resumed run may have a larger max_steps than the one for which the saved learning rate was computed.
         scheduler = self.lr_schedulers()
         factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
         for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
@@ -87,18 +87,18 @@ class LanguageModeling(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_device(fold_in(self._seed, STEP, self.batches, self.global_rank), self.device)
         if not self.in_step:
-            # Lightning would let go of the last step's gradients after the forward pass; before it, their memory,
-            # still in the cache, serves the activations (2 % of a small model's step on a CPU).
+            # Lightning frees the gradients after the forward pass. Freed before it, their memory, still in the cache,
+            # is reused for the activations (2 % of a small model's step on a CPU).
             self.trainer.optimizers[0].zero_grad(set_to_none=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs_BT, targets_BT = batch
         loss = self.train_loss(inputs_BT, targets_BT)
-        self.train_losses.append(loss.detach().clone())  # a CUDA graph's own would change with the next step
+        self.train_losses.append(loss.detach().clone())  # the next replay of a CUDA graph overwrites its output
         return loss
 
     def loss(self, inputs_BT: Integer[Tensor, "B T"], targets_BT: Integer[Tensor, "B T"]) -> Float[Tensor, ""]:
-        """Nats a token, the mean over a batch."""
+        """The mean loss of a batch, in nats per token."""
         return cross_entropy(self.model(inputs_BT), targets_BT)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -113,7 +113,7 @@ class LanguageModeling(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         loss = self.val_loss_sum.compute() / self.val_count.compute()
-        # For callbacks that monitor them, such as EarlyStopping; the curves bring them to the loggers.
+        # For callbacks that monitor them, such as EarlyStopping. `MetricsCallback` sends them to the loggers.
         bits = bits_per_character(loss.item(), self.trainer.datamodule.characters_per_token)
         self.log_dict({"val/loss": loss, "val/bpc": bits, "val/perplexity": loss.exp()}, logger=False)
         self.val_loss_sum.reset()
@@ -125,30 +125,30 @@ class LanguageModeling(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the global norm and keeps it for the curves; without clipping it is only measured."""
+        """Clips the gradients by their global norm and keeps the norm for logging."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-        if scaler is not None and fused:  # 16-mixed: Lightning leaves it to such an optimizer, which comes later
+        if scaler is not None and fused:  # 16-mixed: a fused optimizer unscales in its step, after clipping
             scaler.unscale_(optimizer)
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
         clip = getattr(self.trainer.model, "clip_grad_norm_", None)  # FSDP: the norm spans the shards
         if clip is not None:
             self.grad_norm = clip(limit)
         elif gradient_clip_val is None:
-            self.grad_norm = None  # measured when the curves ask
+            self.grad_norm = None  # measured when a point is logged
         else:
             parameters = list(self.parameters())
             self.grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
             clip_grads_with_norm_(parameters, limit, self.grad_norm)
 
     def measure_grad_norm(self) -> Tensor:
-        """The gradient's norm at the last step, before clipping."""
+        """The global gradient norm of the last step, before clipping."""
         if self.grad_norm is not None:
             return self.grad_norm
         return get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
 
     def configure_optimizers(self) -> dict:
-        # FSDP puts its shards in the place of the parameters.
+        # FSDP has replaced the parameters by its shards.
         sharded = isinstance(self.trainer.strategy, FSDPStrategy)
         optimizer = self._make_optimizer(self.model) if sharded else self.optimizer
 

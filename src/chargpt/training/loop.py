@@ -1,4 +1,4 @@
-"""One training run, from a composed config to metrics.json: set-up, fit, summary."""
+"""Runs training from a composed config to metrics.json: setup, fit, summary."""
 
 import contextlib
 import logging
@@ -42,10 +42,10 @@ from chargpt.training.setup import (
     check_model,
     check_monitor,
     check_strategy,
+    load_data,
     make_callbacks,
     make_loggers,
     make_module,
-    read_text,
 )
 from chargpt.training.summary import summarize
 from chargpt.training.trainer import build_trainer
@@ -58,16 +58,16 @@ log = logging.getLogger(__name__)
 
 
 def train(config: dict[str, Any], directory: RunDirectory) -> None:
-    """Trains what the config says; with `on_divergence=rollback`, from the last good checkpoint again.
+    """Trains a run; with `on_divergence=rollback`, restarts it from the last good checkpoint after a divergence.
 
     Args:
-        config: as composed for this command line, resolved.
-        directory: of the run.
+        config: the composed and resolved config.
+        directory: the run directory.
 
     Raises:
-        UserError: before anything was written.
-        Interrupted: a signal; the run is saved and can go on.
-        DivergenceError: the loss is no longer a number.
+        UserError: nothing has been written yet.
+        Interrupted: after a signal; the run is saved and can be resumed.
+        DivergenceError: the loss is NaN or infinite.
     """
     disable_malloc_trim()
     diverged_at: list[int] = []
@@ -75,34 +75,34 @@ def train(config: dict[str, Any], directory: RunDirectory) -> None:
         try:
             _train(config, directory, diverged_at)
             return
-        except RollbackRequested as back:
-            diverged_at = back.diverged_at
+        except RollbackRequested as rollback:
+            diverged_at = rollback.diverged_at
             config = config | {"resume": str(directory.path)}
 
 
 def _train(config: dict[str, Any], directory: RunDirectory, diverged_at: list[int]) -> None:
-    messages = logging.handlers.MemoryHandler(10_000)  # until train.log has a place
+    messages = logging.handlers.MemoryHandler(10_000)  # until train.log is opened
     logging.getLogger().addHandler(messages)
     try:
-        run, record = setup(config, directory, messages, diverged_at)
+        run, recorder = setup(config, directory, messages, diverged_at)
     except BaseException:
         logging.getLogger().removeHandler(messages)
         raise
-    with record_outcome(run, record):
-        if not run.origin.resumed:  # a run that goes on is touched once its first step has shown that it can
-            record.open(run.trainer, run.module)
+    with record_outcome(run, recorder):
+        if not run.origin.resumed:  # a resumed run is written to only after its first step has succeeded
+            recorder.open(run.trainer, run.module)
         if run.trainer.is_global_zero:
             report.log_header(run)
             env.notify_ready()
         init_process_group(run.trainer)
-        fit(run, record)
+        fit(run, recorder)
         if run.trainer.is_global_zero:
-            metrics, text = summarize(run)
+            metrics, sample = summarize(run)
         destroy_process_group()
     if run.trainer.is_global_zero:
-        report.print_results(run, metrics, text)
-        if run.origin.repeated:
-            reproduce.log_differences(run.origin.repeated, run.directory)
+        report.print_results(run, metrics, sample)
+        if run.origin.original:
+            reproduce.log_differences(run.origin.original, run.directory)
 
 
 def setup(
@@ -111,35 +111,37 @@ def setup(
     messages: logging.handlers.MemoryHandler,
     diverged_at: Sequence[int] = (),
 ) -> tuple[Run, RunRecorder]:
-    """Builds every part and checks it, before anything is written.
+    """Builds and validates every component before anything is written.
 
     Args:
-        messages: what is logged, for `train.log`.
-        diverged_at: the steps at which this process has seen the run diverge, before it went back.
+        messages: buffers log records until `train.log` is opened.
+        diverged_at: the steps at which the run has diverged in this process.
 
     Returns:
-        The run, and the callback that writes its record.
+        The run, and the callback that writes its files.
     """
     if config["resume"] != "never":
-        directory, checkpoint, progress = find_state(resolve_path("resume", config["resume"]))
-        origin = Origin(resumed=True, checkpoint=checkpoint, progress=progress)
-        with run_state(checkpoint or directory.config):
-            config = config | saved_config(directory, progress, config)
+        directory, path, checkpoint = find_state(resolve_path("resume", config["resume"]))
+        origin = Origin(resumed=True, checkpoint_path=path, checkpoint=checkpoint)
+        with run_state(path or directory.config):
+            config = config | saved_config(directory, checkpoint, config)
             return _build(config, directory, origin, messages, diverged_at)
-    if repeated := reproduce.original_run(config["rerun"], config["resume"]):
-        with run_state(repeated.config):
-            config = config | saved_config(repeated, None, config)
-            return _build(config, directory, Origin(repeated=repeated), messages, diverged_at)
+    if original := reproduce.original_run(config["rerun"], config["resume"]):
+        with run_state(original.config):
+            config = config | saved_config(original, None, config)
+            return _build(config, directory, Origin(original=original), messages, diverged_at)
     return _build(config, directory, Origin(), messages, diverged_at)
 
 
-def saved_config(directory: RunDirectory, progress: dict[str, Any] | None, composed: dict[str, Any]) -> dict[str, Any]:
-    """The config of a run that goes on or is repeated, with what this command line may change of it."""
+def saved_config(
+    directory: RunDirectory, checkpoint: dict[str, Any] | None, composed: dict[str, Any]
+) -> dict[str, Any]:
+    """The config of a run that is resumed or repeated, with the permitted overrides of this command line."""
     saved = {key: OLDER_DEFAULTS[key] for key in SAVED_KEYS_SINCE_0_3}
     saved |= OmegaConf.to_container(directory.read_config() or OmegaConf.create())
-    if progress:  # of the rest nothing is taken from a file: callbacks and loggers may be anything
-        content = progress["chargpt"]["config"]
-        saved |= {key: content[key] for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3) if key in content}
+    if checkpoint:  # other keys of an untrusted file are ignored: callbacks and loggers could run any code
+        trained = checkpoint["chargpt"]["config"]
+        saved |= {key: trained[key] for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3) if key in trained}
     saved["data"] = data_config(saved)
     return apply_overrides(saved, composed, task_overrides(), directory.read_choices())
 
@@ -152,15 +154,15 @@ def _build(
     diverged_at: Sequence[int],
 ) -> tuple[Run, RunRecorder]:
     if Path(str(config["name"])).name != str(config["name"]):
-        raise UserError(f"name={config['name']}: it is the name of a folder in outputs/, and no path")
-    settings, progress = config["trainer"], origin.progress
+        raise UserError(f"name={config['name']}: it must be the name of a directory in outputs/, not a path")
+    settings, checkpoint = config["trainer"], origin.checkpoint
     monitor = Monitor(config["monitor"], config["mode"])
     check_monitor(monitor, config["callbacks"])
 
     torch.manual_seed(fold_in(config["seed"]))
-    data = read_text(config["data"], directory, progress)
-    if origin.repeated:
-        reproduce.check_text(origin.repeated, data.corpus_sha256)
+    data = load_data(config["data"], directory, checkpoint)
+    if origin.original:
+        reproduce.check_text(origin.original, data.corpus_sha256)
     model = instantiate(config["model"], "model", LanguageModel, vocab_size=data.tokenizer.vocab_size)
     check_model(model, data)
     module = make_module(model, config["optimizer"], config["schedule"], config["seed"])
@@ -171,28 +173,28 @@ def _build(
     rollbacks = DivergenceRollback(config["on_divergence"], diverged_at)
     module.time_used, module.lr_scale = timer.time_used, lambda: rollbacks.lr_scale
     compilation = Compilation(settings.get("compile", "auto"), seconds, timer)
-    if progress and not best_is_intact(directory, progress):
+    if checkpoint and not best_is_intact(directory, checkpoint):
         metrics_callback.best_from = origin.step
         log.warning(
-            "%s is not whole: the best is looked for anew from step %d", directory.best, metrics_callback.best_from
+            "%s is damaged or missing: the best checkpoint is selected anew from step %d",
+            directory.best,
+            origin.step,
         )
     saved = {key: config[key] for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3)}
     identity = {"config": saved, "tokenizer": data.tokenizer.as_config(), "corpus_sha256": data.corpus_sha256}
     checkpoints = CheckpointCallback(
-        directory, metrics_callback, identity, last_is_whole=origin.checkpoint == directory.last
+        directory, metrics_callback, identity, last_is_intact=origin.checkpoint_path == directory.last
     )
-    record = RunRecorder(directory, config, origin, data, metrics_callback, messages)
+    recorder = RunRecorder(directory, config, origin, data, metrics_callback, messages)
     trainer = build_trainer(
         settings,
         callbacks=[
             timer,
             metrics_callback,
             *make_callbacks(config["callbacks"], metrics_callback, timer),
-            *make_ema(settings.get("ema_decay")),  # behind all that look at it while it stands in
-            record,
-            InterruptHandler(
-                directory, checkpoints, timer, metrics_callback
-            ),  # the signals first: to compile takes long
+            *make_ema(settings.get("ema_decay")),  # after all callbacks that use the averaged weights
+            recorder,
+            InterruptHandler(directory, checkpoints, timer, metrics_callback),  # before compilation, which takes long
             compilation,
             rollbacks,
             checkpoints,
@@ -207,40 +209,40 @@ def _build(
     check_strategy(module, trainer)
     check_batch(data.batch_size, model, trainer.world_size)
     if trainer.strategy.root_device.type == "cpu":
-        passes, here = trainer.accumulate_grad_batches, trainer.num_devices
-        out_of_memory.check(module, data.batch_size * here // trainer.world_size, data.block_size, here, passes)
-    if not trainer.is_global_zero:  # which alone writes train.log
+        passes, local = trainer.accumulate_grad_batches, trainer.num_devices
+        out_of_memory.check(module, data.batch_size * local // trainer.world_size, data.block_size, local, passes)
+    if not trainer.is_global_zero:  # only rank 0 writes train.log
         logging.getLogger().removeHandler(messages)
     run = Run(config, directory, origin, data, module, trainer, timer, metrics_callback, rollbacks)
-    if progress:
-        check_state(run, progress)
-        log_changes(progress["chargpt"]["config"], saved)
-    return run, record
+    if checkpoint:
+        check_state(run, checkpoint)
+        log_changes(checkpoint["chargpt"]["config"], saved)
+    return run, recorder
 
 
-def fit(run: Run, record: RunRecorder) -> None:
+def fit(run: Run, recorder: RunRecorder) -> None:
     """Trains to the end.
 
     Raises:
-        RollbackRequested: the loss is no longer a number, and the run may go back to its last good checkpoint.
-        DivergenceError: it may not.
-        TrainingError: memory is not enough.
+        RollbackRequested: the run diverged and may be rolled back to its last good checkpoint.
+        DivergenceError: the run diverged and may not be rolled back.
+        TrainingError: out of memory.
         UserError: the checkpoint cannot be loaded.
     """
-    checkpoint = run.origin.checkpoint
-    weights_only = True if checkpoint else None
+    path = run.origin.checkpoint_path
+    weights_only = True if path else None
     try:
-        run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=weights_only)
+        run.trainer.fit(run.module, datamodule=run.data, ckpt_path=path, weights_only=weights_only)
     except CONSTRUCTOR_ERRORS as error:
         if out_of_memory.is_out_of_memory(error):
             raise TrainingError(_out_of_memory(run, error)) from error
-        with run_state(checkpoint) if checkpoint and not record.is_open else contextlib.nullcontext():
+        with run_state(path) if path and not recorder.is_open else contextlib.nullcontext():
             raise
     except DivergenceError as error:
         if not run.rollbacks.can_roll_back():
             raise
-        times = len(run.rollbacks.steps) + 1
-        log.warning("%s. Going back, with the learning rate halved (%d of %d)", error, times, MAX_ROLLBACKS)
+        count = len(run.rollbacks.steps) + 1
+        log.warning("%s. Rolling back, with half the learning rate (%d of %d)", error, count, MAX_ROLLBACKS)
         raise RollbackRequested([*run.rollbacks.steps, run.trainer.global_step]) from error
 
 

@@ -1,4 +1,4 @@
-"""When memory is not enough: how much a step wants, and which settings want less and learn the same."""
+"""Out-of-memory errors: estimates the memory of a step and suggests equivalent settings that need less."""
 
 import contextlib
 import re
@@ -11,42 +11,42 @@ from chargpt.training.lightning_module import LanguageModeling
 from chargpt.utils.memory import available_memory
 
 PARAMETER_BYTES = 16  # float32: the weight, its gradient, and two averages of an optimizer such as AdamW
-SMALL_TENSOR = 4096  # tokens of a pass that are not worth a look
-# The figures in the error of torch's CUDA allocator.
+SMALL_TENSOR = 4096  # tokens; a forward pass of no more is not measured
+# The sizes in the error message of torch's CUDA allocator.
 TRIED_PATTERN, CAPACITY_PATTERN = r"Tried to allocate ([\d.]+ \w+)", r"total capacity of ([\d.]+ \w+)"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error says; torch has a type for it on GPUs alone."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    """Whether an error reports a lack of memory; torch has an exception type for it on GPUs only."""
+    messages = ("can't allocate memory", "not enough memory", "out of memory")
+    matches = isinstance(error, RuntimeError) and any(message in str(error) for message in messages)
+    return matches or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def check(module: LanguageModeling, batch_size: int, block_size: int, processes: int, passes: int) -> None:
-    """Looks ahead on a CPU, where a process that wants too much is not told so, but killed.
+    """Checks in advance on a CPU, where the kernel kills a process that uses too much memory.
 
     Raises:
-        UserError: the first step would want more than there is.
+        UserError: the first step would need more memory than is available.
     """
     parameters = PARAMETER_BYTES * sum(p.numel() for p in module.parameters())
     small = batch_size * block_size <= SMALL_TENSOR
-    want = parameters if small else estimate(module, batch_size // processes, block_size)
-    if (there := available_memory()) < want * processes:
-        line = describe(module, batch_size, block_size, processes, passes)
-        raise UserError(f"{line}. There are {there / 2**30:,.1f} GiB to be had on this machine")
+    needed = parameters if small else estimate(module, batch_size // processes, block_size)
+    if (available := available_memory()) < needed * processes:
+        message = describe(module, batch_size, block_size, processes, passes)
+        raise UserError(f"{message}. This machine has {available / 2**30:,.1f} GiB available")
 
 
 def describe(module: LanguageModeling, batch_size: int, block_size: int, devices: int, passes: int) -> str:
-    """What there is not enough memory for, and what to try.
+    """The error message: what does not fit into memory, and which settings to try.
 
     Args:
         batch_size: blocks of one forward pass over all devices.
-        passes: forward passes of a step.
+        passes: forward passes per step.
     """
-    want = estimate(module, batch_size // devices, block_size)
-    wanted = f", which want about {want / 2**30:,.1f} GiB on each device" if want else ""
-    return _line(wanted, module.model.batch_multiple, batch_size, block_size, devices, passes)
+    needed = estimate(module, batch_size // devices, block_size)
+    usage = f", which need about {needed / 2**30:,.1f} GiB on each device" if needed else ""
+    return _message(usage, module.model.batch_multiple, batch_size, block_size, devices, passes)
 
 
 def describe_gpu(
@@ -58,57 +58,58 @@ def describe_gpu(
     devices: int,
     passes: int,
 ) -> str:
-    """The same after a GPU's memory was not enough: by the allocator's peak, and the figures in its error.
+    """The same for a GPU, from the allocator's peak and the sizes in its error message.
 
     Args:
-        device: that trained; the module has left it by then.
+        device: the training device; the module may have been moved off it already.
         multiple: the model's `batch_multiple`.
     """
     peak = torch.cuda.max_memory_allocated(device)
-    wanted = f". The GPU held {peak / 2**30:,.1f} GiB"
-    if there := re.search(CAPACITY_PATTERN, str(error)):
-        wanted += f" of {there.group(1)}"
-    if asked := re.search(TRIED_PATTERN, str(error)):
-        wanted += f" and was asked for {asked.group(1)} more"
-    return _line(wanted, multiple, batch_size, block_size, devices, passes)
+    usage = f". The GPU had allocated {peak / 2**30:,.1f} GiB"
+    if capacity := re.search(CAPACITY_PATTERN, str(error)):
+        usage += f" of {capacity.group(1)}"
+    if requested := re.search(TRIED_PATTERN, str(error)):
+        usage += f", and {requested.group(1)} more were requested"
+    return _message(usage, multiple, batch_size, block_size, devices, passes)
 
 
-def _line(wanted: str, multiple: int, batch_size: int, block_size: int, devices: int, passes: int) -> str:
-    line = f"out of memory: {batch_size} blocks of {block_size} tokens in one pass{wanted}. "
+def _message(usage: str, multiple: int, batch_size: int, block_size: int, devices: int, passes: int) -> str:
+    message = f"out of memory: {batch_size} blocks of {block_size} tokens in one pass{usage}. "
     if parts := smallest_split(batch_size, multiple * devices):
         smaller = f"data.batch_size={batch_size // parts} trainer.accumulate_grad_batches={passes * parts}"
-        return line + f"Start again with {smaller}: a step then still sees {batch_size * passes} blocks"
-    return line + "Start again with a smaller model.block_size or model.n_embd, or on more memory"
+        return message + f"Restart with {smaller}: one step still uses {batch_size * passes} blocks"
+    return message + "Restart with a smaller model.block_size or model.n_embd, or with more memory"
 
 
 def smallest_split(batch_size: int, multiple: int) -> int:
-    """The smallest number of equal parts, above 1, into which a batch can be cut; 0 if it cannot.
+    """The smallest number above 1 of equal micro-batches into which a batch can be split; 0 if it cannot.
 
     Args:
-        multiple: of which each part must be one.
+        multiple: the size of each micro-batch must be a multiple of this.
     """
     return next((n for n in range(2, batch_size + 1) if batch_size % n == 0 and batch_size // n % multiple == 0), 0)
 
 
 def estimate(module: LanguageModeling, blocks: int, block_size: int) -> int:
-    """Bytes for weights, gradients, an optimizer and what a forward pass keeps for its backward pass.
+    """Bytes of weights, gradients, optimizer state and the activations saved for the backward pass.
 
-    The last is measured: with as few blocks as the model takes, and multiplied. 0 if not even those have room.
+    The activations are measured with the smallest batch that the model accepts, and scaled. 0 if even that batch
+    does not fit into memory.
     """
-    few = module.model.batch_multiple
-    kept: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in module.parameters()}
+    smallest = module.model.batch_multiple
+    saved: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in module.parameters()}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept.setdefault(storage.data_ptr(), storage.nbytes())
-        alive.append(tensor)  # else its place would be used again, and not be counted
+        saved.setdefault(storage.data_ptr(), storage.nbytes())
+        alive.append(tensor)  # otherwise its address would be reused, and the next tensor there not be counted
         return tensor
 
     alive: list[Tensor] = []
     with contextlib.suppress(RuntimeError, MemoryError):
-        tokens_BT = torch.zeros(few, block_size, dtype=torch.long, device=module.device)
+        tokens_BT = torch.zeros(smallest, block_size, dtype=torch.long, device=module.device)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             module.loss(tokens_BT, tokens_BT)
         parameters = sum(p.numel() for p in module.parameters())
-        return PARAMETER_BYTES * parameters + sum(kept.values()) * blocks // few
+        return PARAMETER_BYTES * parameters + sum(saved.values()) * blocks // smallest
     return 0

@@ -1,4 +1,4 @@
-"""The peak throughput of GPUs, from their data sheets: what model FLOPs utilization (MFU) is measured against."""
+"""The peak throughput of GPUs according to their data sheets: the reference of model FLOPs utilization (MFU)."""
 
 from typing import NamedTuple
 
@@ -8,16 +8,16 @@ TERA = 1e12
 class Peak(NamedTuple):
     teraflops: float
     names: tuple[str, ...]  # as CUDA reports them, without "NVIDIA", "Tesla" and "GeForce"
-    source: str  # the data sheet; "halved" where it states the figure with sparsity only
+    source: str  # the data sheet; "halved" where it states only the value with sparsity
 
 
-# Dense products of bfloat16 on tensor cores with float32 accumulation; of float16 where there is no bfloat16
-# (V100, T4). Whole names, not patterns: cards whose names differ by one letter differ by up to a factor of three,
-# and a slice of a card (MIG) or a laptop variant has the name of the card with a suffix.
+# Dense bfloat16 products on tensor cores with float32 accumulation; float16 where bfloat16 is not supported
+# (V100, T4). The table matches exact names, not patterns: cards whose names differ by one letter differ by up to a
+# factor of three, and a slice of a card (MIG) or a laptop variant has the name of the card with a suffix.
 #
-# Other tables, Lightning's among them, disagree in places. They have the figure with sparsity (H200), of a pair of
+# Other tables, including Lightning's, differ in places. They list the value with sparsity (H200), of a pair of
 # cards (H100 NVL), of float16 without tensor cores (A40, A6000, 3090, 4090), or of the A10 for the A10G. NVIDIA's
-# own document decides. That includes the L40, which its data sheet rates at half the L40S, on the same chip.
+# own document takes precedence, also for the L40: its data sheet rates it at half the L40S, which has the same chip.
 PEAKS = (
     # Volta
     Peak(125, ("V100-SXM2-16GB", "V100-SXM2-32GB"), "NVIDIA V100 Tensor Core GPU data sheet"),
@@ -72,12 +72,12 @@ def peak_flops(name: str) -> float | None:
     """The peak FLOP/s of one device in dense 16-bit products with float32 accumulation.
 
     Args:
-        name: the device's, from `torch.cuda.get_device_name`.
+        name: the device name from `torch.cuda.get_device_name`.
 
     Returns:
-        None for a device that is not in the table; MFU is not reported then.
+        None for a device that is not in the table; its MFU is not reported.
     """
-    for maker in ("NVIDIA ", "Tesla ", "GeForce "):  # drivers before release 470 leave out "NVIDIA"
+    for maker in ("NVIDIA ", "Tesla ", "GeForce "):  # drivers before release 470 omit "NVIDIA"
         name = name.removeprefix(maker)
     peak = BY_NAME.get(name)
     return peak.teraflops * TERA if peak else None

@@ -1,4 +1,4 @@
-"""What a person reads at the beginning and at the end of a run, and in TensorBoard's HParams tab."""
+"""The header and the results that a run prints, and the hyperparameters for TensorBoard's HParams tab."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def log_header(run: Run) -> None:
-    """Five lines: the model, the text, the steps, the device, the place."""
+    """Logs five lines: the model, the data, the training length, the device, the run directory."""
     model, data, trainer = run.model, run.data, run.trainer
     names = {"members": "members", "n_layer": "layers", "n_head": "heads", "n_embd": "channels"}
     settings = run.config["model"]
@@ -31,45 +31,46 @@ def log_header(run: Run) -> None:
     passes = f"{accumulated} x " if accumulated > 1 else ""
     rows = {
         "model": f"{run.config['name']}: {format_count(run.module.parameter_count)} parameters, {shape}",
-        "text": f"{data.corpus.name}: {data.characters:,} characters, {data.tokenizer.vocab_size} distinct",
-        "train": f"{_end(run)}, {passes}{data.batch_size} x {data.block_size} tokens a step{_epochs(run)}",
-        "on": f"{trainer.world_size} x {device_name(trainer.strategy.root_device)}, {trainer.precision}",
-        "in": str(run.directory.path),
+        "data": f"{data.corpus.name}: {data.characters:,} characters, vocabulary of {data.tokenizer.vocab_size}",
+        "train": f"{_end(run)}, {passes}{data.batch_size} x {data.block_size} tokens per step{_epochs(run)}",
+        "device": f"{trainer.world_size} x {device_name(trainer.strategy.root_device)}, {trainer.precision}",
+        "run": str(run.directory.path),
     }
-    for name, text in rows.items():
-        log.info("%7s  %s", name, text)
+    for name, line in rows.items():
+        log.info("%7s  %s", name, line)
 
 
-def print_results(run: Run, metrics: dict[str, Any], text: str) -> None:
-    """A sample, the figures, and the three next commands; in a sweep the figures alone."""
+def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
+    """Prints a sample, the metrics and three commands to continue with; in a sweep only the metrics."""
     console = _Console(highlight=False)
-    in_sweep = env.SWEEP_ENV in os.environ  # its table says the rest
+    in_sweep = env.SWEEP_ENV in os.environ  # the table of the sweep contains the rest
     if not in_sweep:
         console.rule("a sample of the best checkpoint", style="dim")
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(sample, markup=False, soft_wrap=True)
         console.rule(style="dim")
     path = run.directory.path
-    run_word, resume_word = shlex.quote(f"run={path}"), shlex.quote(f"resume={path}")
-    # What can be pasted into this very shell: python itself where its folder is on the PATH, else by its place.
+    run_argument, resume_argument = shlex.quote(f"run={path}"), shlex.quote(f"resume={path}")
+    # The commands must work in this shell: plain `python` only if the PATH resolves to this interpreter.
     python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
-    board = "tensorboard" if python == "python" else f"{python} -m tensorboard.main"
-    further = f"trainer.max_steps={2 * metrics['steps']}"
+    tensorboard = "tensorboard" if python == "python" else f"{python} -m tensorboard.main"
+    longer = f"trainer.max_steps={2 * metrics['steps']}"
     if run.timer.time_used() >= 1:
-        further = f"trainer.max_time={2 * round(parse_duration(run.config['trainer']['max_time']))}"
-    # A prompt that this run's vocabulary can say: the beginning of its own sample.
-    begin = next((word for word in text.split() if word.isalpha()), "")
-    prompt = f" prompt={begin}" if begin else ""
-    logs = path.parent if path.is_absolute() else path.parts[0]
+        longer = f"trainer.max_time={2 * round(parse_duration(run.config['trainer']['max_time']))}"
+    # The first word of the sample is a prompt that the vocabulary of this run contains.
+    first_word = next((word for word in sample.split() if word.isalpha()), "")
+    prompt = f" prompt={first_word}" if first_word else ""
+    logdir = path.parent if path.is_absolute() else path.parts[0]
     mfu = f", {run.metrics_callback.mfu:.0%} of the device's peak" if run.metrics_callback.mfu else ""
     rows = {
-        "loss": f"[bold]{metrics['val_loss']:.4f}[/] nats on the validation text (step {metrics['best_step']}), "
-        f"{metrics['final_val_loss']:.4f} at the last step; {metrics['val_bpc']:.3f} bits a character",
+        "loss": f"[bold]{metrics['val_loss']:.4f}[/] nats per token on the validation split "
+        f"(step {metrics['best_step']}), {metrics['final_val_loss']:.4f} at the last step; "
+        f"{metrics['val_bpc']:.3f} bits per character",
         "time": f"{metrics['steps']:,} steps in {metrics['train_seconds']:.0f} s of training, "
         f"{metrics['tokens_per_second']:,.0f} tokens/s{mfu}",
         "run": escape(f"{path}"),
-        "sample": escape(f"{python} sample.py {run_word}{prompt}"),
-        "look": escape(f"{board} --logdir {shlex.quote(str(logs))}"),
-        "go on": escape(f"{python} train.py {resume_word} {further}"),
+        "sample": escape(f"{python} sample.py {run_argument}{prompt}"),
+        "metrics": escape(f"{tensorboard} --logdir {shlex.quote(str(logdir))}"),
+        "resume": escape(f"{python} train.py {resume_argument} {longer}"),
     }
     for name, line in rows.items():
         if name in ("loss", "time") or not in_sweep:
@@ -79,12 +80,12 @@ def print_results(run: Run, metrics: dict[str, Any], text: str) -> None:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """`train.py | head` has read enough, but the run is finished: rich would exit with 1."""
+        """Raises `BrokenPipeError`. Rich would exit with 1 after `train.py | head`, although the run is finished."""
         raise BrokenPipeError
 
 
 def hyperparameters(config: dict[str, Any], module: LanguageModeling) -> dict[str, bool | str | float | int]:
-    """What the HParams tab compares runs by: the numbers of the model, and what varies in training."""
+    """The hyperparameters by which the HParams tab compares runs: the model's scalars and the training settings."""
     scalars = {k: v for k, v in config["model"].items() if isinstance(v, bool | int | float | str) and k[0] != "_"}
     return {
         **scalars,
@@ -100,7 +101,7 @@ def hyperparameters(config: dict[str, Any], module: LanguageModeling) -> dict[st
 
 
 def format_count(count: int) -> str:
-    """1234 -> 1,234; 12345678 -> 12.35M."""
+    """Formats a count: 1234 -> 1,234; 12345678 -> 12.35M."""
     return f"{count:,}" if count < 100_000 else f"{count / 1e6:.2f}M"
 
 

@@ -1,4 +1,4 @@
-"""What a run goes on from: the newest whole checkpoint of its directory."""
+"""Finds the checkpoint from which a run resumes, and checks that it can be resumed."""
 
 import logging
 from collections.abc import Iterator
@@ -23,49 +23,52 @@ log = logging.getLogger(__name__)
 
 
 def find_state(resume: Path) -> tuple[RunDirectory, Path | None, dict[str, Any] | None]:
-    """The run that `resume=` names, the checkpoint to go on from, and the content of it.
+    """Finds the run of `resume=` and its newest intact checkpoint.
 
-    From a damaged `last.ckpt` it falls back to the one before it, and from that to the best. A run that was cut
-    off before its first checkpoint has none.
+    If `last.ckpt` is damaged, it falls back to `previous.ckpt`, then to `best.ckpt`.
+
+    Returns:
+        The run, and the path and content of the checkpoint; None twice for a run that was interrupted before its
+        first checkpoint.
 
     Raises:
-        UserError: there is no such run, or nothing whole in it; or the file that was named is damaged.
+        UserError: there is no such run, it has no intact checkpoint, or the given file is damaged.
     """
     directory = RunDirectory(resume)
-    begun = directory.status_file.exists() and directory.read_config()
-    there = [path for path in (directory.last, directory.previous, directory.best) if path.exists()]
-    if begun and not there:
+    started = directory.status_file.exists() and directory.read_config()
+    paths = [path for path in (directory.last, directory.previous, directory.best) if path.exists()]
+    if started and not paths:
         return directory, None, None
-    if not there:
-        checkpoint = find_checkpoint(resume)  # a file, or nothing
-        if checkpoint.parent.name != "checkpoints":
-            raise UserError(f"resume={checkpoint} is not in a run directory: name the run, resume=outputs/...")
-        return RunDirectory(checkpoint.parent.parent), checkpoint, torch_file.read(checkpoint)
-    for checkpoint in there[:-1]:
+    if not paths:
+        path = find_checkpoint(resume)  # raises unless `resume` is a checkpoint file
+        if path.parent.name != "checkpoints":
+            raise UserError(f"resume={path}: not in a run directory; give the run: resume=outputs/...")
+        return RunDirectory(path.parent.parent), path, torch_file.read(path)
+    for path in paths[:-1]:
         try:
-            return directory, checkpoint, torch_file.read(checkpoint)
-        except UserError as mistake:
-            log.warning("%s. Trying the one before it", mistake)
-    return directory, there[-1], torch_file.read(there[-1])
+            return directory, path, torch_file.read(path)
+        except UserError as error:
+            log.warning("%s. Trying an earlier checkpoint", error)
+    return directory, paths[-1], torch_file.read(paths[-1])
 
 
 @contextmanager
-def run_state(checkpoint: Path) -> Iterator[None]:
-    """Where what a checkpoint says of the run is used: a stranger's may say anything. Raises `UserError` for it."""
+def run_state(path: Path) -> Iterator[None]:
+    """Raises `UserError` for errors in code that uses the content of a checkpoint, which may be an untrusted file."""
     try:
         yield
     except CONSTRUCTOR_ERRORS as error:
         if isinstance(error, UserError):
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{checkpoint} has no state that a run can go on from ({reason})") from error
+        raise UserError(f"{path}: it contains no state from which a run can resume ({reason})") from error
 
 
-def best_is_intact(directory: RunDirectory, progress: dict[str, Any]) -> bool:
-    """Whether the best checkpoint by the time of `progress` is there and whole, or is about to be made of it."""
+def best_is_intact(directory: RunDirectory, checkpoint: dict[str, Any]) -> bool:
+    """Whether `best.ckpt` as of `checkpoint` is intact, does not exist yet, or is about to be copied from it."""
     with run_state(directory.last):
-        best = MetricsCallback.best_step_in(progress)
-    if best in (0, progress["global_step"]):  # there is none yet, or it is made of this one
+        best = MetricsCallback.best_step_in(checkpoint)
+    if best in (0, checkpoint["global_step"]):
         return True
     try:
         torch_file.read(directory.best)
@@ -74,65 +77,65 @@ def best_is_intact(directory: RunDirectory, progress: dict[str, Any]) -> bool:
     return True
 
 
-def check_state(run: Run, progress: dict[str, Any]) -> None:
-    """That the run can go on from `progress`: its weights fit, and there is something left to do.
+def check_state(run: Run, checkpoint: dict[str, Any]) -> None:
+    """Checks that the run can resume from `checkpoint`: its state fits, and the run is not finished.
 
     Raises:
-        UserError: says why not.
+        UserError: the run cannot be resumed.
     """
-    _check_weights(run, progress)
-    with run_state(run.origin.checkpoint):
-        _check_progress(run, progress)
+    _check_weights(run, checkpoint)
+    with run_state(run.origin.checkpoint_path):
+        _check_progress(run, checkpoint)
 
 
-def _check_progress(run: Run, progress: dict[str, Any]) -> None:
+def _check_progress(run: Run, checkpoint: dict[str, Any]) -> None:
     for key in ("optimizer_states", "lr_schedulers"):
-        if len(progress[key]) != 1:
-            raise ValueError(f"it has {len(progress[key])} {key}")
-    check_optimizer_state(progress["optimizer_states"][0], run.module.optimizer)
-    _check_schedule(progress["lr_schedulers"][0], run.module.optimizer)
-    batches = progress.get("batches", 0)
+        if len(checkpoint[key]) != 1:
+            raise ValueError(f"it contains {len(checkpoint[key])} {key}")
+    check_optimizer_state(checkpoint["optimizer_states"][0], run.module.optimizer)
+    _check_schedule(checkpoint["lr_schedulers"][0], run.module.optimizer)
+    batches = checkpoint.get("batches", 0)
     if not isinstance(batches, int) or batches < 0:
-        raise ValueError(f"it has trained on {batches!r} batches")
-    step, end = progress["global_step"], run.trainer.max_steps
-    if end != -1 and (step > end or (step == end and run.directory.metrics.exists())):
+        raise ValueError(f"its number of batches is {batches!r}")
+    path, step, max_steps = run.directory.path, checkpoint["global_step"], run.trainer.max_steps
+    if max_steps != -1 and (step > max_steps or (step == max_steps and run.directory.metrics.exists())):
         raise UserError(
-            f"{run.directory.path} has already done {step} steps of trainer.max_steps={end}: to train it "
-            f"further, raise it: resume={run.directory.path} trainer.max_steps={2 * step}"
+            f"{path} has already trained for {step} steps, and trainer.max_steps={max_steps}; to train longer, "
+            f"increase it: resume={path} trainer.max_steps={2 * step}"
         )
-    planned = progress["chargpt"]["config"]["trainer"]["max_steps"]
-    if -1 != end < planned:
+    planned = checkpoint["chargpt"]["config"]["trainer"]["max_steps"]
+    if -1 != max_steps < planned:
         raise UserError(
-            f"{run.directory.path} was planned for {planned} steps: trainer.max_steps={end} would be another run. "
-            f"It may be raised, or left out"
+            f"{path} was planned for {planned} steps: trainer.max_steps={max_steps} would make it another run; "
+            f"increase it, or leave it out"
         )
     budget = parse_duration(run.config["trainer"]["max_time"])
-    used = TrainingTimer.train_seconds_in(progress)
+    used = TrainingTimer.train_seconds_in(checkpoint)
     if budget is not None and used >= budget and run.directory.metrics.exists():
         raise UserError(
-            f"{run.directory.path} has used up its trainer.max_time={run.config['trainer']['max_time']}: to train "
-            f"it further, raise it: trainer.max_time=..."
+            f"{path} has already trained for its trainer.max_time={run.config['trainer']['max_time']}; to train "
+            f"longer, increase it: resume={path} trainer.max_time=..."
         )
-    before = progress["chargpt"]["devices"]
-    if before != run.trainer.world_size:
+    saved = checkpoint["chargpt"]["devices"]
+    if saved != run.trainer.world_size:
         log.info(
-            "on %d devices instead of %d: the same data, but not the same to the last bit",
+            "resumed on %d devices instead of %d: the data is the same, but results are not bit-identical",
             run.trainer.world_size,
-            before,
+            saved,
         )
 
 
 def _check_schedule(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     rates = saved["base_lrs"]
     if len(rates) != len(optimizer.param_groups) or not all(isinstance(rate, int | float) for rate in rates):
-        raise ValueError(f"its learning rates are {rates!r}")
+        raise ValueError(f"its base learning rates are {rates!r}")
     if not isinstance(saved["last_epoch"], int):
-        raise ValueError("its schedule has no step")
+        raise ValueError("its schedule has no integer step")
 
 
-def _check_weights(run: Run, progress: dict[str, Any]) -> None:
+def _check_weights(run: Run, checkpoint: dict[str, Any]) -> None:
     try:
-        run.module.load_state_dict(progress["state_dict"])
+        run.module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{run.origin.checkpoint}: its weights do not fit its own config: {reason}") from error
+        raise UserError(f"{run.origin.checkpoint_path}: its weights do not match its config: {reason}") from error

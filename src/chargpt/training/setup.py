@@ -1,4 +1,4 @@
-"""The parts of a run, built from its config, each checked by itself."""
+"""Builds and validates the components of a run: data, module, callbacks and loggers."""
 
 import difflib
 import inspect
@@ -29,27 +29,27 @@ from chargpt.training.lightning_module import LanguageModeling
 
 @dataclass
 class Origin:
-    """What a run begins from.
+    """What a run starts from.
 
     Attributes:
-        resumed: whether it goes on in a directory of its own.
-        checkpoint, progress: what it goes on from, and the content of it; None where it starts from nothing.
-        repeated: the run that this one is to come out like, if it is a rerun.
+        resumed: whether the run resumes in an existing directory.
+        checkpoint_path, checkpoint: the file from which it resumes, and its content; None if there is none.
+        original: the run that this one repeats, for `rerun=`.
     """
 
     resumed: bool = False
-    checkpoint: Path | None = None
-    progress: dict[str, Any] | None = None
-    repeated: RunDirectory | None = None
+    checkpoint_path: Path | None = None
+    checkpoint: dict[str, Any] | None = None
+    original: RunDirectory | None = None
 
     @property
     def step(self) -> int:
-        return self.progress["global_step"] if self.progress else 0
+        return self.checkpoint["global_step"] if self.checkpoint else 0
 
 
 @dataclass
 class Run:
-    """All that a run needs, built and checked, before anything of it is on disk."""
+    """The components of a run, built and validated before anything is written to disk."""
 
     config: dict[str, Any]
     directory: RunDirectory
@@ -66,34 +66,34 @@ class Run:
         return self.module.model
 
 
-def read_text(settings: dict[str, Any], directory: RunDirectory, progress: dict[str, Any] | None) -> TextDataModule:
-    """The text, in the vocabulary of the run that goes on.
+def load_data(settings: dict[str, Any], directory: RunDirectory, checkpoint: dict[str, Any] | None) -> TextDataModule:
+    """Reads the corpus; with a checkpoint, encodes it by the tokenizer in the checkpoint.
 
     Args:
         settings: the config's `data`.
 
     Raises:
-        UserError: it cannot be read, or is not the one that the run was trained on.
+        UserError: the corpus cannot be read, or the run was trained on a different one.
     """
     data = instantiate(settings, "data", TextDataModule)
-    if not progress:
+    if not checkpoint:
         data.read()
         return data
-    data.read(instantiate(progress["chargpt"]["tokenizer"], "tokenizer", Tokenizer))
-    before = progress["chargpt"]["corpus_sha256"]
-    if before != data.corpus_sha256:
+    data.read(instantiate(checkpoint["chargpt"]["tokenizer"], "tokenizer", Tokenizer))
+    saved = checkpoint["chargpt"]["corpus_sha256"]
+    if saved != data.corpus_sha256:
         raise UserError(
-            f"{directory.path} was trained on another text: corpus sha256 {before[:12]}..., now "
+            f"{directory.path} was trained on another text: corpus sha256 {saved[:12]}..., now "
             f"{data.corpus_sha256[:12]}..."
         )
     return data
 
 
 def check_model(model: LanguageModel, data: TextDataModule) -> None:
-    """Raises `UserError` for a model that does not work, or takes shorter blocks than the data's."""
+    """Raises `UserError` if the model fails its smoke test, or if the data's blocks are longer than its block size."""
     if data.block_size > model.block_size:
         raise UserError(
-            f"data.block_size={data.block_size} is more than the model takes: leave it out, and set "
+            f"data.block_size={data.block_size}: more than model.block_size={model.block_size}; set only "
             f"model.block_size={data.block_size}"
         )
     try:
@@ -103,83 +103,83 @@ def check_model(model: LanguageModel, data: TextDataModule) -> None:
 
 
 def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int) -> LanguageModeling:
-    """The training step of a model, with its optimizer and schedule.
+    """Builds the LightningModule of a model, with its optimizer and schedule.
 
     Args:
-        optimizer, schedule: these parts of the config.
+        optimizer, schedule: the sub-configs of these names.
 
     Raises:
-        UserError: one of them is something else.
+        UserError: one of them builds an object of the wrong type.
     """
     make_optimizer = instantiate(optimizer, "optimizer")
     if not callable(make_optimizer):
-        raise UserError(f"optimizer is a {type(make_optimizer).__name__}, and must be a part: optimizer=adamw")
+        name = type(make_optimizer).__name__
+        raise UserError(f"optimizer: it must build a function that returns an optimizer, not a {name}")
     module = LanguageModeling(model, make_optimizer, instantiate(schedule, "schedule", Constant), seed)
     if not isinstance(module.optimizer, torch.optim.Optimizer):
-        raise UserError(f"optimizer makes a {type(module.optimizer).__name__}, and must make a torch.optim.Optimizer")
+        name = type(module.optimizer).__name__
+        raise UserError(f"optimizer: it must return a torch.optim.Optimizer, not a {name}")
     return module
 
 
 def check_strategy(module: LanguageModeling, trainer: L.Trainer) -> None:
-    """Raises `UserError` if the optimizer cannot work with what the strategy leaves of each parameter."""
+    """Raises `UserError` if the optimizer requires complete matrices and the strategy shards them."""
     if isinstance(trainer.strategy, FSDPStrategy) and isinstance(module.optimizer, MatrixOptimizer):
         raise UserError(
-            "optimizer: this one needs whole matrices, and FSDP splits them: take trainer=ddp, or optimizer=adamw"
+            "optimizer: this one requires complete matrices, but FSDP shards them: use trainer=ddp, or optimizer=adamw"
         )
 
 
 def check_batch(batch_size: int, model: LanguageModel, devices: int) -> None:
-    """Raises `UserError` if the sequences of a batch cannot be shared out equally."""
+    """Raises `UserError` if the batch size is not divisible by the number of devices and ensemble members."""
     if batch_size % devices:
         raise UserError(
-            f"data.batch_size={batch_size} cannot be shared equally by {devices} devices: make it a multiple of "
-            f"{devices}"
+            f"data.batch_size={batch_size}: not divisible by the number of devices; use a multiple of {devices}"
         )
     if batch_size % (multiple := model.batch_multiple * devices):
         raise UserError(
-            f"data.batch_size={batch_size}: each of the model's {model.batch_multiple} members wants an equal "
-            f"share on each device: make it a multiple of {multiple}"
+            f"data.batch_size={batch_size}: not divisible by {model.batch_multiple} ensemble members on each of "
+            f"{devices} devices; use a multiple of {multiple}"
         )
 
 
 def check_monitor(monitor: Monitor, callbacks: dict[str, Any] | None) -> None:
-    """Raises `UserError` for a figure that no validation will measure. Only a callback of the user's can add one."""
-    ours = ("chargpt.", "lightning.")
-    own = any(not str(config.get("_target_")).startswith(ours) for config in (callbacks or {}).values() if config)
-    if monitor.name in VALIDATION_METRICS or (own and "/" not in monitor.name):
+    """Raises `UserError` for a monitor that is no validation metric, unless a callback of the user may log it."""
+    built_in = ("chargpt.", "lightning.")
+    targets = [str(config.get("_target_")) for config in (callbacks or {}).values() if config]
+    has_custom = any(not target.startswith(built_in) for target in targets)
+    if monitor.name in VALIDATION_METRICS or (has_custom and "/" not in monitor.name):
         return
-    near = difflib.get_close_matches(monitor.name.replace("/", "_"), VALIDATION_METRICS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else "."
-    raise UserError(
-        f"monitor={monitor.name}: a validation does not measure it{hint} It measures {', '.join(VALIDATION_METRICS)}"
-    )
+    matches = difflib.get_close_matches(monitor.name.replace("/", "_"), VALIDATION_METRICS, n=1)
+    hint = f"; did you mean {matches[0]}?" if matches else "."
+    raise UserError(f"monitor={monitor.name}: not a validation metric{hint} These are {', '.join(VALIDATION_METRICS)}")
 
 
 def make_callbacks(
     configs: dict[str, Any] | None, metrics_callback: MetricsCallback, timer: TrainingTimer
 ) -> list[L.Callback]:
-    """The callbacks of the config: ours, Lightning's or the user's.
+    """Builds the callbacks of the config: of this package, of Lightning or of the user.
 
-    Constructor parameters named `metrics_callback` or `timer` that have no default and are not in the config receive
-    those of the run. So is `monitor`, and `mode` with it, for Lightning's `EarlyStopping` and the like:
-    the curves log the run's score as `score`.
+    Required constructor parameters named `metrics_callback` or `timer` that the config does not set receive those
+    of the run. A required `monitor`, as that of Lightning's `EarlyStopping`, and the `mode` beside it are set to the
+    run's monitor, which `MetricsCallback` logs as `score`.
 
     Raises:
-        UserError: one cannot be made, or is no callback.
+        UserError: a callback cannot be instantiated, or is not a Lightning callback.
     """
     monitor = {"monitor": SCORE, "mode": metrics_callback.monitor.mode}
 
     def arguments(target: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-        free = _free_parameters(target, config)
-        required = {name for name, parameter in free.items() if parameter.default is parameter.empty}
-        given = {
+        unset = _unset_parameters(target, config)
+        required = {name for name, parameter in unset.items() if parameter.default is parameter.empty}
+        injected = {
             name: value
             for name, value in {"metrics_callback": metrics_callback, "timer": timer}.items()
             if name in required
         }
         if "monitor" in required:
-            given |= {name: value for name, value in monitor.items() if name in free}
-        return given
+            injected |= {name: value for name, value in monitor.items() if name in unset}
+        return injected
 
     return [
         _make(config, f"callbacks.{name}", L.Callback, arguments) for name, config in (configs or {}).items() if config
@@ -187,34 +187,35 @@ def make_callbacks(
 
 
 def make_loggers(configs: dict[str, Any] | None, step: int | None) -> list[Logger]:
-    """The loggers of the config: ours, Lightning's or the user's.
+    """Builds the loggers of the config: of this package, of Lightning or of the user.
 
     Args:
-        step: of the checkpoint that a resumed run starts from; TensorBoard hides earlier points after it.
+        step: the step of the checkpoint from which a run resumes; TensorBoard hides points that an interrupted run
+            logged after it.
 
     Raises:
-        UserError: one cannot be made, or is no logger.
+        UserError: a logger cannot be instantiated, or is not a Lightning logger.
     """
 
     def arguments(target: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-        is_board = inspect.isclass(target) and issubclass(target, TensorBoardLogger)
-        return {"purge_step": step + 1} if is_board and step is not None and "purge_step" not in config else {}
+        is_tensorboard = inspect.isclass(target) and issubclass(target, TensorBoardLogger)
+        return {"purge_step": step + 1} if is_tensorboard and step is not None and "purge_step" not in config else {}
 
     return [_make(config, f"logger.{name}", Logger, arguments) for name, config in (configs or {}).items() if config]
 
 
-def _free_parameters(target: Any, config: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
-    """The parameters that may be given by name, and that the config leaves out."""
+def _unset_parameters(target: Any, config: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
+    """The parameters that can be passed by keyword and that the config does not set."""
     try:
         signature = inspect.signature(target)
-        taken = signature.bind_partial(*config.get("_args_", [])).arguments
-    except (TypeError, ValueError):  # no signature, or too many arguments, which the call itself will say
+        positional = signature.bind_partial(*config.get("_args_", [])).arguments
+    except (TypeError, ValueError):  # no signature, or too many arguments, which the call itself reports
         return {}
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
         name: parameter
         for name, parameter in signature.parameters.items()
-        if parameter.kind in by_name and name not in taken and name not in config
+        if parameter.kind in by_name and name not in positional and name not in config
     }
 
 
@@ -222,7 +223,7 @@ def _make(config: Mapping[str, Any], path: str, kind: type, arguments: Any) -> A
     try:
         target = locate(config.get("_target_"), path, trusted=True)
         return instantiate(config, path, kind, trusted=True, **arguments(target, config))
-    except Exception as error:  # a class of anybody's may raise anything
+    except Exception as error:  # a third-party class may raise any exception
         hint = ": pip install wandb" if "wandb" in str(error) else ""
         reason = (str(error).removeprefix(f"{path}: ").splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be made: {reason}{hint}") from error
+        raise UserError(f"{path} cannot be instantiated: {reason}{hint}") from error

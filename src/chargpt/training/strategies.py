@@ -1,4 +1,4 @@
-"""Lightning's strategies for several processes, configured for this bench: DDP, and FSDP with full checkpoints."""
+"""Lightning strategies for several processes: DDP, and FSDP with unsharded checkpoints."""
 
 import inspect
 from collections.abc import Iterator
@@ -28,41 +28,41 @@ from torchmetrics import Metric
 
 from chargpt.model.transformer import Block
 
-TIMEOUT = timedelta(minutes=30)  # that a rank waits for the others in a collective operation
-WRAPPER = "_fsdp_wrapped_module."  # what FSDP puts into the names of parameters; torch has no public name for it
+TIMEOUT = timedelta(minutes=30)  # how long a rank waits for the others in a collective operation
+WRAPPER = "_fsdp_wrapped_module."  # FSDP inserts it into parameter names; torch has no public constant for it
 
 
-def make_strategy(name: str, several: bool) -> str | Strategy:
-    """The strategy that `trainer.strategy` names; Lightning's own where nothing has to be configured.
+def make_strategy(name: str, distributed: bool) -> str | Strategy:
+    """The strategy for `trainer.strategy`; the unchanged name if Lightning's defaults suffice.
 
     Args:
-        several: whether the run has more than one process.
+        distributed: whether the run has more than one process.
     """
     if name == "fsdp":
         return ShardedStrategy(auto_wrap_policy=ModuleWrapPolicy({Block}), timeout=TIMEOUT)
-    if name == "ddp" or (name == "auto" and several):
-        # The only buffers are tables that are equal on all ranks: there is nothing to broadcast at each step.
+    if name == "ddp" or (name == "auto" and distributed):
+        # The only buffers are tables that are equal on all ranks, so none are broadcast at each step.
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.13
-        unsynced = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        return DDPStrategy(gradient_as_bucket_view=True, timeout=TIMEOUT, **unsynced)
+        no_broadcast = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return DDPStrategy(gradient_as_bucket_view=True, timeout=TIMEOUT, **no_broadcast)
     return name
 
 
 class ShardedStrategy(FSDPStrategy):
-    """FSDP with each block as a unit, gradients summed in float32, and the checkpoints of every other strategy.
+    """FSDP with one unit per block, gradients reduced in float32, and checkpoints in the format of other strategies.
 
-    A checkpoint holds full weights, and the optimizer's state as torch's own `state_dict` numbers it, so that a
-    run may be resumed with another strategy or another number of devices.
+    A checkpoint contains the full weights, and the optimizer state with parameters numbered as in torch's
+    `state_dict`, so that a run may be resumed with another strategy or another number of devices.
     """
 
     @property
     def mixed_precision_config(self) -> MixedPrecision:
-        """Gradients are reduced, and buffers kept, in float32; in mixed precision parameters too.
+        """Reduces gradients and keeps buffers in float32; with mixed precision, parameters too.
 
-        Autocast casts what has to be cast, as with every other strategy. FSDP's own cast would take norms,
-        embeddings and the sums of their gradients to 16 bits.
+        Autocast selects the operations that run in 16 bits, as with every other strategy. The cast of FSDP would
+        convert norms, embeddings and the sums of their gradients, too.
         """
-        # FSDP would copy a block's `BlockContext` to cast it, and what the block writes there would be lost.
+        # To cast it, FSDP would copy a block's `BlockContext`, and values that the block writes to it would be lost.
         uncast = dict(cast_forward_inputs=False, cast_root_forward_inputs=False)
         config = super().mixed_precision_config
         if "mixed" in self.precision_plugin.precision:
@@ -70,8 +70,8 @@ class ShardedStrategy(FSDPStrategy):
         return replace(config, reduce_dtype=torch.float32, buffer_dtype=torch.float32, **uncast)
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
-        # Lightning's own names the device by its index alone, which a CPU has not. `setup` calls this method, and
-        # has no public place between the module and its wrapper.
+        # Lightning's implementation passes only the index of the device, which a CPU does not have. `setup` calls
+        # this method, and there is no public hook for wrapping the module.
         model = FullyShardedDataParallel(
             model,
             device_id=self.root_device,
@@ -80,11 +80,11 @@ class ShardedStrategy(FSDPStrategy):
             **self.kwargs,
         )
         for metric in (module for module in model.modules() if isinstance(module, Metric)):
-            metric.to(self.root_device)  # FSDP moves parameters and buffers, and a metric has neither
+            metric.to(self.root_device)  # FSDP moves parameters and buffers; a metric has neither
         return model
 
     def setup_optimizers(self, trainer: L.Trainer) -> None:
-        # An optimizer groups parameters by their shapes, and shards are 1-D.
+        # Optimizers group parameters by shape, and shards are 1-D.
         with FullyShardedDataParallel.summon_full_params(self.model, writeback=False):
             super().setup_optimizers(trainer)
 
@@ -94,16 +94,16 @@ class ShardedStrategy(FSDPStrategy):
             return self.model.state_dict()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state, numbered in the optimizer's order; empty on ranks other than 0."""
+        """The full state, with parameters numbered in the optimizer's order; empty on ranks other than 0."""
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer.optimizer
         with self._full(rank0_only=True):
             named = FullyShardedDataParallel.optim_state_dict(self.model, optimizer)
         if self.global_rank != 0:
             return {}
-        numbers = {name: n for n, name in enumerate(chain.from_iterable(self._names(optimizer)))}
-        groups = [group | {"params": [numbers[n] for n in group["params"]]} for group in named["param_groups"]]
-        return {"state": {numbers[n]: state for n, state in named["state"].items()}, "param_groups": groups}
+        numbers = {name: number for number, name in enumerate(chain.from_iterable(self._names(optimizer)))}
+        groups = [group | {"params": [numbers[name] for name in group["params"]]} for group in named["param_groups"]]
+        return {"state": {numbers[name]: state for name, state in named["state"].items()}, "param_groups": groups}
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         checkpoint = self.checkpoint_io.load_checkpoint(checkpoint_path)
@@ -119,19 +119,20 @@ class ShardedStrategy(FSDPStrategy):
     def _by_name(self, optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
         groups, names = saved["param_groups"], self._names(optimizer)
         numbers = chain.from_iterable(group["params"] for group in groups)
-        found = dict(zip(numbers, chain.from_iterable(names), strict=True))
-        groups = [group | {"params": some} for group, some in zip(groups, names, strict=True)]
-        return {"state": {found[n]: state for n, state in saved["state"].items()}, "param_groups": groups}
+        by_number = dict(zip(numbers, chain.from_iterable(names), strict=True))
+        groups = [group | {"params": params} for group, params in zip(groups, names, strict=True)]
+        state = {by_number[number]: state for number, state in saved["state"].items()}
+        return {"state": state, "param_groups": groups}
 
     def _names(self, optimizer: Optimizer) -> list[list[str]]:
-        """The names of the parameters of each group."""
+        """The parameter names of each group."""
         names = {p: name.replace(WRAPPER, "") for name, p in self.model.named_parameters()}
         return [[names[p] for p in group["params"]] for group in optimizer.param_groups]
 
     @contextmanager
     def _full(self, rank0_only: bool) -> Iterator[None]:
-        """State dicts inside are full ones, gathered from all ranks, on the CPU."""
-        # Tensors that are on the CPU already would not be copied, and FSDP frees what they point to.
+        """Within this context, state dicts are unsharded: gathered from all ranks, on the CPU."""
+        # CPU offload does not copy tensors that are on the CPU already, and FSDP frees their storage.
         settings = dict(offload_to_cpu=self.root_device.type != "cpu", rank0_only=rank0_only)
         configs = FullStateDictConfig(**settings), FullOptimStateDictConfig(**settings)
         with FullyShardedDataParallel.state_dict_type(self.model, StateDictType.FULL_STATE_DICT, *configs):

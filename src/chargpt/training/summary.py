@@ -1,4 +1,4 @@
-"""What a run that reached its end leaves: the sample and metrics.json."""
+"""Writes the sample and metrics.json of a finished run."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ from chargpt.utils.atomic_write import atomic_write_text
 
 
 def summarize(run: Run) -> tuple[dict[str, Any], str]:
-    """Writes the sample and the metrics; gives both. The metrics come last: their presence means "finished"."""
+    """Writes and returns the metrics and the sample. metrics.json is written last: it marks a run as finished."""
     directory, metrics_callback, data = run.directory, run.metrics_callback, run.data
-    text = load(directory.best).generate(max_new_tokens=500, seed=run.config["seed"])
-    atomic_write_text(directory.sample, text + "\n")
+    sample = load(directory.best).generate(max_new_tokens=500, seed=run.config["seed"])
+    atomic_write_text(directory.sample, sample + "\n")
     steps, seconds = run.trainer.global_step, run.timer.seconds()
     tokens = steps * run.trainer.accumulate_grad_batches * data.batch_size * data.block_size
     metrics = {
@@ -47,4 +47,4 @@ def summarize(run: Run) -> tuple[dict[str, Any], str]:
     write_json(directory.metrics, metrics)
     directory.metrics_before.unlink(missing_ok=True)
     directory.write_status("finished", steps)
-    return metrics, text
+    return metrics, sample

@@ -1,4 +1,4 @@
-"""What the run trains on: Lightning's Trainer from the `trainer` part of the config."""
+"""Builds Lightning's Trainer from the `trainer` config."""
 
 import logging
 import os
@@ -19,57 +19,57 @@ from chargpt.training import peak_flops as peaks
 from chargpt.training.bfloat16_support import has_fast_bfloat16
 from chargpt.training.strategies import make_strategy
 
-TENSOR_CORE_CAPABILITY = (7, 0)  # the compute capability from which on a GPU has them: Volta's, for float16
+TENSOR_CORE_CAPABILITY = (7, 0)  # the lowest compute capability with tensor cores: Volta, for float16
 
-# Lightning's own short cuts, with which the figures of a run would not mean what they say.
+# Trainer arguments of Lightning that would make the metrics of a run misleading.
 UNSUPPORTED = {"fast_dev_run", "overfit_batches", "max_epochs", "min_epochs", "min_steps", "num_sanity_val_steps"}
 UNSUPPORTED |= {f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")}
 
 
 class NoProfiler(PassThroughProfiler):
-    """Lightning opens some seventy profiled sections a step; its own profiler of nothing takes 0.1 ms for them."""
+    """A cheaper no-op: Lightning profiles about seventy sections per step, and its own no-op takes 0.1 ms for them."""
 
-    _nothing = nullcontext()
+    _context = nullcontext()
 
     def profile(self, action_name: str) -> AbstractContextManager:
-        return self._nothing
+        return self._context
 
 
 def build_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
-    """A Trainer for an endless stream of batches.
+    """Builds a Trainer for an infinite stream of batches.
 
     Args:
-        settings: the config's `trainer`, Lightning's own keys. `val_check_interval` counts optimizer steps, and
-            `max_time` is left to the training clock.
-        fixed: what is not the user's choice: callbacks, loggers, directories.
+        settings: the config's `trainer`, with Lightning's keys. `val_check_interval` counts optimizer steps;
+            `TrainingTimer` handles `max_time`.
+        fixed: arguments that the user does not set: callbacks, loggers, directories.
 
     Raises:
-        UserError: hardware that is not there, or settings that Lightning refuses.
+        UserError: the hardware is not available, or Lightning rejects the settings.
     """
     settings = dict(settings)
     _check(settings)
     settings.pop("max_time")
-    for ours in ("compile", "ema_decay"):
-        settings.pop(ours, None)
+    for name in ("compile", "ema_decay"):
+        settings.pop(name, None)
     settings["val_check_interval"] *= settings["accumulate_grad_batches"]
     if settings["precision"] in ("auto", "fastest"):
         settings["precision"] = best_precision(settings["accelerator"], settings["precision"] == "fastest")
     if settings["deterministic"] is False and settings["accelerator"] != "cpu" and torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+        torch.set_float32_matmul_precision("high")  # TF32 for matrix products that autocast leaves in float32
     settings["profiler"] = settings.get("profiler") or NoProfiler()
     _silence_lightning()
-    shape = _launched_shape()
-    several = env.LOCK_FD_ENV in os.environ or shape.get("devices", 1) * shape.get("num_nodes", 1) > 1
-    settings["strategy"] = make_strategy(settings["strategy"], several)
+    launched = _launched_devices()
+    distributed = env.LOCK_FD_ENV in os.environ or launched.get("devices", 1) * launched.get("num_nodes", 1) > 1
+    settings["strategy"] = make_strategy(settings["strategy"], distributed)
     fixed["plugins"] = [*fixed.get("plugins", []), *_cluster_environment()]
     try:
         trainer = L.Trainer(
-            **settings | shape,
+            **settings | launched,
             **fixed,
             max_epochs=-1,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the sampler shares out each batch itself
+            use_distributed_sampler=False,  # the sampler itself distributes each batch over the ranks
             enable_model_summary=False,
         )
     except (
@@ -81,61 +81,62 @@ def build_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
         ImportError,
     ) as error:
         message = " ".join(str(error).split())
-        other = "" if settings["accelerator"] == "auto" else "; trainer=auto takes what there is"
-        raise UserError(f"trainer: {message} ({_detect_accelerator()}){other}") from error
+        hint = "" if settings["accelerator"] == "auto" else "; trainer=auto uses the available hardware"
+        raise UserError(f"trainer: {message} ({_detect_accelerator()}){hint}") from error
     disable_signal_handlers(trainer)
     return trainer
 
 
 def disable_signal_handlers(trainer: L.Trainer) -> None:
-    """Leaves SIGTERM to `Interruption`. Lightning has no switch for it, so this replaces two private methods.
+    """Disables Lightning's handling of SIGTERM, which `InterruptHandler` does instead.
 
-    Lightning's handler broadcasts in the middle of whatever the rank is doing, while the other ranks may be in
-    another collective: then all wait for ever. With several ranks Lightning also broadcasts its flag at each step.
+    Lightning has no option for it, so this replaces two private methods. Its handler starts a broadcast at any
+    point of a step, while the other ranks may be in another collective: a deadlock. With several ranks it also
+    broadcasts its flag at each step.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def _cluster_environment() -> list[ClusterEnvironment]:
-    """Who has started the ranks: torchrun is Lightning's to find, srun and we are named to it."""
+    """The environment that started the ranks; empty for torchrun, which Lightning detects itself."""
     if env.launched_by_torchrun():
         return []
     return [SLURMEnvironment(auto_requeue=False) if env.launched_by_srun() else LightningEnvironment()]
 
 
-def _launched_shape() -> dict[str, int]:
-    """Processes a node and nodes, where torchrun or srun has started them: it is they who know."""
-    here = os.environ
+def _launched_devices() -> dict[str, int]:
+    """The processes per node and the number of nodes, if torchrun or srun has started the ranks."""
     if env.launched_by_torchrun():
-        local, world = int(here["LOCAL_WORLD_SIZE"]), int(here["WORLD_SIZE"])
+        local_size, world_size = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     elif env.launched_by_srun():
-        world = int(here["SLURM_NTASKS"])
-        local = world // int(here.get("SLURM_NNODES") or here.get("SLURM_JOB_NUM_NODES") or 1)
+        world_size = int(os.environ["SLURM_NTASKS"])
+        nodes = os.environ.get("SLURM_NNODES") or os.environ.get("SLURM_JOB_NUM_NODES") or 1
+        local_size = world_size // int(nodes)
     else:
         return {}
-    return {"devices": local, "num_nodes": world // local}
+    return {"devices": local_size, "num_nodes": world_size // local_size}
 
 
 def peak_flops(trainer: L.Trainer) -> float | None:
-    """FLOP/s of all devices at their best, in dense 16-bit products; None where the table has no such device."""
+    """Peak FLOP/s of all devices together, in dense 16-bit products; None for a device that is not in the table."""
     device = trainer.strategy.root_device
     if device.type != "cuda":
         return None
-    each = peaks.peak_flops(torch.cuda.get_device_name(device))
-    return each and each * trainer.world_size
+    per_device = peaks.peak_flops(torch.cuda.get_device_name(device))
+    return per_device and per_device * trainer.world_size
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words."""
+    """The name of a GPU, or the type of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _check(settings: dict[str, Any]) -> None:
-    if unwanted := sorted(UNSUPPORTED & settings.keys()):
+    if unsupported := sorted(UNSUPPORTED & settings.keys()):
         raise UserError(
-            f"trainer.{unwanted[0]} is not for this bench: a run is measured over the whole validation split. For "
-            f"a short run take trainer.max_steps"
+            f"trainer.{unsupported[0]}: not supported, because validation always uses the complete split; for a "
+            f"short run set trainer.max_steps"
         )
     for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
         if settings[name] < 1:
@@ -145,27 +146,29 @@ def _check(settings: dict[str, Any]) -> None:
             f"trainer.max_steps={settings['max_steps']}: it must be 1 or more, or -1 with a trainer.max_time"
         )
     if settings["deterministic"] not in (True, False, "warn"):
-        raise UserError(f"trainer.deterministic={settings['deterministic']}: it is true, false or warn")
+        raise UserError(f"trainer.deterministic={settings['deterministic']}: it must be true, false or warn")
     if str(settings["strategy"]).endswith(("_notebook", "_fork", "_spawn")):
-        raise UserError(f"trainer.strategy={settings['strategy']} starts processes of its own: take ddp or fsdp")
+        raise UserError(f"trainer.strategy={settings['strategy']}: it starts its own processes; use ddp or fsdp")
     if settings.get("ema_decay") is not None and str(settings["strategy"]).startswith("fsdp"):
-        raise UserError("trainer.ema_decay wants whole weights, which FSDP splits: leave it out, or take trainer=ddp")
+        raise UserError(
+            "trainer.ema_decay: EMA requires complete weights, but FSDP shards them; remove it, or use trainer=ddp"
+        )
     clip = settings["gradient_clip_val"]
     if clip is not None and not clip > 0:
         raise UserError(f"trainer.gradient_clip_val={clip}: it must be more than 0, or null for no clipping")
 
 
 def best_precision(accelerator: str, on_cpu_too: bool = False) -> str:
-    """The fastest precision that a GPU has units for; on a CPU only if asked for, so that figures stay comparable.
+    """The fastest precision with hardware support; float32 on a CPU unless `on_cpu_too`, so that runs are comparable.
 
-    bfloat16 from Ampere on. Volta and Turing (V100, T4) would emulate it, and have float16.
+    GPUs support bfloat16 from Ampere on. Volta and Turing (V100, T4) would emulate it, but support float16.
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         if has_fast_bfloat16(torch.device("cuda")):
             return "bf16-mixed"
         return "16-mixed" if torch.cuda.get_device_capability() >= TENSOR_CORE_CAPABILITY else "32-true"
-    here = on_cpu_too and accelerator in ("auto", "cpu")
-    return "bf16-mixed" if here and has_fast_bfloat16(torch.device("cpu")) else "32-true"
+    allowed = on_cpu_too and accelerator in ("auto", "cpu")
+    return "bf16-mixed" if allowed and has_fast_bfloat16(torch.device("cpu")) else "32-true"
 
 
 def _detect_accelerator() -> str:
@@ -175,7 +178,7 @@ def _detect_accelerator() -> str:
 
 
 def _silence_lightning() -> None:
-    """Lightning's announcements, which tell a user of this bench nothing that he can act on."""
+    """Hides log lines and warnings of Lightning that a user cannot act on."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

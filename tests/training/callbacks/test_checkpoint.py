@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or absent, and a last state that never takes the one before with it."""
+"""Checkpoint files are written atomically, and a failed write keeps the previous checkpoint."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ def io() -> ChecksumCheckpointIO:
     return ChecksumCheckpointIO()
 
 
-def test_what_is_saved_is_loaded(io, tmp_path: Path):
+def test_a_checkpoint_is_saved_and_loaded(io, tmp_path: Path):
     content = {"weights": torch.arange(5.0), "step": 3, "names": ["a", "b"]}
     io.save_checkpoint(content, tmp_path / "checkpoints" / "last.ckpt")
     loaded = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
@@ -26,23 +26,23 @@ def test_what_is_saved_is_loaded(io, tmp_path: Path):
 
 
 @pytest.mark.parametrize("step", ["save", "fsync", "replace"])
-def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(io, tmp_path: Path, monkeypatch, step):
+def test_a_full_disk_keeps_the_old_checkpoint_and_no_temporary_file(io, tmp_path: Path, monkeypatch, step):
     path = tmp_path / "last.ckpt"
     io.save_checkpoint({"step": 1}, path)
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    where = {"save": (torch, "save"), "fsync": (os, "fsync"), "replace": (Path, "replace")}
-    monkeypatch.setattr(*where[step], full)
+    targets = {"save": (torch, "save"), "fsync": (os, "fsync"), "replace": (Path, "replace")}
+    monkeypatch.setattr(*targets[step], full)
     with pytest.raises(TrainingError, match="No space left"):
         io.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_a_checkpoint_is_replaced_and_never_written_in_place(io, tmp_path: Path):
-    """best.ckpt and previous.ckpt are hard links to what was once last.ckpt."""
+def test_a_checkpoint_is_replaced_and_never_modified_in_place(io, tmp_path: Path):
+    """best.ckpt and previous.ckpt are hard links to files that were last.ckpt before."""
     last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
     io.save_checkpoint({"step": 1}, last)
     best.hardlink_to(last)
@@ -51,17 +51,17 @@ def test_a_checkpoint_is_replaced_and_never_written_in_place(io, tmp_path: Path)
     assert torch.load(last, weights_only=True) == {"step": 2}
 
 
-def test_each_checkpoint_is_its_own_also_where_there_are_no_hard_links(run_cli, tiny, tmp_path: Path, monkeypatch):
+def test_checkpoints_are_copied_if_hard_links_are_not_supported(run_cli, tiny, tmp_path: Path, monkeypatch):
     def refused(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(Path, "hardlink_to", refused)
-    words = ["trainer.max_steps=6", "trainer.val_check_interval=2", "hydra.run.dir=run"]
-    outcome = run_cli("train", *tiny, *words)
+    overrides = ["trainer.max_steps=6", "trainer.val_check_interval=2", "hydra.run.dir=run"]
+    outcome = run_cli("train", *tiny, *overrides)
     assert outcome.code == 0, outcome.err
-    folder = tmp_path / "run" / "checkpoints"
-    assert {p.name for p in folder.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+    directory = tmp_path / "run" / "checkpoints"
+    assert {p.name for p in directory.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     steps = {
-        name: torch.load(folder / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("last", "previous")
+        name: torch.load(directory / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("last", "previous")
     }
     assert steps == {"last": 6, "previous": 4}

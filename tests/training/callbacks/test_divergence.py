@@ -1,4 +1,4 @@
-"""A run whose loss is no longer a number: stopped at its step with what was good, or taken back to it."""
+"""Non-finite losses: the run stops at that step, or rolls back to its last good checkpoint."""
 
 from pathlib import Path
 
@@ -15,17 +15,17 @@ COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
 
 
 def fault(step: int, above: float = 0.0) -> list[str]:
-    """Breaks the weights in this step, where the learning rate is above a limit."""
-    words = [f"+callbacks.fault.step={step}", f"+callbacks.fault.above={above}"]
-    return ["+callbacks.fault._target_=tests.training.fault_injection.Fault", *words]
+    """Makes this step diverge if the learning rate is above a limit."""
+    overrides = [f"+callbacks.fault.step={step}", f"+callbacks.fault.above={above}"]
+    return ["+callbacks.fault._target_=tests.training.fault_injection.Fault", *overrides]
 
 
-def told(caplog) -> list[str]:
-    return [line for line in caplog.messages if "Going back" in line]
+def rollbacks(caplog) -> list[str]:
+    return [line for line in caplog.messages if "Rolling back" in line]
 
 
-def test_the_run_stops_at_the_step_of_the_first_loss_that_is_no_number(run_cli, tiny, tmp_path: Path):
-    """Weights broken in step 7: the loss of step 8, between two points of the curves, is the first to show it."""
+def test_a_run_stops_at_the_step_of_the_first_non_finite_loss(run_cli, tiny, tmp_path: Path):
+    """Step 7 breaks the weights, so the first non-finite loss is that of step 8, between two logged points."""
     outcome = run_cli("train", *tiny, *STEADY, *fault(7))
     assert outcome.code == 1
     line = outcome.err.splitlines()[-1]
@@ -35,82 +35,74 @@ def test_the_run_stops_at_the_step_of_the_first_loss_that_is_no_number(run_cli, 
     assert run_artifacts.checkpoint(tmp_path / "run")["global_step"] == 6
 
 
-def test_weights_that_are_no_numbers_are_not_saved_for_a_signal_either(run_cli, tiny, tmp_path: Path):
-    """It comes right after the step that broke them, whose own loss was good."""
-    cut = ["+callbacks.cut._target_=tests.training.fault_injection.SignalAt", "+callbacks.cut.name=SIGTERM"]
-    outcome = run_cli("train", *tiny, *STEADY, *fault(8), *cut, "+callbacks.cut.batch=8")
+def test_a_signal_does_not_save_non_finite_weights(run_cli, tiny, tmp_path: Path):
+    """The signal arrives right after the step that broke the weights, whose own loss was finite."""
+    sigterm = ["+callbacks.signal._target_=tests.training.fault_injection.SignalAt", "+callbacks.signal.name=SIGTERM"]
+    outcome = run_cli("train", *tiny, *STEADY, *fault(8), *sigterm, "+callbacks.signal.batch=8")
     assert outcome.code == 1
-    assert "the weights are no longer numbers after step 8" in outcome.err
+    assert "the weights are not finite after step 8" in outcome.err
     assert run_artifacts.checkpoint(tmp_path / "run")["global_step"] == 6
 
 
 @pytest.mark.parametrize(("losses", "passes", "step"), [([1, 2, None], 1, 9), ([1, None, None], 1, 8)])
-def test_the_first_lost_step_is_told(losses, passes, step):
+def test_the_first_non_finite_step_is_found(losses, passes, step):
     values = torch.tensor([float("nan") if loss is None else loss for loss in losses])
     assert first_non_finite_step(values, 9, passes) == step
 
 
-def test_of_a_step_in_several_passes_any_can_be_the_first():
+def test_any_micro_batch_of_a_step_can_be_the_first_non_finite_one():
     values = torch.tensor([1, 1, 1, float("inf"), 1, 1])
     assert [first_non_finite_step(values, 9, passes) for passes in (1, 2, 3)] == [7, 8, 9]
 
 
-def test_a_run_goes_back_to_its_last_good_checkpoint_with_half_the_learning_rate(run_cli, tiny, tmp_path, caplog):
+def test_a_rollback_restarts_from_the_last_good_checkpoint_with_half_the_learning_rate(run_cli, tiny, tmp_path, caplog):
     outcome = run_cli("train", *tiny, *STEADY, *fault(8, above=0.006), "on_divergence=rollback")
     assert outcome.code == 0, outcome.err
-    assert len(told(caplog)) == 1
-    assert "(1 of 3)" in told(caplog)[0]
+    assert len(rollbacks(caplog)) == 1
+    assert "(1 of 3)" in rollbacks(caplog)[0]
     rates = {int(row["step"]): float(row["lr"]) for row in run_artifacts.history(tmp_path / "run") if row["lr"]}
     assert rates == {1: 0.01, 20: 0.005}
     metrics = run_artifacts.metrics(tmp_path / "run")
     assert (metrics["rollbacks"], metrics["steps"]) == (1, 20)
-    assert [row["step"] for row in run_artifacts.history(tmp_path / "run")] == [
-        "1",
-        "3",
-        "6",
-        "9",
-        "12",
-        "15",
-        "18",
-        "20",
-    ]
+    steps = [int(row["step"]) for row in run_artifacts.history(tmp_path / "run")]
+    assert steps == [1, 3, 6, 9, 12, 15, 18, 20]
 
 
-def test_a_run_that_went_back_and_is_cut_off_is_the_run_that_is_not(run_cli, tiny, tmp_path: Path, caplog):
-    words = [*tiny, *STEADY, "on_divergence=rollback", *fault(8, above=0.006)]
-    assert run_cli("train", *words, "hydra.run.dir=whole").code == 0
-    cut = ["+callbacks.cut._target_=tests.training.fault_injection.SignalAt", "+callbacks.cut.name=SIGTERM"]
-    assert run_cli("train", *words, *cut, "+callbacks.cut.batch=13").code == 3
+def test_resuming_after_a_rollback_equals_an_uninterrupted_run(run_cli, tiny, tmp_path: Path, caplog):
+    overrides = [*tiny, *STEADY, "on_divergence=rollback", *fault(8, above=0.006)]
+    assert run_cli("train", *overrides, "hydra.run.dir=uninterrupted").code == 0
+    sigterm = ["+callbacks.signal._target_=tests.training.fault_injection.SignalAt", "+callbacks.signal.name=SIGTERM"]
+    assert run_cli("train", *overrides, *sigterm, "+callbacks.signal.batch=13").code == 3
     caplog.clear()
     outcome = run_cli("train", "resume=run", QUIET, *fault(8, above=0.006))
     assert outcome.code == 0, outcome.err
-    assert not told(caplog)
+    assert not rollbacks(caplog)
     assert run_artifacts.metrics(tmp_path / "run")["rollbacks"] == 1
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    assert not run_artifacts.differences(run_artifacts.learned(run), run_artifacts.learned(whole))
-    assert run_artifacts.history(run, *COLUMNS) == run_artifacts.history(whole, *COLUMNS)
+    run, expected = tmp_path / "run", tmp_path / "uninterrupted"
+    assert not run_artifacts.differences(run_artifacts.learned(run), run_artifacts.learned(expected))
+    assert run_artifacts.history(run, *COLUMNS) == run_artifacts.history(expected, *COLUMNS)
 
 
-@pytest.mark.parametrize("step", [2, 8], ids=["before the first checkpoint", "after it"])
-def test_three_times_are_enough(run_cli, tiny, tmp_path: Path, caplog, step):
+@pytest.mark.parametrize("step", [2, 8], ids=["before-checkpoint", "after-checkpoint"])
+def test_a_run_fails_after_three_rollbacks(run_cli, tiny, tmp_path: Path, caplog, step):
     outcome = run_cli("train", *tiny, *STEADY, *fault(step), "on_divergence=rollback")
     assert outcome.code == 1
-    assert [f"({n} of 3)" in line for n, line in enumerate(told(caplog), 1)] == [True] * 3
+    assert [f"({n} of 3)" in line for n, line in enumerate(rollbacks(caplog), 1)] == [True] * 3
     assert run_artifacts.status(tmp_path / "run")["state"] == "diverged"
     assert "learning rate 0.00125" in outcome.err.splitlines()[-1]
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-def test_another_way_is_a_mistake(run_cli, tiny, tmp_path: Path):
-    outcome = run_cli("train", *tiny, "on_divergence=pray")
+def test_an_unknown_divergence_action_is_a_user_error(run_cli, tiny, tmp_path: Path):
+    outcome = run_cli("train", *tiny, "on_divergence=ignore")
     assert outcome.code == 2
     assert "stop, rollback" in outcome.err
 
 
 @pytest.mark.slow
-def test_two_processes_go_back_together(run_cli, tiny, tmp_path: Path):
-    words = [*STEADY, *fault(8, above=0.006), "on_divergence=rollback", "trainer.devices=2"]
-    outcome = run_cli("train", *tiny, *words)
+def test_two_processes_roll_back_together(run_cli, tiny, tmp_path: Path):
+    overrides = [*STEADY, *fault(8, above=0.006), "on_divergence=rollback", "trainer.devices=2"]
+    outcome = run_cli("train", *tiny, *overrides)
     assert outcome.code == 0, outcome.err
     assert run_artifacts.metrics(tmp_path / "run")["rollbacks"] == 1
 
@@ -119,80 +111,79 @@ NAN = torch.tensor(float("nan"))
 GOOD = torch.tensor(1.0)
 
 
-@pytest.mark.parametrize(("device", "late"), [("cpu", 0), ("mps", 1)])
-def test_a_lost_loss_is_seen_at_once_on_a_cpu_and_a_step_later_elsewhere(device, late):
-    watch = NonFiniteLossDetector(torch.device(device), passes=1)
-    seen = [watch.is_non_finite([loss]) for loss in (GOOD, GOOD, NAN, GOOD, GOOD, NAN, GOOD)]
-    lost = [step for step, is_non_finite in enumerate(seen) if is_non_finite]
-    assert lost == [2 + late, 5 + late]
+@pytest.mark.parametrize(("device", "delay"), [("cpu", 0), ("mps", 1)])
+def test_a_non_finite_loss_is_detected_immediately_on_a_cpu_and_one_step_later_elsewhere(device, delay):
+    detector = NonFiniteLossDetector(torch.device(device), passes=1)
+    detected = [detector.is_non_finite([loss]) for loss in (GOOD, GOOD, NAN, GOOD, GOOD, NAN, GOOD)]
+    assert [step for step, is_non_finite in enumerate(detected) if is_non_finite] == [2 + delay, 5 + delay]
 
 
-class Queue:
-    """Stands in for a GPU's stream: a copy to the host is done when the event behind it is waited for."""
+class FakeStream:
+    """Simulates a GPU stream: a copy to the host is done when the event after it is synchronized."""
 
     def __init__(self, monkeypatch):
-        self.waiting, copy = [], torch.Tensor.copy_
-        queue = self
+        self.queue, copy = [], torch.Tensor.copy_
+        stream = self
 
         class Event:
             def __init__(self, blocking):
-                assert blocking, "or the wait keeps a core busy"
+                assert blocking, "a spinning wait would keep a core busy"
 
             def record(self):
-                self.before = len(queue.waiting)
+                self.position = len(stream.queue)
 
             def synchronize(self):
-                for work in queue.waiting[: self.before]:
-                    work()
+                for operation in stream.queue[: self.position]:
+                    operation()
 
         def copy_later(target, source, non_blocking=False):
             if not non_blocking:
                 return copy(target, source)
             copy(target, torch.full_like(target, float("inf")))
-            self.waiting.append(lambda: copy(target, source))
+            self.queue.append(lambda: copy(target, source))
 
         zeros = torch.zeros
 
-        def not_pinned(*size, pin_memory):
+        def zeros_without_pinning(*size, pin_memory):
             return zeros(*size)
 
-        monkeypatch.setattr(torch, "zeros", not_pinned)
+        monkeypatch.setattr(torch, "zeros", zeros_without_pinning)
         monkeypatch.setattr(torch.Tensor, "copy_", copy_later)
         monkeypatch.setattr(torch.cuda, "Event", Event)
 
 
-def test_on_a_gpu_a_loss_is_read_behind_the_event_of_its_copy(monkeypatch):
-    Queue(monkeypatch)
-    watch = NonFiniteLossDetector(torch.device("cuda"), passes=1)
-    losses = (GOOD, GOOD, NAN, GOOD, None, GOOD, NAN, GOOD)  # at one of them a point of the curves was logged
-    seen = [watch.is_non_finite([loss] if loss is not None else []) for loss in losses]
-    assert [step for step, is_non_finite in enumerate(seen) if is_non_finite] == [3, 7]
+def test_on_a_gpu_a_loss_is_read_after_the_event_of_its_copy(monkeypatch):
+    FakeStream(monkeypatch)
+    detector = NonFiniteLossDetector(torch.device("cuda"), passes=1)
+    losses = (GOOD, GOOD, NAN, GOOD, None, GOOD, NAN, GOOD)  # None: the losses were read to log a point
+    detected = [detector.is_non_finite([loss] if loss is not None else []) for loss in losses]
+    assert [step for step, is_non_finite in enumerate(detected) if is_non_finite] == [3, 7]
 
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
-def test_each_pass_of_a_step_counts_and_a_step_without_new_losses_is_no_loss(bad):
-    watch = NonFiniteLossDetector(torch.device("cpu"), passes=3)
-    assert not watch.is_non_finite([])
-    assert not watch.is_non_finite([GOOD] * 3)
-    assert not watch.is_non_finite([])
-    assert watch.is_non_finite([NAN if i == bad else GOOD for i in range(3)])
+def test_every_micro_batch_is_checked_and_a_step_without_losses_is_accepted(bad):
+    detector = NonFiniteLossDetector(torch.device("cpu"), passes=3)
+    assert not detector.is_non_finite([])
+    assert not detector.is_non_finite([GOOD] * 3)
+    assert not detector.is_non_finite([])
+    assert detector.is_non_finite([NAN if i == bad else GOOD for i in range(3)])
 
 
 @pytest.mark.parametrize("budget", [[], ["trainer.max_time=100"]], ids=["steps", "time"])
-def test_between_two_points_of_the_curves_no_value_is_read_from_the_device(run_cli, tiny, tmp_path: Path, budget):
-    """On a GPU each such read would wait for all that the device has been given."""
-    words = [
+def test_no_value_is_read_from_the_device_between_two_logged_points(run_cli, tiny, tmp_path: Path, budget):
+    """On a GPU each such read would synchronize with the device."""
+    overrides = [
         "trainer.max_steps=40",
         "trainer.log_every_n_steps=20",
         "trainer.val_check_interval=20",
         QUIET,
         *budget,
     ]
-    reads = f"+callbacks.reads.file={tmp_path / 'reads.txt'}"
-    count = ["+callbacks.reads._target_=tests.training.fault_injection.CountReads", reads]
-    outcome = run_cli("train", *tiny, *words, *count, "trainer.ema_decay=0.9")
+    file = f"+callbacks.reads.file={tmp_path / 'reads.txt'}"
+    count = ["+callbacks.reads._target_=tests.training.fault_injection.CountReads", file]
+    outcome = run_cli("train", *tiny, *overrides, *count, "trainer.ema_decay=0.9")
     assert outcome.code == 0, outcome.err
-    at_step = [int(line) for line in (tmp_path / "reads.txt").read_text().split()]
-    assert len(at_step) == 40
-    assert at_step[19] > 0, "the count itself works"
-    assert not any(at_step[1:19]) and not any(at_step[20:39])
+    reads = [int(line) for line in (tmp_path / "reads.txt").read_text().split()]
+    assert len(reads) == 40
+    assert reads[19] > 0, "reads are counted"
+    assert not any(reads[1:19]) and not any(reads[20:39])

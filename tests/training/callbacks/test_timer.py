@@ -1,4 +1,4 @@
-"""The clock of training: what counts as training time, and a run that time ends."""
+"""The training timer: what counts as training time, and runs with a time limit."""
 
 import types
 from pathlib import Path
@@ -12,11 +12,11 @@ from chargpt.training.callbacks import timer
 from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.utils.duration import parse_duration
 from tests.training import run_artifacts
-from tests.training.fault_injection import Clock
+from tests.training.fault_injection import FakeClock
 
 
 @pytest.mark.parametrize(
-    ("given", "seconds"),
+    ("value", "seconds"),
     [
         ("00:00:02:00", 120.0),
         ("01:02:03:04", 86400.0 + 2 * 3600 + 3 * 60 + 4),
@@ -30,8 +30,8 @@ from tests.training.fault_injection import Clock
         (None, None),
     ],
 )
-def test_times_are_understood(given, seconds):
-    assert parse_duration(given) == seconds
+def test_durations_are_parsed(value, seconds):
+    assert parse_duration(value) == seconds
 
 
 @given(st.integers(0, 99), st.integers(0, 23), st.integers(0, 59), st.integers(1, 59))
@@ -44,16 +44,16 @@ def test_days_hours_minutes_and_seconds_add_up(days, hours, minutes, seconds):
 @pytest.mark.parametrize(
     "bad", ["", "soon", "1:2:3:4:5", "00:00:", "nan", "inf", "-5", "0", 0, -1.0, {"fortnights": 2}, {"minutes": 0}]
 )
-def test_what_is_no_time_is_a_mistake_that_shows_it(bad):
+def test_an_invalid_duration_is_a_user_error(bad):
     with pytest.raises(UserError, match=r"trainer\.max_time="):
         parse_duration(bad)
 
 
 @pytest.fixture
-def by_hand(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The training clock moves only as `Durations` says: a pass takes 1/32 s, a validation step 100 s."""
-    monkeypatch.setattr(Clock, "now", 1000.0)
-    monkeypatch.setattr(timer, "time", types.SimpleNamespace(perf_counter=Clock.perf_counter))
+def fake_clock(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replaces the clock: a forward pass takes 1/32 s, a validation step 100 s. Returns the overrides for it."""
+    monkeypatch.setattr(FakeClock, "now", 1000.0)
+    monkeypatch.setattr(timer, "time", types.SimpleNamespace(perf_counter=FakeClock.perf_counter))
     callback = "+callbacks.durations"
     return [
         f"{callback}._target_=tests.training.fault_injection.Durations",
@@ -64,12 +64,12 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ]
 
 
-def test_training_time_is_that_of_the_steps_alone_summed_over_resumed_parts(run_cli, tiny, by_hand, tmp_path: Path):
-    assert run_cli("train", *tiny, *by_hand).code == 0
+def test_training_time_counts_steps_only_and_continues_after_resuming(run_cli, tiny, fake_clock, tmp_path: Path):
+    assert run_cli("train", *tiny, *fake_clock).code == 0
     metrics = run_artifacts.metrics(tmp_path / "run")
-    assert metrics["train_seconds"] == 20 / 32, "and not of the validations"
+    assert metrics["train_seconds"] == 20 / 32, "without the validations"
     assert metrics["tokens_per_second"] == 4 * 16 * 32
-    outcome = run_cli("train", "resume=run", "trainer.max_steps=30", *by_hand[:-1])
+    outcome = run_cli("train", "resume=run", "trainer.max_steps=30", *fake_clock[:-1])
     assert outcome.code == 0, outcome.err
     metrics = run_artifacts.metrics(tmp_path / "run")
     assert (metrics["steps"], metrics["train_seconds"]) == (30, 30 / 32)
@@ -78,11 +78,11 @@ def test_training_time_is_that_of_the_steps_alone_summed_over_resumed_parts(run_
     assert speeds == {4 * 16 * 32}
 
 
-def test_a_run_that_time_ends_ends_there_with_a_validation_at_the_final_learning_rate(
-    run_cli, tiny, by_hand, tmp_path: Path
+def test_a_time_limit_ends_a_run_with_a_validation_at_the_final_learning_rate(
+    run_cli, tiny, fake_clock, tmp_path: Path
 ):
-    words = ["schedule=warmup_cosine", "schedule.warmup_steps=0", "trainer.max_steps=-1", "trainer.max_time=2"]
-    outcome = run_cli("train", *tiny, *words, *by_hand)
+    overrides = ["schedule=warmup_cosine", "schedule.warmup_steps=0", "trainer.max_steps=-1", "trainer.max_time=2"]
+    outcome = run_cli("train", *tiny, *overrides, *fake_clock)
     assert outcome.code == 0, outcome.err
     run = tmp_path / "run"
     assert run_artifacts.status(run)["state"] == "finished"
@@ -96,54 +96,54 @@ def test_a_run_that_time_ends_ends_there_with_a_validation_at_the_final_learning
     assert float(rows[-1]["val_loss"]) == run_artifacts.metrics(run)["final_val_loss"]
 
 
-def test_a_run_with_two_ends_comes_to_the_nearer_one(run_cli, tiny, by_hand, tmp_path: Path):
-    outcome = run_cli("train", *tiny, *by_hand, "trainer.max_steps=1000", "trainer.max_time=0.5")
+def test_the_earlier_of_max_steps_and_max_time_ends_a_run(run_cli, tiny, fake_clock, tmp_path: Path):
+    outcome = run_cli("train", *tiny, *fake_clock, "trainer.max_steps=1000", "trainer.max_time=0.5")
     assert outcome.code == 0, outcome.err
     assert run_artifacts.metrics(tmp_path / "run")["steps"] == 16
 
 
-def test_time_does_not_end_a_run_between_two_passes_of_one_step(run_cli, tiny, by_hand, tmp_path: Path):
-    time = 7 / 32  # passes: three steps of two, and a half
-    words = ["trainer.accumulate_grad_batches=2", "trainer.max_steps=-1", f"trainer.max_time={time}"]
-    outcome = run_cli("train", *tiny, *by_hand, *words)
+def test_a_time_limit_never_ends_a_run_between_micro_batches(run_cli, tiny, fake_clock, tmp_path: Path):
+    time = 7 / 32  # seven passes of 1/32 s: three steps of two passes, and half a step
+    overrides = ["trainer.accumulate_grad_batches=2", "trainer.max_steps=-1", f"trainer.max_time={time}"]
+    outcome = run_cli("train", *tiny, *fake_clock, *overrides)
     assert outcome.code == 0, outcome.err
     metrics, rows = run_artifacts.metrics(tmp_path / "run"), run_artifacts.history(tmp_path / "run")
     assert metrics["steps"] * 2 / 32 == metrics["train_seconds"]
     assert rows[-1]["train_loss"]
 
 
-def test_a_run_that_time_ended_goes_on_with_more_time_and_not_without(run_cli, tiny, by_hand, tmp_path: Path):
-    words = ["schedule=warmup_cosine", "schedule.warmup_steps=0", "trainer.max_steps=-1", "trainer.max_time=1"]
-    assert run_cli("train", *tiny, *words, *by_hand).code == 0
+def test_a_run_at_its_time_limit_is_resumed_only_with_a_larger_limit(run_cli, tiny, fake_clock, tmp_path: Path):
+    overrides = ["schedule=warmup_cosine", "schedule.warmup_steps=0", "trainer.max_steps=-1", "trainer.max_time=1"]
+    assert run_cli("train", *tiny, *overrides, *fake_clock).code == 0
     run = tmp_path / "run"
     before = (run / "history.csv").read_text()
-    refused = run_cli("train", "resume=run", *by_hand[:-1])
+    refused = run_cli("train", "resume=run", *fake_clock[:-1])
     assert refused.code == 2
     assert "max_time" in refused.err
     assert (run / "history.csv").read_text() == before
-    outcome = run_cli("train", "resume=run", "trainer.max_time=2", "trainer.log_every_n_steps=1", *by_hand[:-1])
+    outcome = run_cli("train", "resume=run", "trainer.max_time=2", "trainer.log_every_n_steps=1", *fake_clock[:-1])
     assert outcome.code == 0, outcome.err
     assert run_artifacts.metrics(run)["train_seconds"] == 2.0
     first = next(row for row in run_artifacts.history(run) if row["step"] == "33")
-    assert float(first["lr"]) == pytest.approx(5.5e-4, rel=0.02), "half of the new time is used"
+    assert float(first["lr"]) == pytest.approx(5.5e-4, rel=0.02), "half of the new time limit is used"
 
 
-def test_more_time_means_that_a_smaller_share_of_it_is_used():
-    before = TrainingTimer(10.0)
-    before._spent["train"] = 10.0
-    before._used = 1.0
-    now = TrainingTimer(40.0)
-    now.load_state_dict(before.state_dict())
-    assert now.time_used() == 0.25
+def test_a_larger_time_limit_reduces_the_fraction_used():
+    saved = TrainingTimer(10.0)
+    saved._spent["train"] = 10.0
+    saved._used = 1.0
+    resumed = TrainingTimer(40.0)
+    resumed.load_state_dict(saved.state_dict())
+    assert resumed.time_used() == 0.25
 
 
-def test_real_time_ends_a_run_that_needs_no_more_of_it_to_write_its_end(run_cli, tiny, tmp_path: Path):
+def test_a_run_at_its_time_limit_is_resumed_if_only_its_metrics_are_missing(run_cli, tiny, tmp_path: Path):
     outcome = run_cli("train", *tiny, "hydra.run.dir=run", "trainer.max_steps=-1", "trainer.max_time=1")
     assert outcome.code == 0, outcome.err
     metrics = run_artifacts.metrics(tmp_path / "run")
     assert 1.0 <= metrics["train_seconds"] <= metrics["wall_seconds"]
     assert run_artifacts.status(tmp_path / "run")["state"] == "finished"
-    (tmp_path / "run" / "metrics.json").unlink()  # as if it was killed after its last checkpoint
+    (tmp_path / "run" / "metrics.json").unlink()  # as if the run had been killed after its last checkpoint
     outcome = run_cli("train", "resume=run")
     assert outcome.code == 0, outcome.err
     assert run_artifacts.status(tmp_path / "run")["state"] == "finished"

@@ -1,4 +1,4 @@
-"""What a person sees in TensorBoard, asked of a real TensorBoard over its own data interface."""
+"""What TensorBoard shows of a run, requested from a TensorBoard server over its HTTP interface."""
 
 import html
 import importlib
@@ -22,84 +22,84 @@ from tests.training import run_artifacts
 
 NAME = "run/tensorboard"
 
-Ask = Callable[..., Any]
+Get = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def ask(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
-    """`ask("scalars/tags")`: an answer of TensorBoard, started as the run's last lines say."""
+def get(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Get]:
+    """`get("scalars/tags")`: a response of TensorBoard, started with the command that a run prints."""
     log = tmp_path_factory.mktemp("tensorboard") / "log"
-    words = ["--logdir", str(finished.parent), "--host", "127.0.0.1", "--port", "0", "--load_fast=false"]
+    arguments = ["--logdir", str(finished.parent), "--host", "127.0.0.1", "--port", "0", "--load_fast=false"]
     with log.open("w") as file:
         server = subprocess.Popen(
-            [sys.executable, "-m", "tensorboard.main", *words], stdout=file, stderr=file, env=os.environ
+            [sys.executable, "-m", "tensorboard.main", *arguments], stdout=file, stderr=file, env=os.environ
         )
     try:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy is set
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # ignores proxy settings
         address = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+/", log.read_text()), server, log)[0]
 
-        def ask(route: str, body: dict | None = None, **query: str) -> Any:
+        def get(route: str, body: dict | None = None, **query: str) -> Any:
             url = f"{address}data/plugin/{route}?{urllib.parse.urlencode(query)}"
             data = None if body is None else json.dumps(body).encode()
             request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-            with direct.open(request, timeout=30) as answer:
-                return json.load(answer)
+            with opener.open(request, timeout=30) as response:
+                return json.load(response)
 
-        # It reads on in the background; the point of the last validation is the last in the file.
-        steps = lambda: [step for _, step, _ in ask("scalars/scalars", tag="val/loss", run=NAME)]  # noqa: E731
+        # TensorBoard loads in the background; the point of the last validation is the last one in the file.
+        steps = lambda: [step for _, step, _ in get("scalars/scalars", tag="val/loss", run=NAME)]  # noqa: E731
         wait_for(lambda: 20 in steps(), server, log)
-        yield ask
+        yield get
     finally:
         server.terminate()
         server.wait(timeout=30)
 
 
 def wait_for(condition: Callable[[], Any], server: subprocess.Popen, log: Path) -> Any:
-    end = time.monotonic() + 90
-    while time.monotonic() < end and server.poll() is None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and server.poll() is None:
         try:
-            if found := condition():
-                return found
-        except urllib.error.HTTPError:  # nothing read yet
+            if result := condition():
+                return result
+        except urllib.error.HTTPError:  # nothing loaded yet
             pass
         time.sleep(0.1)
-    raise AssertionError(f"TensorBoard does not answer:\n{log.read_text()}")
+    raise AssertionError(f"TensorBoard does not respond:\n{log.read_text()}")
 
 
 @pytest.mark.parametrize("tag", ["train/loss", "val/loss", "lr", "grad_norm", "tokens_per_second"])
-def test_the_curves_are_those_of_history_csv(ask, finished, tag):
-    points = {step: value for _, step, value in ask("scalars/scalars", tag=tag, run=NAME)}
+def test_the_scalars_are_those_of_history_csv(get, finished, tag):
+    points = {step: value for _, step, value in get("scalars/scalars", tag=tag, run=NAME)}
     column = tag.replace("/", "_")
     rows = {int(row["step"]): float(row[column]) for row in run_artifacts.history(finished) if row[column]}
     assert len(rows) >= 2
     assert points == pytest.approx(rows, rel=1e-6)
 
 
-def test_nothing_else_is_drawn_than_the_curves_and_the_loss_in_other_units(ask):
-    metrics_callback = {"train/loss", "val/loss", "lr", "grad_norm", "tokens_per_second"}
-    assert ask("scalars/tags")[NAME].keys() == metrics_callback | {"val/perplexity", "val/bits_per_character"}
+def test_there_are_no_other_scalars_than_the_metrics_and_derived_losses(get):
+    metrics = {"train/loss", "val/loss", "lr", "grad_norm", "tokens_per_second"}
+    assert get("scalars/tags")[NAME].keys() == metrics | {"val/perplexity", "val/bits_per_character"}
 
 
-def text(ask: Ask, tag: str) -> dict[int, str]:
-    """The texts of a tag by step, as they are shown."""
-    shown = {e["step"]: e["text"] for e in ask("text/text", run=NAME, tag=f"{tag}/text_summary")}
+def text(get: Get, tag: str) -> dict[int, str]:
+    """The texts of a tag by step, without markup."""
+    shown = {event["step"]: event["text"] for event in get("text/text", run=NAME, tag=f"{tag}/text_summary")}
     return {step: html.unescape(re.sub(r"<[^>]*>", "", text)) for step, text in shown.items()}
 
 
-def test_each_validation_shows_a_sample(ask):
-    samples = text(ask, "sample")
+def test_each_validation_logs_a_sample(get):
+    samples = text(get, "sample")
     assert list(samples) == [10, 20]
     assert all(sample.strip() for sample in samples.values())
     assert samples[10] != samples[20]
 
 
-def test_the_whole_config_is_shown_line_by_line(ask, finished):
-    (config,) = text(ask, "config").values()
+def test_the_config_is_shown_verbatim(get, finished):
+    (config,) = text(get, "config").values()
     assert config.strip() == (finished / ".hydra" / "config.yaml").read_text().strip()
 
 
-def test_the_hparams_tab_compares_runs_by_their_settings_and_their_validation_loss(ask, finished):
-    experiment = ask("hparams/experiment", body={})
+def test_the_hparams_tab_compares_runs_by_hyperparameters_and_validation_loss(get, finished):
+    experiment = get("hparams/experiment", body={})
     names = {info["name"] for info in experiment["hparamInfos"]}
     assert {"n_layer", "n_head", "n_embd", "dropout", "block_size", "optimizer", "lr"} <= names
     metrics = {info["name"]["tag"]: info["name"] for info in experiment["metricInfos"]}
@@ -109,7 +109,7 @@ def test_the_hparams_tab_compares_runs_by_their_settings_and_their_validation_lo
         "startIndex": 0,
         "sliceSize": 10,
     }
-    (group,) = ask("hparams/session_groups", body=request)["sessionGroups"]
+    (group,) = get("hparams/session_groups", body=request)["sessionGroups"]
     settings = {"n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.2, "block_size": 16, "lr": 1e-3}
     settings |= {"optimizer": "adamw", "batch_size": 4, "max_steps": 20, "seed": 1337}
     assert settings.items() <= group["hparams"].items()
@@ -118,17 +118,17 @@ def test_the_hparams_tab_compares_runs_by_their_settings_and_their_validation_lo
 
 
 @pytest.mark.parametrize("reader", ["event_accumulator", "plugin_event_accumulator"])
-def test_what_a_run_writes_again_after_a_kill_is_shown_once(tmp_path: Path, reader):
-    """To both of TensorBoard's own readers, also after the first cut."""
+def test_points_that_a_resumed_run_logs_again_are_shown_once(tmp_path: Path, reader):
+    """In both event readers of TensorBoard, also if the run is resumed twice."""
     module = importlib.import_module(f"tensorboard.backend.event_processing.{reader}")
-    for goes_on_from, steps in ((None, (5, 10, 15)), (10, (15, 20, 25)), (20, (25, 30))):
-        if goes_on_from is None:
+    for resumed_from, steps in ((None, (5, 10, 15)), (10, (15, 20, 25)), (20, (25, 30))):
+        if resumed_from is None:
             logger = TensorBoard(str(tmp_path))
-            logger.begin()
+            logger.open()
         else:
-            logger = TensorBoard(str(tmp_path), purge_step=goes_on_from + 1)
-            time.sleep(1.1)  # files of one second are read in the order of a counter, 10 before 9
-            logger.begin(restart=goes_on_from + 1)
+            logger = TensorBoard(str(tmp_path), purge_step=resumed_from + 1)
+            time.sleep(1.1)  # files of the same second are sorted by a counter as text, 10 before 9
+            logger.open(first_step=resumed_from + 1)
         for step in steps:
             logger.log_metrics({"val/loss": float(step)}, step=step)
             logger.log_text("sample", f"after {step}", step)
@@ -138,5 +138,5 @@ def test_what_a_run_writes_again_after_a_kill_is_shown_once(tmp_path: Path, read
         points = events.Scalars("val/loss")
     else:
         points = events.Tensors("val/loss")
-        assert [e.step for e in events.Tensors("sample/text_summary")] == [5, 10, 15, 20, 25, 30]
+        assert [event.step for event in events.Tensors("sample/text_summary")] == [5, 10, 15, 20, 25, 30]
     assert [point.step for point in points] == [5, 10, 15, 20, 25, 30]

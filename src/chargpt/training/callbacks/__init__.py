@@ -1,1 +1,1 @@
-"""Lightning callbacks, one role a file."""
+"""Lightning callbacks, one role per file."""

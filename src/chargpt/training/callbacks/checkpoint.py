@@ -1,4 +1,4 @@
-"""Checkpoints: the last state and the one before it to go on from, the best one to use."""
+"""Saves checkpoints: the last and the previous one for resuming, the best one for inference."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ from chargpt.version import __version__
 
 
 class ChecksumCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints in our file."""
+    """Saves and loads Lightning's checkpoints in chargpt's file format."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         torch_file.save(checkpoint, Path(path))
@@ -28,16 +28,16 @@ class ChecksumCheckpointIO(TorchCheckpointIO):
 
 
 class CheckpointCallback(Checkpoint):
-    """Saves after each validation; keeps the last state, the one before it, and the best.
+    """Saves after each validation; keeps the last, the previous and the best checkpoint.
 
-    Every checkpoint is made between two steps, with the validation of the last one done, and is
-    self-contained: weights, tokenizer and config are in it as plain data.
+    Every checkpoint is saved between two steps, after a validation that was due, and is self-contained: it
+    contains the weights, the tokenizer and the config as plain data.
 
     Args:
-        run: where to.
-        curves: say which step is the best, and are saved before each checkpoint.
-        identity: plain data that goes into each checkpoint: the config and the tokenizer.
-        last_is_whole: whether `last.ckpt` is what the run goes on from; otherwise it may be damaged.
+        run: the run directory.
+        metrics_callback: provides the best step; its history is saved before each checkpoint.
+        identity: plain data for each checkpoint: the config and the tokenizer.
+        last_is_intact: whether the run resumes from `last.ckpt`; otherwise that file may be damaged.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class CheckpointCallback(Checkpoint):
         run: RunDirectory,
         metrics_callback: MetricsCallback,
         identity: dict[str, Any],
-        last_is_whole: bool = False,
+        last_is_intact: bool = False,
     ):
         self._run, self._metrics_callback = run, metrics_callback
         self._identity = identity
-        self._last_is_whole = last_is_whole
+        self._last_is_intact = last_is_intact
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save(trainer)
@@ -59,16 +59,16 @@ class CheckpointCallback(Checkpoint):
             self._run.write_status("running", trainer.global_step)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Writes `last.ckpt`; what stood there becomes `previous.ckpt`, if it is whole. Called on all ranks."""
+        """Writes `last.ckpt`; an intact `last.ckpt` first becomes `previous.ckpt`. Called on all ranks."""
         check_weights(trainer, trainer.lightning_module)
         if trainer.is_global_zero:
-            self._metrics_callback.save()
+            self._metrics_callback.history.save()
         for logger in trainer.loggers:
             logger.save()
-        if self._last_is_whole:
+        if self._last_is_intact:
             self.copy(self._run.last, self._run.previous)
         trainer.save_checkpoint(self._run.last)
-        self._last_is_whole = True
+        self._last_is_intact = True
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = {"version": __version__, "devices": trainer.world_size, **self._identity}
@@ -77,8 +77,8 @@ class CheckpointCallback(Checkpoint):
     @staticmethod
     @rank_zero_only
     def copy(source: Path, target: Path) -> None:
-        """Makes `target` another name of the checkpoint `source`."""
-        # A hard link costs nothing, and a checkpoint is never written in place.
+        """Makes `target` a hard link to the checkpoint `source`, or a copy if that is not supported."""
+        # A hard link is free, and safe because a checkpoint is never modified in place.
         partial = target.with_name(f".{target.name}-link")
         partial.unlink(missing_ok=True)
         try:
@@ -89,10 +89,10 @@ class CheckpointCallback(Checkpoint):
 
 
 def _set_loop_progress(fit_loop: dict[str, Any], steps: int, batches_per_step: int) -> None:
-    """Sets Lightning's progress counters to "just so many batches done, none begun".
+    """Sets Lightning's progress counters to the completed batches, with none in progress.
 
-    Taken inside a hook they say that a batch or a validation is under way, and a resumed run would count it
-    again or run it again.
+    Inside a hook, the counters record a batch or a validation in progress, which a resumed run would count or run
+    again.
     """
     batches = steps * batches_per_step
     done = dict.fromkeys(("ready", "started", "processed", "completed"), batches)

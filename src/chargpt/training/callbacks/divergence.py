@@ -1,4 +1,4 @@
-"""A loss that is no longer a number: it is seen at its step, nothing of it is saved, and a run may go back."""
+"""Detects non-finite losses and weights, and controls rollbacks to the last good checkpoint."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -17,26 +17,26 @@ from chargpt.training.lightning_module import LanguageModeling
 
 ADVICE = "try a lower optimizer.lr or trainer.gradient_clip_val=1.0"
 ON_DIVERGENCE = ("stop", "rollback")
-MAX_ROLLBACKS = 3  # times that one run goes back
+MAX_ROLLBACKS = 3  # per run
 
 
 class DivergenceRollback(L.Callback):
-    """How often the run has gone back to its last good checkpoint; each time the learning rate is halved.
+    """Counts the rollbacks of a run to its last good checkpoint; each one halves the learning rate.
 
-    What a run has diverged at travels in its checkpoints, so that one that is cut off goes on with the same rate.
+    The steps of divergence are saved in checkpoints, so that an interrupted run resumes with the same learning rate.
 
     Args:
-        way: `stop`, or `rollback`: what is done when the loss is no longer a number.
-        steps: those at which it diverged, if this process has seen it; otherwise the checkpoint says them.
+        action: `stop` or `rollback`, applied when the loss is not finite.
+        steps: the steps at which the run diverged in this process; if empty, they are loaded from the checkpoint.
     """
 
     state_key = "Rollbacks"
 
-    def __init__(self, way: str, steps: Sequence[int]):
-        if way not in ON_DIVERGENCE:
-            raise UserError(f"on_divergence={way}: it is one of {', '.join(ON_DIVERGENCE)}")
-        self.way, self.steps = way, list(steps)
-        self._seen = bool(steps)
+    def __init__(self, action: str, steps: Sequence[int]):
+        if action not in ON_DIVERGENCE:
+            raise UserError(f"on_divergence={action}: it must be one of {', '.join(ON_DIVERGENCE)}")
+        self.action, self.steps = action, list(steps)
+        self._diverged_here = bool(steps)
 
     @property
     def lr_scale(self) -> float:
@@ -44,25 +44,25 @@ class DivergenceRollback(L.Callback):
         return 0.5 ** len(self.steps)
 
     def can_roll_back(self) -> bool:
-        return self.way == "rollback" and len(self.steps) < MAX_ROLLBACKS
+        return self.action == "rollback" and len(self.steps) < MAX_ROLLBACKS
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if not self._seen:
+        if not self._diverged_here:
             self.steps = state_dict["steps"]
 
 
 class NonFiniteLossDetector:
-    """Whether the losses of a step were numbers, without waiting for the device.
+    """Detects losses that are NaN or infinite, without synchronizing with the device.
 
-    The losses are copied to pinned memory, behind the step that they come from on the device's stream. On a GPU
-    they are read one step later: the event behind their copy has then passed, although the device may still be at
-    the newest step. On a CPU the values are read at once.
+    The losses are copied to pinned memory on the device's stream, after the step that computed them. On a GPU they
+    are read one step later: the event of their copy has then completed, although the device may still compute the
+    newest step. On a CPU they are read immediately.
 
     Args:
-        passes: forward passes of a step, each with a loss of its own.
+        passes: forward passes per step, each with its own loss.
     """
 
     def __init__(self, device: torch.device, passes: int):
@@ -70,15 +70,15 @@ class NonFiniteLossDetector:
         self._lag = 0 if device.type == "cpu" else 1
         host_SP = torch.zeros(self._lag + 1, passes, pin_memory=self._on_gpu)
         self._slots = list(host_SP)
-        self._values_SP = host_SP.numpy()  # the same memory, read without an operation of torch's
+        self._values_SP = host_SP.numpy()  # the same memory, read without a torch operation
         self._copied: deque[tuple[int, torch.cuda.Event | None]] = deque()
         self._count = 0
 
     def is_non_finite(self, losses: Sequence[Tensor]) -> bool:
-        """Called once a step, with the newest step's losses; with none of them after they were looked at already.
+        """Checks losses. Called once per step with the losses of the newest step; empty if they were already checked.
 
         Returns:
-            Whether one is not a number: of these on a CPU, of those of the call before on other devices.
+            Whether a loss is not finite: one of these on a CPU, one of the previous call's on other devices.
         """
         if losses:
             slot = self._count % len(self._slots)
@@ -97,20 +97,20 @@ class NonFiniteLossDetector:
 
 
 def mean_losses(trainer: L.Trainer, module: LanguageModeling) -> Float[Tensor, " N"]:
-    """The mean over all ranks of each loss since the last point of the curves. Called on all ranks, for N >= 1."""
+    """The mean over all ranks of each of the N >= 1 losses since the last logged point. Called on all ranks."""
     losses_N = torch.stack([loss.to(module.device) for loss in module.train_losses])
     return trainer.strategy.reduce(losses_N, reduce_op="mean")
 
 
 def first_non_finite_step(losses_N: torch.Tensor, step: int, passes: int) -> int:
-    """The step of the first loss that is not a number, of those of N passes the last of which ended `step`."""
+    """The step of the first non-finite loss among those of the last N passes, which end with `step`."""
     first = int((~torch.isfinite(losses_N)).nonzero()[0])
     return step - (len(losses_N) - 1 - first) // passes
 
 
 def check_weights(trainer: L.Trainer, module: LanguageModeling) -> None:
-    """Raises `DivergenceError` if a weight is not finite, so that no useless checkpoint is saved."""
-    if isinstance(trainer.strategy, FSDPStrategy):  # a rank has a part, and all must do the same
+    """Raises `DivergenceError` if a weight is not finite, so that no such checkpoint is saved."""
+    if isinstance(trainer.strategy, FSDPStrategy):  # each rank has a shard, and all must decide alike
         return
     if not torch.isfinite(get_total_norm([p.detach() for p in module.parameters()])):
-        raise DivergenceError(f"the weights are no longer numbers after step {trainer.global_step}: {ADVICE}")
+        raise DivergenceError(f"the weights are not finite after step {trainer.global_step}: {ADVICE}")

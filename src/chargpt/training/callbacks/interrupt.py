@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, Slurm's SIGUSR1, and the end of who started this process: finish the step, save, leave."""
+"""Handles Ctrl-C, SIGTERM, Slurm's SIGUSR1 and the exit of the parent process: finishes the step, saves and exits."""
 
 import contextlib
 import shlex
@@ -22,11 +22,11 @@ from chargpt.training.callbacks.timer import TrainingTimer
 
 
 class InterruptHandler(L.Callback):
-    """Stops the run between two steps after the first signal, with everything saved; a second one kills it.
+    """Saves and stops the run between two steps after the first signal; a second signal kills it.
 
-    The handler only sets a flag: a signal that lands in the middle of a step must not touch the model. Several
-    ranks agree on the step before which they stop, on whether a loss is lost and on the time used, by numbers that
-    are exchanged while the step before runs.
+    The handler only sets a flag, because a signal in the middle of a step must not change the model. With several
+    ranks, an asynchronous all-reduce that overlaps with the previous step makes all ranks stop before the same step,
+    and agree on whether a loss is not finite and on the time used.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class InterruptHandler(L.Callback):
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._agreement = AsyncMaxReduce(trainer.world_size, pl_module.device)
-        self._losses = NonFiniteLossDetector(pl_module.device, trainer.accumulate_grad_batches)
+        self._reduce = AsyncMaxReduce(trainer.world_size, pl_module.device)
+        self._detector = NonFiniteLossDetector(pl_module.device, trainer.accumulate_grad_batches)
         self._signal = next(iter(received_signals), 0)
         for number in (signal.SIGINT, signal.SIGTERM, PREEMPTION_SIGNAL):
             self._handlers[number] = signal.signal(number, self._on_signal)
@@ -52,45 +52,45 @@ class InterruptHandler(L.Callback):
     ) -> None:
         if pl_module.in_step:
             return
-        asked = self._signal or (signal.SIGTERM if parent_exited() else 0)
+        number = self._signal or (signal.SIGTERM if parent_exited() else 0)
         newest = pl_module.train_losses[-trainer.accumulate_grad_batches :]
         used = self._timer.fraction_of_time() if trainer.is_global_zero else 0.0
-        agreed = self._agreement.exchange([asked, self._losses.is_non_finite(newest), used])
-        if agreed is None:
+        reduced = self._reduce.exchange([number, self._detector.is_non_finite(newest), used])
+        if reduced is None:
             return
-        stop, lost, used = int(agreed[0]), bool(agreed[1]), agreed[2]
+        number, diverged, used = int(reduced[0]), bool(reduced[1]), reduced[2]
         if trainer.world_size > 1:
-            self._timer.agree(used)
-        if stop and pl_module.train_losses:  # the newest steps may not have been looked at
-            lost = lost or not torch.isfinite(mean_losses(trainer, pl_module)).all()
-        if lost:
-            self._metrics_callback.log_point(trainer, pl_module)
-        if stop:
+            self._timer.set_time_used(used)
+        if number and pl_module.train_losses:  # the losses of the newest steps may not have been checked
+            diverged = diverged or not torch.isfinite(mean_losses(trainer, pl_module)).all()
+        if diverged:
+            self._metrics_callback.log_point(trainer, pl_module)  # raises DivergenceError
+        if number:
             self._checkpoints.save(trainer)
             step = trainer.global_step
             if trainer.is_global_zero:
-                self._run.write_status("interrupted", step, signal.Signals(stop).name)
-                if stop == PREEMPTION_SIGNAL:
+                self._run.write_status("interrupted", step, signal.Signals(number).name)
+                if number == PREEMPTION_SIGNAL:
                     requeue()
-            words = shlex.quote(f"resume={self._run.path}")
-            raise Interrupted(f"interrupted after step {step}, and saved. Go on with: python train.py {words}")
+            command = f"python train.py {shlex.quote(f'resume={self._run.path}')}"
+            raise Interrupted(f"interrupted after step {step}, checkpoint saved. Resume with: {command}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._agreement.finish()
+        self._reduce.finish()
         self._restore()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal and parent_exited():  # the kernel's word that the parent has ended, not a user's
+        if self._signal and parent_exited():  # sent by the kernel because the parent exited, not by a user
             return
         if self._signal:
             self._restore()
             signal.raise_signal(number)
         self._signal = number
         with contextlib.suppress(OSError):  # the terminal may be gone
-            sys.stderr.write("\nfinishing this step and saving; once more to quit at once\n")
+            sys.stderr.write("\nfinishing this step and saving; a second signal quits immediately\n")
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():

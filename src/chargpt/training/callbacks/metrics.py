@@ -1,4 +1,4 @@
-"""The curves: what history.csv and each logger get, at which step; and which checkpoint is the best."""
+"""Logs training and validation metrics to history.csv and the loggers, and selects the best checkpoint."""
 
 import contextlib
 import math
@@ -15,36 +15,37 @@ from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.loggers.csv_history import CSVHistory
 from chargpt.training.trainer import peak_flops
 
-VALIDATION_METRICS = ("val_loss", "val_bpc", "val_perplexity")  # that each validation measures
-SCORE = "score"  # the monitor's figure, by this name in `trainer.callback_metrics`
+VALIDATION_METRICS = ("val_loss", "val_bpc", "val_perplexity")  # computed by each validation
+SCORE = "score"  # the name of the monitored metric in `trainer.callback_metrics`
 
 
 class MetricsCallback(L.Callback):
-    """Logs the training curves every `trainer.log_every_n_steps` steps and at the first, and each validation.
+    """Logs training metrics at the first step and every `trainer.log_every_n_steps` steps, and each validation.
 
-    `train/loss` is the mean over the steps since the last point and over all ranks; `grad_norm` and `lr` are
-    those of the step itself (the norm before clipping), `tokens_per_second` counts training time alone.
+    `train/loss` is the mean over the steps since the last point and over all ranks; `grad_norm` (before clipping)
+    and `lr` are those of the step itself; `tokens_per_second` counts training time only.
 
     Args:
-        clock: says how long the steps took.
-        history: gets each point, whatever loggers there are.
-        monitor: the figure of a validation by which the best checkpoint is chosen.
+        timer: measures the duration of steps.
+        history: receives each point, independently of the loggers.
+        monitor: the validation metric that selects the best checkpoint.
 
     Attributes:
-        figures: of the last validation, by the names that metrics.json has for them: `val_loss` in nats a token,
-            `val_bpc` in bits a character, and what else was logged.
-        score: that of the monitor in it.
+        val_metrics: metrics of the last validation, by their names in metrics.json: `val_loss` in nats per token,
+            `val_bpc` in bits per character, and others that were logged.
+        score: the monitored one of `val_metrics`.
         initial_loss, val_loss, best_val_loss, best_step, best_score: for metrics.json.
-        best_from: the step of the checkpoint that a run goes on from, where it is to count as the best so far.
-        mfu: model FLOPs utilization: which share of the device's best the last steps used; None where that best
-            is not known, as for a CPU.
+        best_from: for a resumed run without an intact best checkpoint: the step of the checkpoint from which it
+            resumes, which counts as the best so far.
+        mfu: model FLOPs utilization of the last steps, as a fraction of the device's peak; None if the peak is
+            unknown, as for a CPU.
     """
 
     state_key = "Curves"
 
     def __init__(self, timer: TrainingTimer, history: CSVHistory, monitor: Monitor) -> None:
-        self._timer, self._history, self.monitor = timer, history, monitor
-        self.figures: dict[str, float] = {}
+        self._timer, self.history, self.monitor = timer, history, monitor
+        self.val_metrics: dict[str, float] = {}
         self.initial_loss: float | None = None
         self.train_loss: float | None = None
         self.val_loss: float | None = None
@@ -56,9 +57,9 @@ class MetricsCallback(L.Callback):
         self.tokens_per_second = 0.0
         self.mfu: float | None = None
         self._lr = 0.0
-        self._step = 0  # the last that has ended
-        self._last_step, self._last_seconds = 0, 0.0  # of the last point
-        self._waiting: list[list[float]] = []
+        self._step = 0  # the last completed step
+        self._last_step, self._last_seconds = 0, 0.0  # of the last logged point
+        self._pending_losses: list[list[float]] = []  # by rank
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._module, self._trainer = pl_module, trainer
@@ -66,11 +67,11 @@ class MetricsCallback(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
-        if self._waiting:  # losses since the last point before a checkpoint
-            mine = self._waiting[trainer.global_rank % len(self._waiting)]
-            if len(self._waiting) != trainer.world_size:  # on other devices than before: each takes the mean
-                mine = [sum(losses) / len(losses) for losses in zip(*self._waiting, strict=True)]
-            pl_module.train_losses = [torch.tensor(loss) for loss in mine]
+        if pending := self._pending_losses:  # losses between the last logged point and the checkpoint
+            losses = pending[trainer.global_rank % len(pending)]
+            if len(pending) != trainer.world_size:  # resumed with another world size: each rank takes the mean
+                losses = [sum(of_ranks) / len(of_ranks) for of_ranks in zip(*pending, strict=True)]
+            pl_module.train_losses = [torch.tensor(loss) for loss in losses]
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         self._lr = optimizer.param_groups[0]["lr"]
@@ -85,10 +86,10 @@ class MetricsCallback(L.Callback):
         self.log_point(trainer, pl_module)
 
     def log_point(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A point of the training curves, now. Called on all ranks.
+        """Logs a point of the training curves. Called on all ranks.
 
         Raises:
-            DivergenceError: the loss of a step since the last point is not a number; says which step's.
+            DivergenceError: the loss of a step since the last point is not finite.
         """
         step, passes = trainer.global_step, trainer.accumulate_grad_batches
         losses_N = mean_losses(trainer, pl_module)
@@ -109,7 +110,7 @@ class MetricsCallback(L.Callback):
             self.mfu = self.tokens_per_second * pl_module.flops_per_token / self._peak_flops
             point["mfu"] = self.mfu
         if trainer.is_global_zero:
-            self._history.append(step, {name.replace("/", "_"): value for name, value in point.items()})
+            self.history.append(step, {name.replace("/", "_"): value for name, value in point.items()})
         self._log(trainer, point, step)
         if not math.isfinite(loss):
             raise DivergenceError(
@@ -120,21 +121,21 @@ class MetricsCallback(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name != SCORE}
-        figures = {name.replace("/", "_"): value for name, value in logged.items()}
-        self.val_loss = figures["val_loss"]
-        figures["val_bpc"] = bits_per_character(self.val_loss, trainer.datamodule.characters_per_token)
-        figures["val_perplexity"] = perplexity(self.val_loss)
-        self.figures, self.score = figures, figures.get(self.monitor.name)
+        metrics = {name.replace("/", "_"): value for name, value in logged.items()}
+        self.val_loss = metrics["val_loss"]
+        metrics["val_bpc"] = bits_per_character(self.val_loss, trainer.datamodule.characters_per_token)
+        metrics["val_perplexity"] = perplexity(self.val_loss)
+        self.val_metrics, self.score = metrics, metrics.get(self.monitor.name)
         if self.score is None:
-            raise TrainingError(f"monitor={self.monitor.name}: a validation measures {', '.join(sorted(figures))}")
+            raise TrainingError(f"monitor={self.monitor.name}: not among the metrics {', '.join(sorted(metrics))}")
         trainer.callback_metrics[SCORE] = torch.tensor(self.score)
         if self.monitor.is_better(self.score, self.best_score):
             self.best_score, self.best_val_loss, self.best_step = self.score, self.val_loss, step
         if trainer.is_global_zero:
-            self._history.append(step, figures)
-        point = {"val/loss": self.val_loss, "val/perplexity": figures["val_perplexity"]}
-        self._log(trainer, point | {"val/bits_per_character": figures["val_bpc"]}, step)
-        if not math.isfinite(self.val_loss):  # before it is saved over the last good checkpoint
+            self.history.append(step, metrics)
+        point = {"val/loss": self.val_loss, "val/perplexity": metrics["val_perplexity"]}
+        self._log(trainer, point | {"val/bits_per_character": metrics["val_bpc"]}, step)
+        if not math.isfinite(self.val_loss):  # before a checkpoint replaces the last good one
             raise DivergenceError(
                 f"the validation loss is {self.val_loss} at step {step} (learning rate {self._lr:.3g}): {ADVICE}"
             )
@@ -143,29 +144,21 @@ class MetricsCallback(L.Callback):
                 f"monitor={self.monitor.name} is {self.score} at step {step}: checkpoints cannot be compared"
             )
 
-    def save(self) -> None:
-        """Has every point so far on disk. Called on rank 0 by who saves a checkpoint."""
-        self._history.save()
-
-    def rewind(self, step: int) -> None:
-        """Drops the points after `step` from history.csv: a resumed run will write them again."""
-        self._history.rewind(step)
-
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            self._history.save()
+            self.history.save()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.is_global_zero:
-            with contextlib.suppress(OSError):  # a full disk: the exception is what matters
-                self._history.save()
+            with contextlib.suppress(OSError):  # a full disk must not hide the exception
+                self.history.save()
 
     def state_dict(self) -> dict[str, Any]:
-        waiting = torch.tensor([loss.item() for loss in self._module.train_losses], device=self._module.device)
+        pending = torch.tensor([loss.item() for loss in self._module.train_losses], device=self._module.device)
         if self._trainer.world_size > 1:
-            of_ranks = [torch.empty_like(waiting) for _ in range(self._trainer.world_size)]
-            torch.distributed.all_gather(of_ranks, waiting)  # each rank goes on with its own
-            waiting = torch.cat(of_ranks)
+            of_ranks = [torch.empty_like(pending) for _ in range(self._trainer.world_size)]
+            torch.distributed.all_gather(of_ranks, pending)  # each rank resumes with its own losses
+            pending = torch.cat(of_ranks)
         return {
             "initial_loss": self.initial_loss,
             "train_loss": self.train_loss,
@@ -176,7 +169,7 @@ class MetricsCallback(L.Callback):
             "best_step": self.best_step,
             "last_step": self._last_step,
             "last_seconds": self._last_seconds,
-            "waiting": waiting.reshape(self._trainer.world_size, -1).tolist(),
+            "waiting": pending.reshape(self._trainer.world_size, -1).tolist(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -186,13 +179,13 @@ class MetricsCallback(L.Callback):
         for name in names:
             setattr(self, name, state_dict[name])
         self._last_step, self._last_seconds = state_dict["last_step"], state_dict["last_seconds"]
-        self._waiting = state_dict["waiting"]
+        self._pending_losses = state_dict["waiting"]
         if self.best_from is not None and self.val_loss is not None:
             self.best_val_loss, self.best_score, self.best_step = self.val_loss, self.score, self.best_from
 
     @classmethod
     def best_step_in(cls, checkpoint: dict[str, Any]) -> int:
-        """The best step by the time of a checkpoint."""
+        """The best step so far that a checkpoint records."""
         return checkpoint["callbacks"][cls.state_key]["best_step"]
 
     @staticmethod

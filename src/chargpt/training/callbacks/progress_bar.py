@@ -1,4 +1,4 @@
-"""What the terminal shows while a run trains: a bar for people, a line a validation for everything else."""
+"""Shows training progress: a progress bar in a terminal, and one log line per validation."""
 
 import logging
 import time
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 
 class TrainingProgressBar(ProgressBar):
-    """A bar with loss, tokens/s and the time left; only the lines where the output is not a terminal.
+    """A progress bar with loss, tokens/s and remaining time; log lines only if stderr is not a terminal.
 
     Args:
-        curves, clock: what to show.
-        refresh_seconds: time between two redraws. The loss shown is that of the last logged step, so that the
-            bar never waits for the device.
+        metrics_callback, timer: provide the values to show.
+        refresh_seconds: time between two redraws. The bar shows the loss of the last logged step, so that it never
+            synchronizes with the device.
     """
 
     def __init__(self, metrics_callback: MetricsCallback, timer: TrainingTimer, refresh_seconds: float = 0.2):
@@ -33,7 +33,7 @@ class TrainingProgressBar(ProgressBar):
         self._drawn = 0.0
 
     def disable(self) -> None:
-        """Lightning's word to the ranks that are not 0."""
+        """Called by Lightning on ranks other than 0."""
         self._quiet = True
 
     def enable(self) -> None:

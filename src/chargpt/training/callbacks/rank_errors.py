@@ -1,4 +1,4 @@
-"""What each of several ranks died of, written down where it dies: the first one is what ended the run."""
+"""Records the exception of each rank in a file, so that the first one, the cause of the failure, can be reported."""
 
 import contextlib
 import traceback
@@ -11,12 +11,12 @@ from chargpt.runs.directory import RunDirectory
 
 
 class RankErrorFile(L.Callback):
-    """Writes an error of this rank to `error_rank_N.txt` beside status.json, as soon as it is raised.
+    """Writes an exception of this rank to `error_rank_N.txt` in the run directory as soon as it is raised.
 
-    The others then fail as well, in the middle of what they do together: the oldest file names the cause.
+    The other ranks then fail in their collective operations, so the oldest file contains the cause.
 
     Args:
-        run: where to, as rank 0 knows it; the others are told.
+        run: the run directory; that of rank 0 is broadcast to the other ranks.
     """
 
     def __init__(self, run: RunDirectory):
@@ -30,9 +30,9 @@ class RankErrorFile(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.world_size > 1 and isinstance(exception, Exception) and not _is_reported_elsewhere(exception):
             file = self._directory / f"error_rank_{trainer.global_rank}.txt"
-            with contextlib.suppress(OSError):  # a node that does not share the disk: its terminal has the error
+            with contextlib.suppress(OSError):  # a node without the shared disk: the error is on its terminal
                 file.write_text("".join(traceback.format_exception(exception)))
-            # To move the model off its device could wait for a rank that is gone; this process ends anyway.
+            # Teardown could wait for a rank that has exited; this process exits anyway.
             trainer.strategy.teardown = lambda: None
 
 

@@ -1,4 +1,4 @@
-"""What a run writes down about itself when it begins: its config, provenance, log and status."""
+"""Writes the config, provenance, log and status of a run when it starts."""
 
 import contextlib
 import logging
@@ -26,20 +26,20 @@ from chargpt.training.trainer import device_name
 
 
 class RunRecorder(L.Callback):
-    """Opens the run's directory: at once if the run is new, else once its first step is done.
+    """Opens the run directory: immediately for a new run, after the first step for a resumed one.
 
-    By then all that a checkpoint holds has been loaded and used: where a run cannot be resumed, its directory
-    stays as it was.
+    After the first step, the checkpoint has been loaded and used, so the directory of a run that cannot be resumed
+    remains unchanged.
 
     Attributes:
-        is_open: whether that is done.
+        is_open: whether the directory has been opened.
 
     Args:
-        directory: of the run; it exists.
-        config: what the run is made of.
-        origin: what it begins from.
-        data, curves: its own.
-        messages: what was logged so far; it goes to `train.log`, as does all that comes.
+        directory: the run directory, which exists.
+        config: the config of the run.
+        origin: what the run starts from.
+        data, metrics_callback: those of the run.
+        messages: the log records so far, which are written to `train.log` before later ones.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class RunRecorder(L.Callback):
         self._directory, self._config, self._origin = directory, config, origin
         self._data, self._metrics_callback, self._messages = data, metrics_callback, messages
         self._log: _LogFile | None = None
-        self._step = 0  # that training started from
+        self._step = 0  # the step from which training started
         self.is_open = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -65,10 +65,10 @@ class RunRecorder(L.Callback):
             self.open(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.open(trainer, pl_module)  # also where no step was left to do
+        self.open(trainer, pl_module)  # in case no step was left
 
     def open(self, trainer: L.Trainer, module: LanguageModeling) -> None:
-        """Writes the record of a run that begins or goes on: once, and on rank 0. Called on all ranks.
+        """Writes the files once, on rank 0. Called on all ranks.
 
         Raises:
             UserError: the directory cannot be written.
@@ -82,35 +82,35 @@ class RunRecorder(L.Callback):
 
     def _open(self, trainer: L.Trainer, module: LanguageModeling) -> None:
         directory, origin, step = self._directory, self._origin, self._origin.step
-        if env.LOCK_FD_ENV not in os.environ:  # else the process that started the ranks has done it
+        if env.LOCK_FD_ENV not in os.environ:  # otherwise the process that started the ranks has done it
             directory.remove_temporary_files()
-        if origin.repeated:
-            reproduce.copy_record(origin.repeated, directory)
+        if origin.original:
+            reproduce.copy_record(origin.original, directory)
         config = OmegaConf.create(self._config)
         write_hydra(directory.hydra, config, HydraConfig.get())
         data, device = self._data, device_name(trainer.strategy.root_device)
         threads = torch.get_num_threads()
         record = provenance(data.corpus.name, data.corpus_sha256, device, trainer.world_size, threads)
         write_json(directory.path / "provenance.json", record)
-        self._begin_log()
-        # Cut off before the best was told from the last, or the best is lost.
-        if origin.progress and step in (
-            MetricsCallback.best_step_in(origin.progress),
+        self._open_log()
+        # The run was interrupted before last.ckpt was copied to best.ckpt, or best.ckpt is damaged or missing.
+        if origin.checkpoint and step in (
+            MetricsCallback.best_step_in(origin.checkpoint),
             self._metrics_callback.best_from,
         ):
-            CheckpointCallback.copy(origin.checkpoint, directory.best)
+            CheckpointCallback.copy(origin.checkpoint_path, directory.best)
         if origin.resumed:
-            self._metrics_callback.rewind(step)
+            self._metrics_callback.history.rewind(step)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoard):
-                logger.begin(restart=step + 1 if origin.resumed else None)
+                logger.open(first_step=step + 1 if origin.resumed else None)
                 logger.start_hparams(report.hyperparameters(self._config, module))
                 logger.log_text("config", OmegaConf.to_yaml(config), step)
         if directory.metrics.exists():
             directory.metrics.replace(directory.metrics_before)
         directory.write_status("running", step)
 
-    def _begin_log(self) -> None:
+    def _open_log(self) -> None:
         self._log = _LogFile(self._directory.log, encoding="utf-8", errors="backslashreplace")
         self._log.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
         logging.getLogger().addHandler(self._log)
@@ -119,7 +119,7 @@ class RunRecorder(L.Callback):
         logging.getLogger().removeHandler(self._messages)
 
     def close(self) -> None:
-        """Ends `train.log`."""
+        """Closes `train.log`."""
         logging.getLogger().removeHandler(self._messages)
         if self._log is not None:
             logging.getLogger().removeHandler(self._log)
@@ -127,7 +127,7 @@ class RunRecorder(L.Callback):
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk cuts short: the run itself says what is wrong."""
+    """A log file that ignores a full disk, which the run itself reports."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Time spent training, and the end of the run: by steps or by time, whichever comes first."""
+"""Measures the time of each activity, and stops training at the maximum number of steps or time."""
 
 import time
 from typing import Any
@@ -10,14 +10,14 @@ ACTIVITIES = ("train", "validation", "checkpoint", "compilation", "setup")
 
 
 class TrainingTimer(L.Callback):
-    """Measures what a run spends its time on, and stops it at its last step, with a last validation.
+    """Measures the time of each activity, and stops the run at its last step, followed by a validation.
 
-    At each moment one of `ACTIVITIES` counts: steps; validation; checkpoints, with the samples beside them;
-    compilation; and set-up, from the making of this clock to the first step. The device is synchronised where
-    steps begin and end. Time is summed over resumed parts.
+    At any time exactly one of `ACTIVITIES` is measured: training steps; validation; checkpoints, including samples;
+    compilation; and setup, from the construction of this timer to the first step. The device is synchronized
+    before and after training steps. A resumed run adds to the times of its checkpoint.
 
     Args:
-        max_time: training time of the whole run, in seconds; None for no limit.
+        max_time: maximum training time of the run, in seconds, over all its processes; None for no limit.
     """
 
     state_key = "TrainingClock"
@@ -27,7 +27,7 @@ class TrainingTimer(L.Callback):
         self._spent = dict.fromkeys(ACTIVITIES, 0.0)
         self._activity, self._since = "setup", time.perf_counter()
         self._used = 0.0
-        self._step = 0  # the last that has ended
+        self._step = 0  # the last completed step
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent on each activity so far."""
@@ -38,17 +38,17 @@ class TrainingTimer(L.Callback):
         return self.seconds()["train"]
 
     def time_used(self) -> float:
-        """Share of the time budget that is used, the same on all ranks; 0 without one."""
+        """Fraction of the time budget that is used, the same on all ranks; 0 without a budget."""
         return self._used
 
     def fraction_of_time(self) -> float:
-        """Share of the time budget that this rank has used by now, from 0 to 1; 0 without a budget."""
+        """Fraction of the time budget that this rank has used, from 0 to 1; 0 without a budget."""
         return 0.0 if self._max_time is None else min(1.0, self.train_seconds / self._max_time)
 
-    def agree(self, used: float) -> None:
-        """Sets what `time_used` gives to rank 0's share, a step old.
+    def set_time_used(self, used: float) -> None:
+        """Sets the result of `time_used` to the fraction that rank 0 measured one step ago.
 
-        Ranks with clocks of their own would differ in the learning rate or in the last step.
+        With the time of its own clock, a rank could use another learning rate or stop at another step.
         """
         self._used = used
 
@@ -61,7 +61,7 @@ class TrainingTimer(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
-        if self._used >= 1.0:  # resumed after its last step: only the end is to be written
+        if self._used >= 1.0:  # resumed after its last step: only metrics.json is missing
             trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -75,7 +75,7 @@ class TrainingTimer(L.Callback):
             return
         self._step = step
         if step == trainer.max_steps or self._used >= 1.0:
-            trainer.should_stop = True  # Lightning then validates once more and leaves
+            trainer.should_stop = True  # Lightning then runs a last validation and stops
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.start_activity("validation", pl_module.device)
@@ -93,12 +93,12 @@ class TrainingTimer(L.Callback):
 
     @classmethod
     def train_seconds_in(cls, checkpoint: dict[str, Any]) -> float:
-        """The training time by the time of a checkpoint."""
+        """The training time in seconds that a checkpoint records."""
         return checkpoint["callbacks"][cls.state_key]["train"]
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
+    """Waits until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,1 +1,1 @@
-"""What the training curves are written to."""
+"""Loggers: TensorBoard and history.csv."""

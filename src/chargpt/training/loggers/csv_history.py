@@ -1,4 +1,4 @@
-"""history.csv: the curves for machines, one row a logged step."""
+"""Writes history.csv: the training curves, one row per logged step."""
 
 import csv
 import io
@@ -12,14 +12,14 @@ COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_seco
 
 
 class CSVHistory:
-    """Appends rows to `history.csv`; what is logged at one step shares a row.
+    """Appends rows to `history.csv`; all metrics of one step are in one row.
 
-    Rows reach the disk when the next step is logged, and by `save`, which comes before each checkpoint: so the
-    file always holds all that a checkpoint has seen, and `rewind` drops what came after it.
+    A row is written to disk when the next step is logged, and by `save`, which is called before each checkpoint.
+    The file therefore contains every step up to a checkpoint, and `rewind` drops the later ones.
 
     Args:
-        path: of the file.
-        monitor: the figure by which checkpoints are compared; it has a column too.
+        path: path of the file.
+        monitor: the metric by which checkpoints are compared; it has a column, too.
     """
 
     def __init__(self, path: Path, monitor: str = "val_loss"):
@@ -27,33 +27,33 @@ class CSVHistory:
         self._columns = list(dict.fromkeys([*COLUMNS, monitor]))
         self._row: dict[str, Any] = {}
 
-    def append(self, step: int, figures: Mapping[str, float]) -> None:
-        """Adds figures to the row of a step: those that have a column, by its name."""
-        known = {name: value for name, value in figures.items() if name in self._columns}
-        if not known:
+    def append(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds the metrics for which there is a column to the row of a step."""
+        values = {name: value for name, value in metrics.items() if name in self._columns}
+        if not values:
             return
         if self._row.get("step") != step:
             self.save()
             self._row = {"step": step}
-        self._row |= known
+        self._row |= values
 
     def save(self) -> None:
         if not self._row:
             return
-        new = not self._path.exists()
+        is_new = not self._path.exists()
         with self._path.open("a", newline="") as file:
             writer = csv.DictWriter(file, self._columns, lineterminator="\n")
-            if new:
+            if is_new:
                 writer.writeheader()
             writer.writerow(self._row)
         self._row = {}
 
     def rewind(self, step: int) -> None:
-        """Drops the rows after `step`, which a resumed run will write again."""
+        """Drops the rows after `step`; a resumed run writes them again."""
         if not self._path.exists():
             return
         with self._path.open(newline="", errors="replace") as file:
-            rows = [row for row in csv.DictReader(file) if _complete_row(row) and int(row["step"]) <= step]
+            rows = [row for row in csv.DictReader(file) if _is_complete(row) and int(row["step"]) <= step]
         kept = io.StringIO()
         writer = csv.DictWriter(kept, self._columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -61,6 +61,6 @@ class CSVHistory:
         atomic_write_text(self._path, kept.getvalue())
 
 
-def _complete_row(row: dict[str, Any]) -> bool:
-    # A run that was killed while it wrote can leave half a line.
+def _is_complete(row: dict[str, Any]) -> bool:
+    # A run that was killed during a write can leave an incomplete line.
     return None not in row.values() and (row["step"] or "").isdigit()

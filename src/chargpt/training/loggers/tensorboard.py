@@ -1,4 +1,4 @@
-"""TensorBoard: the curves for people, samples and the config as text, and the HParams tab."""
+"""TensorBoard logger: metrics, samples and the config as text, and the HParams tab."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's logger, in the run's folder `tensorboard/`, with text and a filled HParams tab.
+    """Lightning's TensorBoard logger in the run's directory `tensorboard/`, with text and a filled HParams tab.
 
-    The file of events is made by `begin`; what is logged before then follows. Lightning asks for it earlier,
-    before it loads a checkpoint: a run that cannot be resumed must not get one.
+    `open` creates the event file and writes what was logged before. Lightning accesses the writer earlier, before
+    it loads a checkpoint, but a run that cannot be resumed must not create an event file.
 
     Args:
         directory: the run directory.
-        purge_step: of a resumed run, the first step that it will log again.
-        flush_secs: seconds after which new points are on disk for a TensorBoard that watches.
+        purge_step: for a resumed run, the first step that it logs again.
+        flush_secs: seconds after which new points are written to disk.
     """
 
     def __init__(self, directory: str, flush_secs: int = 10, **settings: Any):
@@ -31,42 +31,42 @@ class TensorBoard(TensorBoardLogger):
         self._writer = _DeferredWriter()
 
     @rank_zero_only
-    def begin(self, restart: int | None = None) -> None:
-        """Makes the file of events.
+    def open(self, first_step: int | None = None) -> None:
+        """Creates the event file.
 
         Args:
-            restart: the first step that a resumed run will log again; TensorBoard hides the points from it on.
+            first_step: the first step that a resumed run logs again; TensorBoard hides earlier points from it on.
         """
         writer = TensorBoardLogger.experiment.fget(self)
-        if restart is not None:
-            _mark_restart(writer, restart)
-        self._writer.begin(writer)
+        if first_step is not None:
+            _mark_restart(writer, first_step)
+        self._writer.open(writer)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Lightning's own call: `start_hparams` does its work."""
+        """Ignores Lightning's call; `start_hparams` logs the hyperparameters."""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Stands for torch's `SummaryWriter`: keeps the calls until `begin`."""
+        """A proxy for torch's `SummaryWriter` that buffers calls until `open`."""
         return self._writer
 
     @rank_zero_only
     def save(self) -> None:
-        """Flushes what was logged. Lightning's own would write an hparams.yaml beside the events."""
+        """Flushes the event file. Lightning's implementation would also write an hparams.yaml."""
         self.experiment.flush()
 
     @rank_zero_only
     def log_text(self, name: str, text: str, step: int) -> None:
-        """Text as it is, in a fixed-width font: as Markdown, TensorBoard would eat its line breaks."""
+        """Logs text verbatim, as a Markdown code block: otherwise TensorBoard would drop its line breaks."""
         indented = "\n".join(f"    {line}" for line in text.splitlines())
         self.experiment.add_text(name, indented, step)
 
     @rank_zero_only
     def start_hparams(self, params: dict[str, bool | str | float | int]) -> None:
-        """The run's row in the HParams tab, with its validation loss as the metric to compare by."""
-        from torch.utils.tensorboard.summary import hparams
+        """Adds the run to the HParams tab, with its losses as the metrics to compare."""
+        from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415 - tensorboard is slow to import
 
         metrics = dict.fromkeys(("val/loss", "val/bits_per_character", "train/loss"))
         experiment, start, _ = hparams(params, metrics)
@@ -82,13 +82,13 @@ class TensorBoard(TensorBoardLogger):
 
 
 class _DeferredWriter:
-    """Keeps the calls of methods until there is a writer, makes them then, and hands on all that follow."""
+    """Buffers method calls until it has a writer, then replays them and forwards later calls."""
 
     def __init__(self) -> None:
         self._writer: Any = None
         self._calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
-    def begin(self, writer: Any) -> None:
+    def open(self, writer: Any) -> None:
         self._writer = writer
         for name, args, kwargs in self._calls:
             getattr(writer, name)(*args, **kwargs)
@@ -101,8 +101,11 @@ class _DeferredWriter:
 
 
 def _mark_restart(writer: Any, step: int) -> None:
-    """The mark of `purge_step` is the first of its file, which TensorBoard takes for the beginning of a run."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    """Writes the event that makes TensorBoard hide earlier points from `step` on.
+
+    The event that `purge_step` writes does not suffice: it is the first of its file, where TensorBoard ignores it.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415 - tensorboard is slow to import
 
     mark = Event(session_log=SessionLog(status=SessionLog.START))
     writer.file_writer.add_event(mark, step)
