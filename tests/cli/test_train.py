@@ -45,7 +45,7 @@ def test_of_runs_with_one_directory_one_trains_and_the_others_are_refused(tiny, 
     ended = max_parallel_jobs(tmp_path, words, words, words)
     assert sorted(code for code, _ in ended) == [0, 2, 2], ended
     for _, line in (one for one in ended if one[0] == 2):
-        assert "is being trained by another process" in line or "is already there" in line
+        assert "is being trained by another process" in line or "already exists" in line
     assert [row["step"] for row in run_artifacts.history(tmp_path / "run")] == ["1", "5", "10", "15", "20"]
 
 

@@ -107,12 +107,12 @@ SETTINGS = {
     # where the run goes
     "a run directory that is taken": ("hydra.run.dir=RUN", "resume=RUN"),
     "a file in the way of the run directory": ("hydra.run.dir=FILES/empty.txt/run", "hydra.run.dir"),
-    "a name that is too long": (f"name={'long' * 80} resume=auto", "cannot be made"),
+    "a name that is too long": (f"name={'long' * 80} resume=auto", "cannot be created"),
     # what to go on with
     "a name that no run can have": (f"resume={'long' * 80}", "File name too long"),
     "nobody's run to go on with": ("resume=~nobody_at_all/run", "~nobody_at_all/run"),
-    "no run to repeat": ("rerun=nowhere", "there is no run there"),
-    "nobody's run to repeat": ("rerun=~nobody_at_all/run", "there is no run there"),
+    "no run to repeat": ("rerun=nowhere", "there is no such run"),
+    "nobody's run to repeat": ("rerun=~nobody_at_all/run", "there is no such run"),
     "no run to go on with": ("resume=nowhere", "nowhere"),
     "a folder to go on with that is no run": ("resume=FILES/pictures", "checkpoint"),
 }
@@ -220,14 +220,14 @@ EXPORTS = {
 
 COMPARISONS = {
     "mistyped key": ("run=RUN", "did you mean runs?"),
-    "no outputs yet": ("", "outputs is not there"),
-    "no such folder": ("runs=nowhere", "nowhere is not there"),
-    "a folder without runs": ("runs=FILES/pictures", "there is no run in"),
-    "a file that is no run's": ("runs=FILES/empty.txt", "there is no run in"),
+    "no outputs yet": ("", "outputs does not exist"),
+    "no such folder": ("runs=nowhere", "nowhere does not exist"),
+    "a folder without runs": ("runs=FILES/pictures", "contains no run"),
+    "a file that is no run's": ("runs=FILES/empty.txt", "contains no run"),
     "a glob that matches nothing": ("runs=FILES/*.run", "matches nothing"),
     "nothing": ("runs=", "runs is empty"),
     "a list of nothing": ("runs=[]", "empty list"),
-    "a list in which one is not there": ("runs=[RUN,nowhere]", "nowhere is not there"),
+    "a list in which one is not there": ("runs=[RUN,nowhere]", "nowhere does not exist"),
     "null": ("runs=null", "runs is a text"),
     "a file in the folder's place": ("runs=RUN folder=FILES/empty.txt/here", "folder=FOLDER"),
     "a sweep": ("-m runs=RUN", "-m is for training"),

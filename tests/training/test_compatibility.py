@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO, Outcome, process
-from tests.sweeps.processes import finished, touched
+from tests.sweeps.processes import finished, modification_times
 from tests.training import run_artifacts
 
 pytestmark = pytest.mark.slow
@@ -209,10 +209,10 @@ def test_a_finished_run_goes_on_to_a_later_end(old):
 
 
 def test_a_run_that_is_finished_is_skipped(old):
-    before = touched(old.work / "bigram")
+    before = modification_times(old.work / "bigram")
     outcome = current(old.work, "train", *SHORT, "model=bigram", "resume=auto", "hydra.run.dir=bigram")
-    assert "bigram is finished already" in outcome.err
-    assert touched(old.work / "bigram") == before
+    assert "bigram is already finished" in outcome.err
+    assert modification_times(old.work / "bigram") == before
 
 
 def test_a_trained_model_is_used_as_it_was(old):
@@ -239,14 +239,14 @@ def test_a_trained_model_is_used_as_it_was(old):
 
 def test_a_sweep_goes_on_with_the_job_that_was_killed_and_leaves_the_other_alone(old):
     (shallow,) = finished(old.work / "outputs" / "depths").values()
-    before = touched(shallow)
+    before = modification_times(shallow)
     outcome = current(old.work, "train", *old.depths())
     runs = finished(old.work / "outputs" / "depths")
     assert len(runs) == 2
-    assert touched(shallow) == before
-    assert f"{shallow.name} is finished already" in outcome.err
+    assert modification_times(shallow) == before
+    assert f"{shallow.name} is already finished" in outcome.err
     (deeper,) = (run for run in runs.values() if run != shallow)
-    assert f"{deeper.name} goes on where it stopped" in outcome.err
+    assert f"{deeper.name} from its last checkpoint" in outcome.err
     assert figures(deeper) == figures(job_with("optimizer=soap", old.work / "outputs" / "settings"))
     table = rows(old.work / "outputs" / "depths")
     assert {(row["run"], row["state"]) for row in table} == {(name, "finished") for name in runs}
@@ -256,12 +256,12 @@ def test_a_sweep_that_is_finished_trains_nothing(old):
     folder = old.work / "outputs" / "settings"
     runs = finished(folder)
     assert len(runs) == 2
-    before = {name: touched(run) for name, run in runs.items()}
+    before = {name: modification_times(run) for name, run in runs.items()}
     outcome = current(old.work, "train", *old.settings())
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {*runs}
-    assert {name: touched(run) for name, run in runs.items()} == before
+    assert {name: modification_times(run) for name, run in runs.items()} == before
     for name in runs:
-        assert f"{name} is finished already" in outcome.err
+        assert f"{name} is already finished" in outcome.err
     assert {row["run"] for row in rows(folder)} == {*runs}
 
 
@@ -270,7 +270,7 @@ def test_a_run_is_repeated(old):
     assert figures(old.work / "again") == figures(old.work / "run")
     columns = ("step", "train_loss", "val_loss")
     assert run_artifacts.history(old.work / "again", *columns) == run_artifacts.history(old.work / "run", *columns)
-    assert "every figure is that of run" in outcome.err
+    assert "all non-timing metrics equal those of run" in outcome.err
 
 
 def test_a_rerun_that_0_2_began_of_a_run_of_0_1_goes_on(versions, tmp_path):
