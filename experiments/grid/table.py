@@ -18,8 +18,8 @@ SHOWN = 5
 
 
 def line(place: str, row: Row, names: dict[str, str]) -> dict[str, str]:
-    flops, seconds = (row.mean(of) for of in (lambda r: r.training_flops, lambda r: r.figure("train_seconds")))
-    parameters = row.mean(lambda run: run.figure("parameters"))
+    flops, seconds = (row.mean(of) for of in (lambda r: r.training_flops, lambda r: r.metric("train_seconds")))
+    parameters = row.mean(lambda run: run.metric("parameters"))
     return {
         "": place,
         **{names[key]: f"{value:g}" for key, value in row.values.items()},
