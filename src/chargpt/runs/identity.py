@@ -50,7 +50,7 @@ OLDER_DEFAULTS = {
 def identity(config: DictConfig) -> dict[str, Any]:
     """The settings that identify a run, by dotted name.
 
-    Settings that are null, or that have the value of runs older than the setting, are left out.
+    Settings that are null or have their value in `OLDER_DEFAULTS` are left out.
     """
     result: dict[str, Any] = {}
 
@@ -67,7 +67,7 @@ def identity(config: DictConfig) -> dict[str, Any]:
 
 
 def is_default(value: Any, path: str) -> bool:
-    """Whether a setting has the value that a config without this setting stands for."""
+    """Whether leaving the setting out of the config would mean the same."""
     return value is None or (path in OLDER_DEFAULTS and value == OLDER_DEFAULTS[path])
 
 

@@ -68,7 +68,7 @@ def apply_overrides(
 
 
 def _without_older_defaults(value: Any, path: str) -> Any:
-    """A config value without the settings at the default of runs older than the setting."""
+    """A config value without its settings that are null or have their value in `OLDER_DEFAULTS`."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value, resolve=True)
     if isinstance(value, dict):

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# User attributes of a trial. Their values are stored in the studies of earlier versions.
+# Keys of a trial's user attributes. Studies of earlier versions contain them.
 NOT_COUNTED = "cut off"
 REPLACES = "instead of"  # the number of the interrupted trial that this one replaces
 
