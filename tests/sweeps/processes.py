@@ -21,13 +21,13 @@ class Sweep:
     def __init__(self, folder: Path, *overrides: str):
         self.mark = f"MARK={uuid.uuid4().hex}"
         name, _, value = self.mark.partition("=")
-        self.output = (folder / f"{value}.txt").open("w+")
+        self._log = (folder / f"{value}.txt").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, str(REPO / "train.py"), "-m", *overrides],
             cwd=folder,
             env=os.environ | {name: value},
-            stdout=self.output,
-            stderr=self.output,
+            stdout=self._log,
+            stderr=self._log,
             start_new_session=True,
         )
         STARTED.append(self)
@@ -56,8 +56,8 @@ class Sweep:
 
     @property
     def output(self) -> str:
-        self.output.seek(0)
-        return self.output.read()
+        self._log.seek(0)
+        return self._log.read()
 
 
 def steps_done(folder: Path) -> int:
