@@ -19,8 +19,8 @@ SHOWN = 5  # of the best and of the worst runs
 
 def table_row(position: int, row: Row, names: dict[str, str]) -> dict[str, str]:
     flops = row.mean(lambda run: run.training_flops)
-    seconds = row.mean(lambda run: run.figure("train_seconds"))
-    parameters = row.mean(lambda run: run.figure("parameters"))
+    seconds = row.mean(lambda run: run.metric("train_seconds"))
+    parameters = row.mean(lambda run: run.metric("parameters"))
     return {
         "": str(position),
         **{names[key]: f"{value:g}" for key, value in row.values.items()},

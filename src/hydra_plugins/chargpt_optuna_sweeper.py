@@ -1,8 +1,8 @@
-"""hydra/sweeper=random|tpe|halving: trials drawn by Optuna instead of a grid, run by whatever launcher there is.
+"""hydra/sweeper=random|tpe|halving: runs trials sampled by Optuna instead of a grid, with any launcher.
 
-The study lives in SQLite beside the runs, and each trial's run in a home that is a function of its values: the
-same command goes on with both. A trial that was cut off is marked as failed, and made up for by one with the same
-values, which goes on where it stopped.
+The study is stored in SQLite next to the runs, and the run directory of a trial is a function of its values: the same
+command resumes both. An interrupted trial is marked as failed and replaced by a trial with the same values, which
+resumes its run.
 """
 
 import logging
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
@@ -20,29 +21,31 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from chargpt.errors import ExitCode, UserError
+from chargpt.runs.directory import RunDirectory
 from chargpt.runs.score import Monitor, score_of
 from chargpt.sweeps.naming import folder_name, job_name
-from chargpt.sweeps.trials import CUT_OFF, counted_trials, replace_interrupted_trials
+from chargpt.sweeps.trials import NOT_COUNTED, counted_trials, replace_interrupted_trials
 
 if TYPE_CHECKING:
     import optuna
 
 log = logging.getLogger(__name__)
 
-FOLDER_KEY = "home"
+DIRECTORY_KEY = "home"  # user attribute of a trial: its run directory
 DIRECTION = {"min": "minimize", "max": "maximize"}
-DRAWS = 200  # before values that were not tried are taken not to exist
+MAX_DRAWS = 200  # of values that were already tried, before the search space counts as exhausted
 
 
 class OptunaSweeper(Sweeper):
-    """Optuna's ask and tell around a Hydra launcher; a trial's value is its score by the monitor of the config.
+    """Optuna's ask-and-tell interface around a Hydra launcher. The value of a trial is its run's score.
 
     Args:
-        n_trials: trials of the whole study, over all times that the command is run.
-        n_jobs: trials that are drawn together; None for as many as the launcher runs side by side.
+        n_trials: the number of trials of the study, over all invocations of the command.
+        n_jobs: the number of trials that are sampled together; None for as many as the launcher runs in parallel.
         sampler: an Optuna sampler, without its seed.
-        pruner: an Optuna pruner, asked at each validation; None if every trial is run to its end.
-        seed: trial k is drawn from it, k, and the trials before.
+        pruner: an Optuna pruner, called after each validation; None to run every trial to its end.
+        seed: trial k is a function of the seed, k and the previous trials.
     """
 
     def __init__(self, n_trials: int, n_jobs: int | None, sampler: DictConfig, pruner: DictConfig | None, seed: int):
@@ -59,96 +62,95 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[list[JobReturn]]:
         try:
-            import optuna
-            from filelock import FileLock
+            import optuna  # noqa: PLC0415 - optional dependency
         except ImportError as error:
-            raise HydraException("a search needs Optuna: pip install 'chargpt[search]'") from error
+            raise HydraException("this hydra/sweeper requires Optuna: pip install 'chargpt[search]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(arguments)
         try:
             space = {o.get_key_element(): distribution(o) for o in overrides if o.is_sweep_override()}
         except ValueError as error:
-            raise HydraException(f"the search space cannot be: {error}") from error
+            raise HydraException(f"the search space is invalid: {error}") from error
         if not space:
-            raise HydraException("a search needs something to search: for example model.dropout=interval(0.0,0.3)")
+            raise HydraException("the search space is empty: add for example model.dropout=interval(0.0,0.3)")
         fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
         self._monitor = self._monitor_of(space)
         folder = Path(self._config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".search.lock"):  # the same search from another shell waits, and finds it done
+        with FileLock(folder / ".search.lock"):  # the same command in another shell waits until this one is done
             storage = f"sqlite:///{(folder / 'search.db').absolute()}"
-            name, direction = self._name(fixed, space), DIRECTION[self._monitor.mode]
+            name, direction = self._study_name(fixed, space), DIRECTION[self._monitor.mode]
             study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
             replace_interrupted_trials(study)
-            max_parallel_jobs = self._n_jobs or getattr(self._launcher, "max_parallel_jobs", lambda words: 1)(fixed)
+            max_parallel_jobs = self._n_jobs or getattr(self._launcher, "max_parallel_jobs", lambda overrides: 1)(fixed)
             while (missing := self._n_trials - len(counted_trials(study))) > 0:
-                if not self._batch(study, storage, space, fixed, min(missing, max_parallel_jobs)):
-                    log.info("there are no values left that were not tried")
+                if not self._run_batch(study, storage, space, fixed, min(missing, max_parallel_jobs)):
+                    log.info("the search space is exhausted: all its values have been tried")
                     break
-            self._report(study)
-            return [[_returned(trial) for trial in counted_trials(study)]]
+            self._log_result(study)
+            return [[_job_return(trial) for trial in counted_trials(study)]]
 
     def _monitor_of(self, space: dict) -> Monitor:
-        """What the trials are compared by."""
+        """The monitor that compares the trials."""
         keys = [key.lstrip("+").partition("@")[0].replace("/", ".") for key in space]
         if {"monitor", "mode"} & {*keys}:
-            raise HydraException("a search compares its trials by one monitor: give monitor and mode one value each")
+            raise HydraException("a search compares its trials by one monitor: set monitor and mode to one value each")
         monitor = Monitor.of(self._config)
-        other = any(f"{key}.".startswith("data.tokenizer.") for key in keys)
-        return monitor.between_tokenizers if other else monitor
+        tokenizers_differ = any(f"{key}.".startswith("data.tokenizer.") for key in keys)
+        return monitor.between_tokenizers if tokenizers_differ else monitor
 
-    def _name(self, fixed: list[str], space: dict) -> str:
-        """Of the study: another search, or the same of another model, is another study in the same file."""
-        how = [OmegaConf.to_yaml(part) if part else "" for part in (self._sampler, self._pruner)]
-        if self._monitor != Monitor():  # the only one before 0.3
-            how.append(str(self._monitor))
+    def _study_name(self, fixed: list[str], space: dict) -> str:
+        """Different searches, and the same search of different models, are different studies in the same file."""
+        settings = [OmegaConf.to_yaml(config) if config else "" for config in (self._sampler, self._pruner)]
+        if self._monitor != Monitor():  # versions before 0.3 had only the default monitor
+            settings.append(str(self._monitor))
         return job_name([*fixed, f"trainer.max_steps={self._config.trainer.max_steps}"], ["trainer.max_steps"]) + (
-            folder_name(str(sorted(map(str, space.items()))) + "".join(how))
+            folder_name(str(sorted(map(str, space.items()))) + "".join(settings))
         )
 
-    def _batch(self, study: "optuna.Study", storage: str, space: dict, fixed: list[str], size: int) -> bool:
-        """Draws up to `size` trials, runs them, tells the study how they ended; False if there are none left."""
-        tried = {_key(trial.params) for trial in counted_trials(study)}
+    def _run_batch(self, study: "optuna.Study", storage: str, space: dict, fixed: list[str], size: int) -> bool:
+        """Samples and runs up to `size` trials and reports them to the study; False if the space is exhausted."""
+        tried = {_params_key(trial.params) for trial in counted_trials(study)}
         trials, jobs = [], []
         for _ in range(size):
-            if (trial := self._draw(study, space, tried)) is None:
+            if (trial := self._sample_trial(study, space, tried)) is None:
                 break
-            tried.add(_key(trial.params))
-            words = [*fixed, *(f"{key}={_format_value(value)}" for key, value in trial.params.items())]
-            trial.set_user_attr(FOLDER_KEY, self._trial_directory(words))
+            tried.add(_params_key(trial.params))
+            overrides = [*fixed, *(f"{key}={_format_value(value)}" for key, value in trial.params.items())]
+            trial.set_user_attr(DIRECTORY_KEY, self._trial_directory(overrides))
             if self._pruner:
-                words += self._pruning(storage, study.study_name, trial.number)
+                overrides += self._pruning_overrides(storage, study.study_name, trial.number)
             trials.append(trial)
-            jobs.append(words)
+            jobs.append(overrides)
         if not trials:
             return False
         results: Sequence[JobReturn] = self._launcher.launch(jobs, initial_job_idx=trials[0].number)
         for trial, result in zip(trials, results, strict=True):
-            _report_outcome(study, trial, result.return_value, self._monitor)
+            _report_result(study, trial, result.return_value, self._monitor)
         return True
 
-    def _draw(self, study: "optuna.Study", space: dict, tried: set) -> "optuna.Trial | None":
-        """A trial with values that were not tried; None if none turns up."""
-        from optuna.trial import TrialState
+    def _sample_trial(self, study: "optuna.Study", space: dict, tried: set) -> "optuna.Trial | None":
+        """A trial with values that were not tried before; None after `MAX_DRAWS` draws without one."""
+        from optuna.trial import TrialState  # noqa: PLC0415 - optional dependency
 
-        from chargpt.utils.seeding import fold_in
+        from chargpt.utils.seeding import fold_in  # noqa: PLC0415 - torch takes seconds to import
 
-        for _ in range(DRAWS):
+        for _ in range(MAX_DRAWS):
             number = len(study.get_trials(deepcopy=False))
             study.sampler = instantiate(self._sampler, seed=fold_in(self._seed, number) % 2**32)
             trial = study.ask(space)
-            if _key(trial.params) not in tried:
+            if _params_key(trial.params) not in tried:
                 return trial
-            trial.set_user_attr(CUT_OFF, True)  # drawn once more: it does not count
+            trial.set_user_attr(NOT_COUNTED, True)  # a repeated draw
             study.tell(trial, state=TrialState.FAIL)
         return None
 
-    def _trial_directory(self, words: list[str]) -> str:
-        config = self._context.config_loader.load_sweep_config(self._config, words)
+    def _trial_directory(self, overrides: list[str]) -> str:
+        config = self._context.config_loader.load_sweep_config(self._config, overrides)
         return str((Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir).absolute())
 
-    def _pruning(self, storage: str, study: str, trial: int) -> list[str]:
-        """The callback that reports to the study, as words for the job."""
+    def _pruning_overrides(self, storage: str, study: str, trial: int) -> list[str]:
+        """The overrides that add the callback which reports to the study."""
         settings = OmegaConf.to_container(self._pruner, resolve=True)
         pruner = ",".join(f"{key}:{value}" for key, value in settings.items())
         return [
@@ -160,28 +162,32 @@ class OptunaSweeper(Sweeper):
             f"+callbacks.pruning.pruner={{{pruner}}}",
         ]
 
-    def _report(self, study: "optuna.Study") -> None:
-        from optuna.trial import TrialState
+    def _log_result(self, study: "optuna.Study") -> None:
+        from optuna.trial import TrialState  # noqa: PLC0415 - optional dependency
 
-        finished = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        log.info("%d trials, %d of them run to their end", len(counted_trials(study)), len(finished))
-        if finished:
+        completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        log.info("%d trials, %d of them completed", len(counted_trials(study)), len(completed))
+        if completed:
             values = " ".join(f"{key}={value}" for key, value in study.best_trial.params.items())
-            log.info("the best: %s   %s %.4f", values, self._monitor.label, study.best_value)
+            log.info("best trial: %s   %s %.4f", values, self._monitor.label, study.best_value)
 
 
 def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
-    """What a sweep on the command line means to Optuna.
+    """Converts a sweep of Hydra's override syntax to an Optuna distribution.
 
-    `interval(a,b)` is drawn evenly, `int(interval(a,b))` in whole numbers, and `tag(log,interval(a,b))` by its
-    logarithm; `range` keeps its step; `choice(...)`, commas and `glob` are choices.
+    `interval(a,b)` is uniform, `int(interval(a,b))` uniform over integers, and `tag(log,interval(a,b))` log-uniform;
+    `range` keeps its step; `choice(...)`, comma-separated values and `glob` are categorical.
     """
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.distributions import (  # noqa: PLC0415 - optional dependency
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
 
     value: Any = override.value()
     if isinstance(value, IntervalSweep):
-        whole = isinstance(value.start, int) and isinstance(value.end, int)
-        kind = IntDistribution if whole else FloatDistribution
+        integer = isinstance(value.start, int) and isinstance(value.end, int)
+        kind = IntDistribution if integer else FloatDistribution
         return kind(value.start, value.end, log="log" in value.tags)
     if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.step, int):
         last = max(value.range())
@@ -189,44 +195,45 @@ def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
-def _key(params: dict[str, Any]) -> tuple:
+def _params_key(params: dict[str, Any]) -> tuple:
     return tuple(sorted((key, _format_value(value)) for key, value in params.items()))
 
 
 def _format_value(value: Any) -> str:
-    """A value as one would type it: four digits are enough to tell learning rates apart."""
+    """A value in the syntax of an override: four digits are enough to distinguish learning rates."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _report_outcome(study: "optuna.Study", trial: "optuna.Trial", outcome: dict[str, Any], monitor: Monitor) -> None:
-    from optuna.trial import TrialState
+def _report_result(study: "optuna.Study", trial: "optuna.Trial", result: dict[str, Any], monitor: Monitor) -> None:
+    from optuna.trial import TrialState  # noqa: PLC0415 - optional dependency
 
-    from chargpt.errors import ExitCode, UserError
-    from chargpt.runs.directory import RunDirectory
-
-    state = RunDirectory(outcome["home"]).read_status()["state"]
-    score = None if outcome["metrics"] is None else score_of(outcome["metrics"], monitor)
+    state = RunDirectory(result["directory"]).read_status()["state"]
+    score = None if result["metrics"] is None else score_of(result["metrics"], monitor)
     if score is not None:
         study.tell(trial, score)
-    elif outcome["code"] == ExitCode.INTERRUPTED:  # where other jobs run beside it; the next start makes up for it
+    elif result["code"] == ExitCode.INTERRUPTED:  # with a parallel launcher; the next invocation replaces the trial
         raise SystemExit(ExitCode.INTERRUPTED)
-    elif outcome["code"] == ExitCode.USER_ERROR and not study.get_trials(
+    elif result["code"] == ExitCode.USER_ERROR and not study.get_trials(
         states=[TrialState.COMPLETE, TrialState.PRUNED]
     ):
-        trial.set_user_attr(CUT_OFF, True)  # what was asked cannot be done: once mended, it is to be tried
+        trial.set_user_attr(NOT_COUNTED, True)  # its values are tried again once the user has corrected the error
         study.tell(trial, state=TrialState.FAIL)
-        raise UserError(outcome["reason"])
+        raise UserError(result["reason"])
     else:
-        if outcome["metrics"] is not None:
+        if result["metrics"] is not None:
             log.warning("trial %d counts as failed: its metrics.json has no %s", trial.number, monitor.name)
         study.tell(trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
 
-def _returned(trial: "optuna.trial.FrozenTrial") -> JobReturn:
-    from optuna.trial import TrialState
+def _job_return(trial: "optuna.trial.FrozenTrial") -> JobReturn:
+    from optuna.trial import TrialState  # noqa: PLC0415 - optional dependency
 
     code = int(trial.state == TrialState.FAIL)
-    outcome = {"home": trial.user_attrs[FOLDER_KEY], "code": code, "metrics": None, "reason": ""}
-    returned = JobReturn(status=JobStatus.COMPLETED)
-    returned.return_value = outcome
-    return returned
+    job_return = JobReturn(status=JobStatus.COMPLETED)
+    job_return.return_value = {
+        "directory": trial.user_attrs[DIRECTORY_KEY],
+        "code": code,
+        "metrics": None,
+        "reason": "",
+    }
+    return job_return

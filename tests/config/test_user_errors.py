@@ -108,12 +108,12 @@ SETTINGS = {
     # where the run goes
     "a run directory that contains a run": ("hydra.run.dir=RUN", "resume=RUN"),
     "a file in place of a parent of the run directory": ("hydra.run.dir=FILES/empty.txt/run", "hydra.run.dir"),
-    "a name that is too long": (f"name={'long' * 80} resume=auto", "cannot be made"),
+    "a name that is too long": (f"name={'long' * 80} resume=auto", "cannot be created"),
     # the run to resume or repeat
     "a path that is too long": (f"resume={'long' * 80}", "File name too long"),
     "resuming a run of an unknown user": ("resume=~nobody_at_all/run", "~nobody_at_all/run"),
-    "repeating a run that does not exist": ("rerun=nowhere", "there is no run there"),
-    "repeating a run of an unknown user": ("rerun=~nobody_at_all/run", "there is no run there"),
+    "repeating a run that does not exist": ("rerun=nowhere", "there is no such run"),
+    "repeating a run of an unknown user": ("rerun=~nobody_at_all/run", "there is no such run"),
     "resuming a run that does not exist": ("resume=nowhere", "nowhere"),
     "resuming a folder that is not a run": ("resume=FILES/pictures", "checkpoint"),
 }
@@ -215,14 +215,14 @@ EXPORTS = {
 
 COMPARISONS = {
     "mistyped key": ("run=RUN", "did you mean runs?"),
-    "no outputs folder": ("", "outputs is not there"),
-    "no such folder": ("runs=nowhere", "nowhere is not there"),
-    "a folder without runs": ("runs=FILES/pictures", "there is no run in"),
-    "a file that does not belong to a run": ("runs=FILES/empty.txt", "there is no run in"),
+    "no outputs folder": ("", "outputs does not exist"),
+    "no such folder": ("runs=nowhere", "nowhere does not exist"),
+    "a folder without runs": ("runs=FILES/pictures", "contains no run"),
+    "a file that does not belong to a run": ("runs=FILES/empty.txt", "contains no run"),
     "a glob that matches nothing": ("runs=FILES/*.run", "matches nothing"),
     "an empty string": ("runs=", "runs is empty"),
     "an empty list": ("runs=[]", "empty list"),
-    "a list with a run that does not exist": ("runs=[RUN,nowhere]", "nowhere is not there"),
+    "a list with a run that does not exist": ("runs=[RUN,nowhere]", "nowhere does not exist"),
     "null": ("runs=null", "must be a string"),
     "a file in place of the folder": ("runs=RUN folder=FILES/empty.txt/here", "folder=FOLDER"),
     "a sweep": ("-m runs=RUN", "-m is only for train.py"),

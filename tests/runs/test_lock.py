@@ -1,5 +1,6 @@
-"""The lock of a run directory: one holder, for as long as he or who inherits it lives."""
+"""The lock of a run directory: held until the process and all that inherit its descriptor have exited."""
 
+import math
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from chargpt.runs import lock
 
 
 @pytest.fixture(autouse=True)
-def released():
+def release_locks():
     yield
     lock.release_all()
 
@@ -19,48 +20,48 @@ def released():
 HOLD = "import sys, time; from pathlib import Path; from chargpt.runs import lock; lock.acquire(Path(sys.argv[1])); "
 
 
-def other(folder, then: str) -> subprocess.Popen:
-    """Another process that holds the lock of `folder`."""
-    words = [sys.executable, "-c", f"{HOLD}print('held', flush=True); {then}", str(folder)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+def start_holder(folder, then: str) -> subprocess.Popen:
+    """Starts a process that acquires the lock of `folder` and then runs `then`."""
+    command = [sys.executable, "-c", f"{HOLD}print('held', flush=True); {then}", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
 
 
-def test_a_second_process_is_refused_and_told_so(tmp_path):
-    process = other(tmp_path, "time.sleep(60)")
+def test_a_second_process_is_refused_with_a_message(tmp_path):
+    process = start_holder(tmp_path, "time.sleep(60)")
     try:
         assert lock.is_held(tmp_path)
         with pytest.raises(UserError, match="is being trained by another process"):
-            lock.acquire(tmp_path, patience=0.3)
+            lock.acquire(tmp_path, timeout=0.3)
     finally:
         process.kill()
         process.wait()
-    assert not lock.is_held(tmp_path), "the dead hold nothing"
-    lock.acquire(tmp_path, patience=0)
+    assert not lock.is_held(tmp_path), "released when the process exits"
+    lock.acquire(tmp_path, timeout=0)
 
 
-def test_whoever_waits_gets_it_when_the_other_ends(tmp_path):
-    process = other(tmp_path, "time.sleep(1)")
+def test_a_waiting_process_acquires_the_lock_when_the_holder_exits(tmp_path):
+    process = start_holder(tmp_path, "time.sleep(1)")
     start = time.monotonic()
-    lock.acquire(tmp_path, patience=float("inf"))
+    lock.acquire(tmp_path, timeout=math.inf)
     assert process.wait() == 0
     assert time.monotonic() - start < 30
     assert lock.is_held(tmp_path)
 
 
-def test_it_is_held_as_long_as_one_lives_who_was_handed_it(tmp_path):
-    hand_on = (
+def test_the_lock_is_held_while_a_process_that_inherited_the_descriptor_runs(tmp_path):
+    start_child = (
         "import subprocess; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(2)'], "
         "pass_fds=[lock.file_descriptor(Path(sys.argv[1]))])"
     )
-    process = other(tmp_path, hand_on)
+    process = start_holder(tmp_path, start_child)
     assert process.wait() == 0
-    assert lock.is_held(tmp_path), "its child lives"
-    lock.acquire(tmp_path, patience=30)
+    assert lock.is_held(tmp_path), "by the child"
+    lock.acquire(tmp_path, timeout=30)
 
 
-def test_holding_twice_is_holding_once_and_giving_up_leaves_it_to_others(tmp_path):
+def test_acquire_and_release_are_idempotent(tmp_path):
     lock.acquire(tmp_path)
     lock.acquire(tmp_path)
     lock.release(tmp_path)
@@ -68,18 +69,18 @@ def test_holding_twice_is_holding_once_and_giving_up_leaves_it_to_others(tmp_pat
     lock.release(tmp_path)
 
 
-def test_where_there_are_no_locks_one_can_train_all_the_same_and_is_told(tmp_path, monkeypatch, caplog):
-    def refused(*_, **__):
+def test_without_support_for_locks_acquire_only_warns(tmp_path, monkeypatch, caplog):
+    def unsupported(*_, **__):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(lock, "lock_descriptor", refused)
+    monkeypatch.setattr(lock, "lock_descriptor", unsupported)
     lock.acquire(tmp_path)
     assert lock.is_held_here(tmp_path)
     assert lock.is_held(tmp_path) is None
     assert "cannot be locked" in caplog.text
 
 
-def test_nothing_is_left_where_nothing_came_of_it(tmp_path):
+def test_only_lock_files_created_by_this_process_are_removed(tmp_path):
     assert lock.is_held(tmp_path) is None
     lock.acquire(tmp_path)
     lock.release_and_remove_all()
@@ -88,4 +89,4 @@ def test_nothing_is_left_where_nothing_came_of_it(tmp_path):
     lock.release_all()
     lock.acquire(tmp_path)
     lock.release_and_remove_all()
-    assert [file.name for file in tmp_path.iterdir()] == [lock.NAME], "it was there before"
+    assert [file.name for file in tmp_path.iterdir()] == [lock.NAME], "it existed before"

@@ -1,4 +1,4 @@
-"""A run once more: in a directory of its own, with the same figures."""
+"""rerun=RUN: repeats a run in a new directory, with the same metrics."""
 
 import json
 import logging
@@ -19,74 +19,74 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def figures(run: Path) -> dict:
+def non_timing_metrics(run: Path) -> dict:
     return {k: v for k, v in run_artifacts.metrics(run).items() if not k.endswith(("_seconds", "_second"))}
 
 
 def new_run(folder: Path) -> Path:
-    (found,) = (file.parent for file in (folder / "outputs").rglob("metrics.json"))
-    return found
+    (run,) = (file.parent for file in (folder / "outputs").rglob("metrics.json"))
+    return run
 
 
-def test_a_rerun_has_the_figures_of_the_run_in_a_directory_of_its_own(run_cli, run, tmp_path: Path, caplog):
+def test_a_rerun_has_the_metrics_of_the_run_in_a_new_directory(run_cli, run, tmp_path: Path, caplog):
     caplog.set_level(logging.INFO)
     before = run_artifacts.content(run)
     outcome = run_cli("train", "rerun=run", QUIET)
     assert outcome.code == 0, outcome.err
-    again = new_run(tmp_path)
-    assert figures(again) == figures(run)
-    assert not run_artifacts.differences(run_artifacts.learned(again), run_artifacts.learned(run))
-    assert "every figure is that of run" in caplog.text
-    assert again.parent.name == yaml.safe_load((run / ".hydra" / "config.yaml").read_text())["name"]
-    assert (again / ".hydra" / "overrides.yaml").read_text() == (run / ".hydra" / "overrides.yaml").read_text()
-    assert run_artifacts.provenance(again)["command"][1:] == ["rerun=run", QUIET]
+    repeated = new_run(tmp_path)
+    assert non_timing_metrics(repeated) == non_timing_metrics(run)
+    assert not run_artifacts.differences(run_artifacts.learned(repeated), run_artifacts.learned(run))
+    assert "all non-timing metrics equal those of run" in caplog.text
+    assert repeated.parent.name == yaml.safe_load((run / ".hydra" / "config.yaml").read_text())["name"]
+    assert (repeated / ".hydra" / "overrides.yaml").read_text() == (run / ".hydra" / "overrides.yaml").read_text()
+    assert run_artifacts.provenance(repeated)["command"][1:] == ["rerun=run", QUIET]
     assert run_artifacts.content(run) == before
 
 
-def test_a_rerun_of_a_rerun_that_was_cut_off_goes_on_as_any_run(run_cli, run, tmp_path: Path):
+def test_an_interrupted_rerun_can_be_resumed(run_cli, run, tmp_path: Path):
     cut = ["+callbacks.cut._target_=tests.training.fault_injection.SignalAt", "+callbacks.cut.name=SIGTERM"]
     place = "hydra.run.dir=again"
     assert run_cli("train", "rerun=run", QUIET, place, *cut, "+callbacks.cut.batch=13").code == 3
     assert run_cli("train", "resume=again", QUIET).code == 0
-    assert figures(tmp_path / "again") == figures(run)
+    assert non_timing_metrics(tmp_path / "again") == non_timing_metrics(run)
 
 
-def test_what_came_out_otherwise_is_told(run_cli, run, caplog):
+def test_different_metrics_and_environments_are_reported(run_cli, run, caplog):
     metrics = run_artifacts.metrics(run) | {"val_loss": 9.0}
     (run / "metrics.json").write_text(json.dumps(metrics))
-    record = run_artifacts.provenance(run) | {"processor": "an abacus"}
-    (run / "provenance.json").write_text(json.dumps(record))
+    provenance = run_artifacts.provenance(run) | {"processor": "another processor"}
+    (run / "provenance.json").write_text(json.dumps(provenance))
     assert run_cli("train", "rerun=run", QUIET).code == 0
-    assert "(there 9.0)" in caplog.text
-    assert "which had processor an abacus" in caplog.text
+    assert "(original 9.0)" in caplog.text
+    assert "(original another processor)" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "message"),
     [
-        (["rerun=nowhere"], "there is no run there"),
-        (["rerun=run", "resume=auto"], "leave resume=auto out"),
-        (["rerun=run", "seed=5"], "seed=5 would make it another run"),
-        (["rerun=run", "hydra.run.dir=run"], "run is already there"),
+        (["rerun=nowhere"], "there is no such run"),
+        (["rerun=run", "resume=auto"], "remove resume=auto"),
+        (["rerun=run", "seed=5"], "seed=5 would make this a different run"),
+        (["rerun=run", "hydra.run.dir=run"], "run already exists"),
     ],
 )
-def test_what_cannot_be_repeated_is_a_mistake(run_cli, run, words, told):
+def test_an_impossible_rerun_is_a_user_error(run_cli, run, overrides, message):
     before = run_artifacts.content(run)
-    outcome = run_cli("train", *words)
+    outcome = run_cli("train", *overrides)
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
-    assert told in outcome.err
+    assert message in outcome.err
     assert run_artifacts.content(run) == before
 
 
-def test_another_text_is_a_mistake(run_cli, run):
-    record = run_artifacts.provenance(run) | {"corpus_sha256": "0" * 64}
-    (run / "provenance.json").write_text(json.dumps(record))
+def test_a_rerun_on_another_text_is_a_user_error(run_cli, run):
+    provenance = run_artifacts.provenance(run) | {"corpus_sha256": "0" * 64}
+    (run / "provenance.json").write_text(json.dumps(provenance))
     outcome = run_cli("train", "rerun=run")
     assert outcome.code == 2
     assert "another text" in outcome.err
 
 
-def test_a_config_that_is_an_order_is_not_followed(run_cli, run, monkeypatch):
+def test_an_interpolation_in_a_saved_config_is_not_resolved(run_cli, run, monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")
     path = run / ".hydra" / "config.yaml"
     path.write_text(path.read_text().replace("name: gpt_nano", "name: ${oc.env:SECRET}"))
@@ -96,11 +96,11 @@ def test_a_config_that_is_an_order_is_not_followed(run_cli, run, monkeypatch):
     assert "config.yaml is missing or damaged" in outcome.err
 
 
-def test_the_text_may_have_moved(run_cli, run, text, tmp_path: Path):
+def test_the_text_may_be_moved(run_cli, run, text, tmp_path: Path):
     (tmp_path / "moved.txt").write_text(text)
     outcome = run_cli("train", "rerun=run", "data.path=moved.txt", QUIET)
     assert outcome.code == 0, outcome.err
-    assert figures(new_run(tmp_path)) | {"corpus": ""} == figures(run) | {"corpus": ""}
+    assert non_timing_metrics(new_run(tmp_path)) | {"corpus": ""} == non_timing_metrics(run) | {"corpus": ""}
 
 
 @pytest.mark.parametrize(
@@ -121,16 +121,16 @@ def test_the_text_may_have_moved(run_cli, run, text, tmp_path: Path):
         ("data.path", "${oc.env:HOME}"),
     ],
 )
-def test_a_config_that_cannot_be_is_a_mistake(run_cli, run, tmp_path: Path, path, value):
+def test_an_invalid_saved_config_is_a_user_error(run_cli, run, tmp_path: Path, path, value):
     file = run / ".hydra" / "config.yaml"
     config = yaml.safe_load(file.read_text())
-    *parts, key = path.split(".")
-    part = config
-    for name in parts:
-        part = part[name]
-    part[key] = value
+    *keys, last = path.split(".")
+    section = config
+    for key in keys:
+        section = section[key]
+    section[last] = value
     if value is ...:
-        del part[key]
+        del section[last]
     file.write_text(yaml.safe_dump(config))
     outcome = run_cli("train", "rerun=run", QUIET)
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1), outcome.err

@@ -1,4 +1,4 @@
-"""Run directories made by hand: the files of the contract, without the training."""
+"""Writes run directories with all their files, without training."""
 
 import csv
 import json
@@ -39,8 +39,8 @@ CHOICES = {
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left():
-    """A sweep that a test has lost sight of does not slow down the others."""
+def kill_sweeps():
+    """Kills the sweeps of a failed test, so that they do not slow down other tests."""
     yield
     while STARTED:
         STARTED.pop().kill()
@@ -48,40 +48,40 @@ def nothing_is_left():
 
 def write_run(
     folder: Path,
-    *words: str,
+    *overrides: str,
     loss: float | None = None,
     state: str = "finished",
     reason: str = "",
     choices: dict[str, str] | None = None,
-    came: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
     history: list[tuple[int, float | None]] | None = None,
     column: str = "val_loss",
-    **figures: Any,
+    **metrics: Any,
 ) -> Path:
-    """A run directory as a run started with `words` would leave it.
+    """Writes the run directory of a run with these overrides.
 
     Args:
-        words: `model.n_layer=4` changes the config; a word for a group is only written down as typed.
-        loss: its validation loss; only a finished run has one.
-        choices: of groups, beside the usual ones.
-        came: settings that came with a choice, and were not typed.
-        history: steps and validation losses, or the figures of another `column`.
-        figures: further metrics.
+        overrides: `model.n_layer=4` changes the config; the override of a group is only recorded.
+        loss: the validation loss; of a finished run only.
+        choices: selected options of groups, in addition to `CHOICES`.
+        settings: changes of the config without an override, such as those that follow from an option.
+        history: steps and validation losses, or values of another `column`.
+        metrics: additional metrics.
     """
     config = OmegaConf.create(CONFIG)
-    for word in words:
-        key, _, value = word.partition("=")
+    for override in overrides:
+        key, _, value = override.partition("=")
         if OmegaConf.select(config, key) is not None and not isinstance(OmegaConf.select(config, key), dict):
             OmegaConf.update(config, key, OmegaConf.create([json.loads(value)])[0])
-    for key, setting in (came or {}).items():
-        OmegaConf.update(config, key, setting)
+    for key, value in (settings or {}).items():
+        OmegaConf.update(config, key, value)
     config.data.block_size, config.data.seed = config.model.get("block_size", 16), config.seed
     config.callbacks.samples.seed, config.logger.history.directory = config.seed, str(folder)
-    chosen = CHOICES | (choices or {})
-    settings = {"hydra": {"overrides": {"task": list(words)}, "runtime": {"choices": chosen}}}
+    choices = CHOICES | (choices or {})
+    hydra = {"hydra": {"overrides": {"task": list(overrides)}, "runtime": {"choices": choices}}}
     (folder / ".hydra").mkdir(parents=True)
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-    OmegaConf.save(OmegaConf.create(settings), folder / ".hydra" / "hydra.yaml")
+    OmegaConf.save(OmegaConf.create(hydra), folder / ".hydra" / "hydra.yaml")
     status = {"state": state, "step": 20 if state == "finished" else 10, "time": 0.0, "reason": reason}
     (folder / "status.json").write_text(json.dumps(status))
     with (folder / "history.csv").open("w", newline="") as file:
@@ -92,35 +92,35 @@ def write_run(
             others = {"train_loss": 3.0, "lr": 0.001, "grad_norm": 1.0, "tokens_per_second": 1000.0}
             writer.writerow({"step": step, **others, column: value})
     if state == "finished":
-        metrics = {"val_loss": loss, "val_bpc": loss and loss / 0.6931, "steps": 20, "train_seconds": 12.0}
-        metrics |= {"tokens_per_second": 1000.0, "parameters": 5000, "flops_per_token": 30_000}
-        metrics |= {"seed": config.seed, "device": "cpu"}
-        (folder / "metrics.json").write_text(json.dumps(metrics | figures))
+        defaults = {"val_loss": loss, "val_bpc": loss and loss / 0.6931, "steps": 20, "train_seconds": 12.0}
+        defaults |= {"tokens_per_second": 1000.0, "parameters": 5000, "flops_per_token": 30_000}
+        defaults |= {"seed": config.seed, "device": "cpu"}
+        (folder / "metrics.json").write_text(json.dumps(defaults | metrics))
     return folder
 
 
-MORE_IS_BETTER = {"monitor": "accuracy", "mode": "max"}
+ACCURACY = {"monitor": "accuracy", "mode": "max"}
 WORD_PIECES = {"data.tokenizer": {"_target_": "chargpt.data.tokenizer.WordPieces", "size": 512}}
 
 
 @pytest.fixture
 def accurate(run: Callable[..., Path]) -> Callable[..., Path]:
-    """`accurate("a", 0.5)`: a run whose monitor is its accuracy; one that has not finished, without a score."""
+    """`accurate("a", 0.5)` writes a run with the monitor accuracy; without a score, a failed one."""
 
-    def made(name: str, score: float | None, *words: str, **settings: Any) -> Path:
-        settings = {"loss": 2.0, "came": MORE_IS_BETTER, "column": "accuracy"} | settings
+    def write(name: str, score: float | None, *overrides: str, **arguments: Any) -> Path:
+        arguments = {"loss": 2.0, "settings": ACCURACY, "column": "accuracy"} | arguments
         if score is None:
-            return run(name, *words, **{"state": "failed"} | settings)
-        return run(name, *words, **settings | MORE_IS_BETTER, score=score)
+            return run(name, *overrides, **{"state": "failed"} | arguments)
+        return run(name, *overrides, **arguments | ACCURACY, score=score)
 
-    return made
+    return write
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Path]:
-    """`run("a", "model.n_layer=4", loss=2.0)`: a run directory called so, below outputs/."""
+    """`run("a", "model.n_layer=4", loss=2.0)` writes the run directory outputs/a."""
 
-    def made(name: str, *words: str, **settings: Any) -> Path:
-        return write_run(tmp_path / "outputs" / name, *words, **settings)
+    def write(name: str, *overrides: str, **arguments: Any) -> Path:
+        return write_run(tmp_path / "outputs" / name, *overrides, **arguments)
 
-    return made
+    return write

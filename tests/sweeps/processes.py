@@ -1,4 +1,4 @@
-"""A sweep as a process that can be found and killed with all that it has started."""
+"""Runs a sweep in the background, and kills it together with all its child processes."""
 
 import contextlib
 import json
@@ -12,37 +12,37 @@ from pathlib import Path
 
 from tests.conftest import REPO
 
-STARTED: list["Sweep"] = []  # for whoever cleans up after a test
+STARTED: list["Sweep"] = []  # killed at the end of each test
 
 
 class Sweep:
-    """`python train.py -m ...` in the background, in `folder`."""
+    """`python train.py -m OVERRIDES` in the background, in `folder`."""
 
-    def __init__(self, folder: Path, *words: str):
+    def __init__(self, folder: Path, *overrides: str):
         self.mark = f"MARK={uuid.uuid4().hex}"
         name, _, value = self.mark.partition("=")
-        self.output = (folder / f"{value}.txt").open("w+")
+        self._log = (folder / f"{value}.txt").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, str(REPO / "train.py"), "-m", *words],
+            [sys.executable, str(REPO / "train.py"), "-m", *overrides],
             cwd=folder,
             env=os.environ | {name: value},
-            stdout=self.output,
-            stderr=self.output,
+            stdout=self._log,
+            stderr=self._log,
             start_new_session=True,
         )
         STARTED.append(self)
 
     def alive(self) -> list[int]:
-        """The processes of this sweep, by the mark in their environment."""
-        found = []
+        """The processes of this sweep, identified by a variable of their environment."""
+        pids = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if self.mark.encode() in (folder / "environ").read_bytes():
-                    found.append(int(folder.name))
-        return found
+                    pids.append(int(folder.name))
+        return pids
 
     def kill(self) -> None:
-        """kill -9 for all of them, until none is left."""
+        """Kills all processes (SIGKILL)."""
         while pids := self.alive():
             for pid in pids:
                 with contextlib.suppress(OSError):
@@ -56,26 +56,26 @@ class Sweep:
 
     @property
     def output(self) -> str:
-        self.output.seek(0)
-        return self.output.read()
+        self._log.seek(0)
+        return self._log.read()
 
 
 def steps_done(folder: Path) -> int:
-    """Steps that all the runs below `folder` have logged."""
+    """The number of steps in the histories of all runs below `folder`."""
     return sum(len(file.read_bytes().splitlines()) - 1 for file in folder.rglob("history.csv"))
 
 
 def finished(folder: Path) -> dict[str, Path]:
-    """The finished runs below `folder`, by the name of their home."""
+    """The finished runs below `folder`, by directory name."""
     return {file.parent.name: file.parent for file in folder.rglob("metrics.json")}
 
 
 def losses(folder: Path) -> dict[str, float]:
-    """`final_val_loss` of the finished runs, by the name of their home."""
+    """`final_val_loss` of the finished runs, by directory name."""
     runs = finished(folder)
     return {name: json.loads((run / "metrics.json").read_text())["final_val_loss"] for name, run in runs.items()}
 
 
-def touched(run: Path) -> dict[str, int]:
-    """When each file of a run was last changed; the lock is taken by whoever looks."""
+def modification_times(run: Path) -> dict[str, int]:
+    """The modification time of each file of a run, in nanoseconds."""
     return {str(file): file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}

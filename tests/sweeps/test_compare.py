@@ -1,4 +1,4 @@
-"""compare.py as it is used: a table, a file for machines, a picture, from any set of runs."""
+"""compare.py: a table, sweep.csv and sweep.png of any set of runs."""
 
 import csv
 import shutil
@@ -14,14 +14,14 @@ from tests.config.test_user_errors import tree
 from tests.conftest import REPO
 
 
-def assert_picture(path):
-    with Image.open(path) as picture:
-        picture.load()
-        assert min(picture.size) > 200
-        assert len(set(picture.convert("RGB").resize((50, 50)).getdata())) > 5, "not an empty sheet"
+def assert_image(path):
+    with Image.open(path) as image:
+        image.load()
+        assert min(image.size) > 200
+        assert len(set(image.convert("RGB").resize((50, 50)).getdata())) > 5, "not empty"
 
 
-def test_it_prints_the_table_and_leaves_two_files_beside_the_runs(run_cli, run, tmp_path):
+def test_compare_prints_the_table_and_writes_two_files_next_to_the_runs(run_cli, run, tmp_path):
     for n in (1, 2):
         run(f"+lecture=x,n_layer={n}", f"model.n_layer={n}", loss=2.0 / n)
     before = tree(tmp_path)
@@ -33,8 +33,8 @@ def test_it_prints_the_table_and_leaves_two_files_beside_the_runs(run_cli, run, 
     assert "outputs/sweep.csv" in outcome.out
     with (outputs / "sweep.csv").open(newline="") as file:
         assert [row["run"] for row in csv.DictReader(file)] == ["+lecture=x,n_layer=2", "+lecture=x,n_layer=1"]
-    assert_picture(outputs / "sweep.png")
-    assert run_cli("compare").out == outcome.out, "its own files are no runs"
+    assert_image(outputs / "sweep.png")
+    assert run_cli("compare").out == outcome.out, "its files are not taken for runs"
 
 
 def test_a_path_with_commas_and_equals_signs_needs_no_quotes(run_cli, run, tmp_path):
@@ -46,7 +46,7 @@ def test_a_path_with_commas_and_equals_signs_needs_no_quotes(run_cli, run, tmp_p
     assert "±" in outcome.out
 
 
-def test_a_real_run_beside_strange_ones(run_cli, finished, tmp_path, run):
+def test_a_trained_run_is_compared_with_unfinished_and_damaged_ones(run_cli, finished, tmp_path, run):
     outputs = tmp_path / "outputs"
     shutil.copytree(finished, outputs / "real")
     for n, state in enumerate(("waiting", "running", "interrupted", "failed", "diverged", "pruned")):
@@ -56,23 +56,23 @@ def test_a_real_run_beside_strange_ones(run_cli, finished, tmp_path, run):
          ("history.csv", "\0"), ("status.json", "7"), (".hydra/config.yaml", "model: word\nseed: [1]\ndata: 3\n"),
          ("metrics.json", '{"val_loss": 1' + 400 * "0" + "}"), ("metrics.json", '{"val_loss": "low"}')]
     ):  # fmt: skip
-        (run(f"strange{n}", f"seed={n}", loss=2.0) / name).write_text(content)
+        (run(f"damaged{n}", f"seed={n}", loss=2.0) / name).write_text(content)
     outcome = run_cli("compare")
     assert outcome.code == 0, outcome.err
-    for word in ("waiting", "running", "because diverged", "metrics.json is damaged", "config.yaml is damaged"):
-        assert word in outcome.out
+    for text in ("waiting", "running", "because diverged", "metrics.json is damaged", "config.yaml is damaged"):
+        assert text in outcome.out
     with (outputs / "sweep.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 15
-    assert_picture(outputs / "sweep.png")
+    assert_image(outputs / "sweep.png")
 
 
-def test_runs_of_which_none_finished_are_compared_too(run, tmp_path, capsys):
+def test_runs_of_which_none_has_finished_are_compared(run, tmp_path, capsys):
     compare([run(n, state="failed", reason="boom", history=[(5, 3.0)]) for n in "ab"], tmp_path / "new" / "folder")
     assert "boom" in capsys.readouterr().out
-    assert_picture(tmp_path / "new" / "folder" / "sweep.png")
+    assert_image(tmp_path / "new" / "folder" / "sweep.png")
 
 
-def test_a_table_that_cannot_be_kept_is_printed_all_the_same(run, tmp_path, capsys):
+def test_the_table_is_printed_even_if_it_cannot_be_written(run, tmp_path, capsys):
     (tmp_path / "here" / "sweep.csv" / "in the way").mkdir(parents=True)
     with pytest.raises(UserError, match="folder=FOLDER"):
         compare([run("a", loss=2.0)], tmp_path / "here")
@@ -80,7 +80,7 @@ def test_a_table_that_cannot_be_kept_is_printed_all_the_same(run, tmp_path, caps
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"sweep.csv"}
 
 
-def test_runs_of_two_monitors_have_a_table_and_a_picture_each(run_cli, run, accurate, tmp_path):
+def test_runs_of_two_monitors_have_two_tables_and_two_figures(run_cli, run, accurate, tmp_path):
     for n in (1, 2):
         run(f"loss{n}", f"model.n_layer={n}", loss=2.0 / n)
         accurate(f"accuracy{n}", n / 4, f"model.n_layer={n}")
@@ -88,32 +88,32 @@ def test_runs_of_two_monitors_have_a_table_and_a_picture_each(run_cli, run, accu
     assert outcome.code == 0, outcome.err
     lines = [line.split() for line in outcome.out.splitlines()]
     titles = {" ".join(line): n for n, line in enumerate(lines) if "better" in line}
-    assert [*titles] == ["accuracy, more is better", "validation loss, less is better"]
-    for place in titles.values():
-        assert [line[0] for line in lines[place + 3 : place + 5]] == ["2", "1"], "the best first in each"
+    assert [*titles] == ["accuracy, higher is better", "validation loss, lower is better"]
+    for n in titles.values():
+        assert [line[0] for line in lines[n + 3 : n + 5]] == ["2", "1"], "best first"
     outputs = tmp_path / "outputs"
     assert {path.name for path in outputs.glob("sweep*")} == {
         "sweep.csv",
         "sweep_accuracy.png",
         "sweep_val_loss.png",
     }
-    assert_picture(outputs / "sweep_accuracy.png")
+    assert_image(outputs / "sweep_accuracy.png")
     assert "outputs/sweep_val_loss.png" in outcome.out
     with (outputs / "sweep.csv").open(newline="") as file:
         order = [row["run"] for row in csv.DictReader(file)]
     assert order == ["accuracy2", "accuracy1", "loss2", "loss1"]
 
 
-def test_one_figure_in_both_directions_is_two_monitors(run, tmp_path, capsys):
-    ways = [{"monitor": "accuracy", "mode": mode, "score": 0.5} for mode in ("min", "max")]
-    compare([run(way["mode"], loss=2.0, **way) for way in ways], tmp_path)
+def test_a_metric_with_both_modes_is_two_monitors(run, tmp_path, capsys):
+    monitors = [{"monitor": "accuracy", "mode": mode, "score": 0.5} for mode in ("min", "max")]
+    compare([run(monitor["mode"], loss=2.0, **monitor) for monitor in monitors], tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"sweep_accuracy_min.png", "sweep_accuracy_max.png"}
 
 
-def test_it_does_not_wait_for_torch(run, tmp_path):
+def test_compare_does_not_import_torch(run, tmp_path):
     path = run("a", loss=2.0)
     code = "import sys; from pathlib import Path; from chargpt.sweeps.compare import compare\n"
     code += f"compare([Path({str(path)!r})], Path({str(tmp_path)!r}))\n"
     code += "sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=REPO, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=REPO, timeout=60, check=False)
+    assert process.returncode == 0, process.stderr

@@ -1,19 +1,19 @@
-"""sweep.csv: a row a run, every figure in full."""
+"""sweep.csv: one row per run, with all digits."""
 
 import csv
 
 from chargpt.runs.record import read_run
 from chargpt.sweeps.csv_report import write_csv
-from chargpt.sweeps.ranking import rank_apart
+from chargpt.sweeps.ranking import rank_by_monitor
 
 
 def rows(folder, *paths) -> list[dict[str, str]]:
-    write_csv(rank_apart([read_run(path) for path in paths]), folder / "sweep.csv")
+    write_csv(rank_by_monitor([read_run(path) for path in paths]), folder / "sweep.csv")
     with (folder / "sweep.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_a_row_a_run_with_all_its_figures_in_full(run, tmp_path):
+def test_each_run_has_a_row_with_all_metrics_and_all_digits(run, tmp_path):
     loss = 2.0 / 3.0
     paths = [run("a,b=1", "model.n_layer=4", "optimizer.lr=0.0001234567890123", "seed=2", loss=loss, odd=[1, None])]
     paths += [run("b", "seed=1", loss=3.0), run("c", "seed=2", loss=3.1)]
@@ -27,20 +27,20 @@ def test_a_row_a_run_with_all_its_figures_in_full(run, tmp_path):
     assert set(read_run(paths[0]).metrics) < set(best)
 
 
-def test_an_unfinished_run_has_its_row(run, tmp_path):
+def test_an_unfinished_run_has_a_row(run, tmp_path):
     reason = 'a "quoted", reason'
-    died = run("a", state="failed", reason=reason, history=[(5, 3.0), (10, 2.5)])
-    (row,) = rows(tmp_path, died)
+    failed = run("a", state="failed", reason=reason, history=[(5, 3.0), (10, 2.5)])
+    (row,) = rows(tmp_path, failed)
     assert (row["state"], row["reason"], row["seed"]) == ("failed", reason, "1337")
     assert (row["last_step"], row["last_val_loss"], row["training_flops"]) == ("10", "2.5", "")
 
 
-def test_runs_of_another_monitor_come_after_and_every_score_is_told(run, accurate, tmp_path):
+def test_the_rows_are_grouped_by_monitor_and_contain_the_scores(run, accurate, tmp_path):
     paths = [run("old", loss=2.0), accurate("low", 0.5), accurate("high", 0.75, "model.n_layer=4")]
     paths += [run("new", "model.n_layer=4", loss=1.9, monitor="val_loss", mode="min", score=1.9)]
-    paths += [accurate("died", None, "model.n_layer=8", history=[(5, 0.25)])]
+    paths += [accurate("failed", None, "model.n_layer=8", history=[(5, 0.25)])]
     read = rows(tmp_path, *paths)
-    assert [row["run"] for row in read] == [f"outputs/{name}" for name in ("new", "old", "high", "low", "died")]
+    assert [row["run"] for row in read] == [f"outputs/{name}" for name in ("new", "old", "high", "low", "failed")]
     assert [(row["monitor"], row["mode"], row["score"]) for row in read] == [
         ("val_loss", "min", "1.9"),
         ("val_loss", "min", "2.0"),
@@ -48,5 +48,5 @@ def test_runs_of_another_monitor_come_after_and_every_score_is_told(run, accurat
         ("accuracy", "max", "0.5"),
         ("accuracy", "max", ""),
     ]
-    died = read[-1]
-    assert (died["last_step"], died["last_accuracy"], died["last_val_loss"]) == ("5", "0.25", "")
+    failed = read[-1]
+    assert (failed["last_step"], failed["last_accuracy"], failed["last_val_loss"]) == ("5", "0.25", "")

@@ -1,10 +1,10 @@
-"""Keys, values and figures as they are written."""
+"""The format of keys, values, FLOPs and paths."""
 
 from pathlib import Path
 
 import pytest
 
-from chargpt.sweeps.formatting import flops_text, key_text, short_names, short_path, shown_value
+from chargpt.sweeps.formatting import flops_text, format_value, key_text, short_names, short_path
 from chargpt.sweeps.swept_params import ABSENT
 
 
@@ -17,12 +17,12 @@ from chargpt.sweeps.swept_params import ABSENT
         (["model.bias", "model.norm.bias"], ["model.bias", "norm.bias"]),
     ],
 )
-def test_names_are_as_short_as_they_can_be(names, short):
+def test_names_are_as_short_as_possible(names, short):
     assert list(short_names(names).values()) == short
 
 
 @pytest.mark.parametrize(("flops", "text"), [(1.234e15, "1.2e15"), (9.96e9, "1.0e10"), (5.0, "5.0e0"), (0.0, "0")])
-def test_flops_are_short(flops, text):
+def test_flops_are_rounded_to_two_digits(flops, text):
     assert flops_text(flops) == text
 
 
@@ -39,11 +39,11 @@ def test_flops_are_short(flops, text):
         (ABSENT, "", ""),
     ],
 )
-def test_values_are_written_as_one_types_them(value, full, short):
-    assert shown_value(value) == full
+def test_values_have_the_syntax_of_overrides(value, full, short):
+    assert format_value(value) == full
     assert key_text(value) == short
 
 
-def test_a_path_of_any_bytes_can_be_written():
+def test_a_path_that_is_not_utf_8_can_be_printed():
     assert short_path(Path("outputs/a b"), Path("outputs")) == "a b"
     short_path(Path("outputs/\udcff"), Path("outputs")).encode()

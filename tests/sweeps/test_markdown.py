@@ -1,4 +1,4 @@
-"""Tables in a README: their form, and that all around them stays as it was."""
+"""Tables in a README: their format, and that the text around them is kept."""
 
 import statistics
 
@@ -8,18 +8,18 @@ from chargpt.errors import UserError
 from chargpt.sweeps.markdown import mean_and_spread, put, table
 
 
-def test_a_table_has_a_header_a_rule_and_a_line_a_row():
+def test_a_table_has_a_header_a_rule_and_one_line_per_row():
     rows = [{"run": "a", "loss": "1.5"}, {"run": "b", "loss": "1.25"}]
     assert table(rows) == "| run | loss |\n| --- | --- |\n| a | 1.5 |\n| b | 1.25 |\n"
 
 
-def test_mean_and_spread_over_seeds():
+def test_mean_and_standard_deviation_over_seeds():
     values = [1.5, 1.75, 1.85]
     assert mean_and_spread(values) == f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
     assert mean_and_spread([1.5], digits=2) == "1.50"
 
 
-def test_only_what_stands_between_the_marks_is_replaced(tmp_path):
+def test_only_the_text_between_the_markers_is_replaced(tmp_path):
     file = tmp_path / "README.md"
     file.write_text("# A\n<!-- one -->\nold\n<!-- /one -->\nkept\n<!-- two -->\nold\n<!-- /two -->\n")
     for content in (r"a \1 table" + "\n", "new\n"):
@@ -28,7 +28,7 @@ def test_only_what_stands_between_the_marks_is_replaced(tmp_path):
         assert file.read_text() == expected
 
 
-def test_a_file_without_the_marks_is_a_mistake_and_stays(tmp_path):
+def test_a_file_without_markers_is_a_user_error_and_not_changed(tmp_path):
     file = tmp_path / "README.md"
     file.write_text("# A\n")
     with pytest.raises(UserError, match="<!-- one -->"):

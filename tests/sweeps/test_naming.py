@@ -1,4 +1,4 @@
-"""A job's folder: the same for the same run, safe and short whatever the overrides hold."""
+"""The folder name of a job: equal for the same run, and safe and short for any overrides."""
 
 import pytest
 from hypothesis import example, given
@@ -27,16 +27,16 @@ def test_a_folder_name_is_safe_and_short(overrides):
 @example("", "default")
 @example("data.path=a/b", "data.path=a_b")
 @example("name=" + "x" * 200, "name=" + "x" * 201)
-def test_other_overrides_have_another_folder_name(one, other):
+def test_different_overrides_have_different_folder_names(one, other):
     assert (folder_name(one) == folder_name(other)) == (one == other)
 
 
-def test_the_folder_name_of_plain_overrides_can_be_read():
+def test_simple_overrides_are_the_folder_name():
     assert folder_name("model.n_layer=2,model.dropout=0.1") == "model.n_layer=2,model.dropout=0.1"
 
 
 @pytest.mark.parametrize(
-    "free",
+    "override",
     [
         "trainer=cpu",
         "trainer.devices=2",
@@ -46,23 +46,25 @@ def test_the_folder_name_of_plain_overrides_can_be_read():
         "callbacks.samples.seed=2",
     ],
 )
-def test_what_does_not_make_it_another_run_is_not_in_its_name_unless_the_sweep_is_over_it(free):
-    key = free.split("=")[0]
-    assert job_name(["model.n_layer=2", free], swept=["model.n_layer"]) == "model.n_layer=2"
-    assert free in job_name(["model.n_layer=2", free], swept=["model.n_layer", key])
+def test_a_setting_outside_the_identity_is_part_of_the_name_only_if_it_is_swept(override):
+    key = override.split("=")[0]
+    assert job_name(["model.n_layer=2", override], swept=["model.n_layer"]) == "model.n_layer=2"
+    assert override in job_name(["model.n_layer=2", override], swept=["model.n_layer", key])
 
 
-def test_the_order_of_the_words_does_not_matter_and_the_model_comes_first():
-    words = ["+lecture=head", "seed=2", "model.n_layer=1"]
-    name = job_name(words, swept=["seed"])
-    assert name == job_name(words[::-1], swept=["seed"]) == "model.n_layer=1,+lecture=head,seed=2"
+def test_the_order_of_the_overrides_does_not_matter_and_the_model_comes_first():
+    overrides = ["+lecture=head", "seed=2", "model.n_layer=1"]
+    name = job_name(overrides, swept=["seed"])
+    assert name == job_name(overrides[::-1], swept=["seed"]) == "model.n_layer=1,+lecture=head,seed=2"
 
 
-@pytest.mark.parametrize("earlier", ["model/n_grams=none,seed=2", "model/n_grams=none,on_divergence=stop,seed=2"])
-def test_a_folder_that_0_2_named_is_found_again(tmp_path, earlier):
-    words, swept = ["model/ngram_embedding=none", "seed=2", "on_divergence=stop"], ["model.ngram_embedding", "seed"]
-    assert job_name(words, swept, str(tmp_path)) == folder_name("model/ngram_embedding=none,seed=2")
-    (tmp_path / folder_name(earlier)).mkdir()
-    assert job_name(words, swept, str(tmp_path)) == folder_name(earlier)
-    (tmp_path / folder_name("model/ngram_embedding=none,seed=2")).mkdir()
-    assert job_name(words, swept, str(tmp_path)) == folder_name("model/ngram_embedding=none,seed=2")
+@pytest.mark.parametrize("old", ["model/n_grams=none,seed=2", "model/n_grams=none,on_divergence=stop,seed=2"])
+def test_an_existing_folder_with_the_name_of_version_0_2_is_used(tmp_path, old):
+    overrides = ["model/ngram_embedding=none", "seed=2", "on_divergence=stop"]
+    swept = ["model.ngram_embedding", "seed"]
+    new_name = folder_name("model/ngram_embedding=none,seed=2")
+    assert job_name(overrides, swept, str(tmp_path)) == new_name
+    (tmp_path / folder_name(old)).mkdir()
+    assert job_name(overrides, swept, str(tmp_path)) == folder_name(old)
+    (tmp_path / new_name).mkdir()
+    assert job_name(overrides, swept, str(tmp_path)) == new_name

@@ -1,4 +1,6 @@
-"""The table as it is read: its columns, its figures, and that nothing of it is cut off."""
+"""The table on the terminal: its columns and rows, and that no cell is truncated."""
+
+from functools import partial
 
 import pytest
 from rich.console import Console
@@ -11,19 +13,19 @@ from tests.sweeps.conftest import WORD_PIECES
 
 @pytest.fixture
 def shown(capsys, tmp_path, monkeypatch):
-    """The lines of the table of these runs; on a terminal of so many columns, where one is given."""
+    """The lines of the table of these runs, optionally on a terminal with this many columns."""
 
     def shown(*paths, columns: int | None = None) -> list[str]:
         if columns:
-            made = lambda **settings: Console(force_terminal=True, width=columns, color_system=None, **settings)  # noqa: E731
-            monkeypatch.setattr(table, "_Console", made)
+            console = partial(Console, force_terminal=True, width=columns, color_system=None)
+            monkeypatch.setattr(table, "_Console", console)
         table.print_ranking(rank([read_run(path) for path in paths]), tmp_path)
         return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
     return shown
 
 
-def test_a_line_a_setting_with_its_figures_the_best_first(run, shown):
+def test_each_setting_has_a_line_with_its_metrics_best_first(run, shown):
     paths = [
         run(f"{n}_{seed}", f"model.n_layer={n}", f"seed={seed}", loss=4 / n + seed / 100, parameters=5_000_000 * n)
         for n in (1, 2)
@@ -35,53 +37,53 @@ def test_a_line_a_setting_with_its_figures_the_best_first(run, shown):
     assert other.split()[:2] == ["1", "4.0150"]
 
 
-def test_an_unfinished_run_shows_where_it_stood_and_why(run, shown):
-    died = [
+def test_an_unfinished_run_shows_its_last_score_and_its_reason(run, shown):
+    failed = [
         run(f"{n}", f"model.n_layer={n}", state="failed", reason="RuntimeError: [boom]", history=[(10, 3.25)])
         for n in (4, 8)
     ]
-    _, _, best, *others, reason = shown(run("a", loss=2.0), *died)
+    _, _, best, *others, reason = shown(run("a", loss=2.0), *failed)
     assert best.endswith("finished")
     assert all("3.2500 at 10" in line and line.endswith("failed") for line in others)
     assert reason == "failed: RuntimeError: [boom]  (outputs/4 and 1 more)"
 
 
-def test_no_number_is_cut_off_where_there_is_no_terminal(run, shown):
-    words = [f"model.{key}=100000" for key in ("n_layer", "n_head", "block_size")]
-    words += ["trainer.max_steps=1000000", "trainer.accumulate_grad_batches=64", "data.batch_size=4096"]
-    lines = shown(run("a", loss=2.0), run("b", *words, loss=1.0, parameters=123_456_789_012))
+def test_no_number_is_truncated_without_a_terminal(run, shown):
+    overrides = [f"model.{key}=100000" for key in ("n_layer", "n_head", "block_size")]
+    overrides += ["trainer.max_steps=1000000", "trainer.accumulate_grad_batches=64", "data.batch_size=4096"]
+    lines = shown(run("a", loss=2.0), run("b", *overrides, loss=1.0, parameters=123_456_789_012))
     assert len(lines[0]) > 100
     assert "123,456,789,012" in lines[2]
     assert not any("…" in line for line in lines)
     assert len(lines) == 4
 
 
-def test_a_narrow_terminal_gets_fewer_columns_and_is_told(run, shown):
+def test_on_a_narrow_terminal_columns_are_left_out_and_named(run, shown):
     paths = [run(f"{n}", f"model.n_layer={n}", f"model.dropout=0.{n}", loss=2.0 + n) for n in (1, 2)]
     lines = shown(*paths, columns=66)
     assert max(map(len, lines[:4])) <= 66
     assert " ".join(lines[0].split()) == "n_layer dropout val loss bits/char parameters state"
-    assert lines[4] == "too narrow for FLOPs, seconds, tokens/s: sweep.csv has them"
+    assert lines[4] == "terminal too narrow for FLOPs, seconds, tokens/s: see sweep.csv"
 
 
-def test_runs_of_which_nothing_varies_are_told_by_their_names(run, shown):
+def test_runs_without_differing_settings_are_shown_by_name(run, shown):
     assert shown(run("+lecture=head,seed=1", loss=2.0))[2].startswith("+lecture=head,seed=1 ")
 
 
-def test_another_monitor_is_shown_by_its_name_the_best_first(accurate, shown):
+def test_another_monitor_has_its_name_as_header_best_first(accurate, shown):
     paths = [accurate(f"{n}", n / 10, f"model.n_layer={n}", loss=n) for n in (1, 2)]
-    paths.append(accurate("died", None, "model.n_layer=3", history=[(5, 0.9)]))
-    head, _, best, other, died = shown(*paths)
+    paths.append(accurate("failed", None, "model.n_layer=3", history=[(5, 0.9)]))
+    head, _, best, other, failed = shown(*paths)
     assert head.split()[:4] == ["n_layer", "accuracy", "val", "loss"]
     assert best.split()[:3] == ["2", "0.2000", "2.0000"]
     assert other.split()[:3] == ["1", "0.1000", "1.0000"]
-    assert died.split()[:4] == ["3", "0.9000", "at", "5"]
+    assert failed.split()[:4] == ["3", "0.9000", "at", "5"]
 
 
-def test_runs_with_different_tokenizers_show_the_bits_that_rank_them(run, shown):
-    paths = [run("characters", loss=1.5, val_bpc=2.16), run("pieces", loss=4.0, val_bpc=1.9, came=WORD_PIECES)]
-    head, _, best, other, told = shown(*paths)
+def test_runs_with_different_tokenizers_show_bits_per_character(run, shown):
+    paths = [run("characters", loss=1.5, val_bpc=2.16), run("pieces", loss=4.0, val_bpc=1.9, settings=WORD_PIECES)]
+    head, _, best, other, note = shown(*paths)
     assert " ".join(head.split()).startswith("_target_ size val_bpc val loss parameters")
     assert best.split()[:4] == ["WordPieces", "512", "1.9000", "4.0000"]
     assert other.split()[:2] == ["2.1600", "1.5000"]
-    assert told == "the tokenizers differ: ranked by val_bpc, not by validation loss"
+    assert note == "the tokenizers differ: ranked by val_bpc, not by validation loss"

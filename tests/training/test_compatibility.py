@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO, Outcome, process
-from tests.sweeps.processes import finished, touched
+from tests.sweeps.processes import finished, modification_times
 from tests.training import run_artifacts
 
 pytestmark = pytest.mark.slow
@@ -212,10 +212,10 @@ def test_a_finished_run_is_resumed_with_more_steps(old):
 
 
 def test_a_finished_run_is_skipped(old):
-    before = touched(old.work / "bigram")
+    before = modification_times(old.work / "bigram")
     outcome = current(old.work, "train", *SHORT, "model=bigram", "resume=auto", "hydra.run.dir=bigram")
-    assert "bigram is finished already" in outcome.err
-    assert touched(old.work / "bigram") == before
+    assert "bigram is already finished" in outcome.err
+    assert modification_times(old.work / "bigram") == before
 
 
 def test_a_trained_model_gives_the_same_samples_and_losses(old):
@@ -242,14 +242,14 @@ def test_a_trained_model_gives_the_same_samples_and_losses(old):
 
 def test_a_sweep_resumes_the_killed_job_and_skips_the_finished_one(old):
     (shallow,) = finished(old.work / "outputs" / "depths").values()
-    before = touched(shallow)
+    before = modification_times(shallow)
     outcome = current(old.work, "train", *old.depths())
     runs = finished(old.work / "outputs" / "depths")
     assert len(runs) == 2
-    assert touched(shallow) == before
-    assert f"{shallow.name} is finished already" in outcome.err
+    assert modification_times(shallow) == before
+    assert f"{shallow.name} is already finished" in outcome.err
     (deeper,) = (run for run in runs.values() if run != shallow)
-    assert f"{deeper.name} goes on where it stopped" in outcome.err
+    assert f"{deeper.name} from its last checkpoint" in outcome.err
     assert results(deeper) == results(job_with("optimizer=soap", old.work / "outputs" / "settings"))
     table = rows(old.work / "outputs" / "depths")
     assert {(row["run"], row["state"]) for row in table} == {(name, "finished") for name in runs}
@@ -259,12 +259,12 @@ def test_a_finished_sweep_trains_nothing(old):
     directory = old.work / "outputs" / "settings"
     runs = finished(directory)
     assert len(runs) == 2
-    before = {name: touched(run) for name, run in runs.items()}
+    before = {name: modification_times(run) for name, run in runs.items()}
     outcome = current(old.work, "train", *old.settings())
     assert {path.name for path in directory.iterdir() if path.is_dir()} == {*runs}
-    assert {name: touched(run) for name, run in runs.items()} == before
+    assert {name: modification_times(run) for name, run in runs.items()} == before
     for name in runs:
-        assert f"{name} is finished already" in outcome.err
+        assert f"{name} is already finished" in outcome.err
     assert {row["run"] for row in rows(directory)} == {*runs}
 
 
@@ -273,7 +273,7 @@ def test_a_rerun_reproduces_a_run(old):
     assert results(old.work / "again") == results(old.work / "run")
     columns = ("step", "train_loss", "val_loss")
     assert run_artifacts.history(old.work / "again", *columns) == run_artifacts.history(old.work / "run", *columns)
-    assert "every figure is that of run" in outcome.err
+    assert "all non-timing metrics equal those of run" in outcome.err
 
 
 def test_an_interrupted_rerun_by_0_2_of_a_run_of_0_1_is_resumed(versions, tmp_path):

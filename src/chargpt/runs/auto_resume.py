@@ -1,7 +1,7 @@
-"""How a run begins in a directory that may hold one already: afresh, where it stopped, or not at all.
+"""Decides whether `resume=auto` starts, resumes or skips the run of a directory.
 
-A run's home in a sweep is a function of its overrides, so the same command finds the same place. What stands there
-is looked at before anything heavy is imported, and under the directory's lock.
+The run directory is a function of the overrides, so the same command selects the same directory. Its content is
+inspected under the directory's lock and before torch is imported.
 """
 
 import enum
@@ -14,6 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.config.instantiate import SAVED_KEYS_SINCE_0_3
+from chargpt.data.corpus import TextFiles
 from chargpt.distributed.env import launched_as_rank
 from chargpt.errors import ExitCode, UserError
 from chargpt.runs import lock
@@ -37,14 +38,14 @@ class Decision(enum.Enum):
 
 
 def resolve(config: DictConfig, directory: RunDirectory) -> Decision:
-    """Decides `resume=auto` for a directory, under its lock, and prepares the directory for what comes.
+    """Decides `resume=auto` for a directory, and prepares the directory for the decision.
 
     Returns:
-        START, RESUME and RESTART: to be trained, by the holder of the lock. SKIP_FINISHED and SKIP_FAILED: nothing
-        to do.
+        START, RESUME or RESTART if the run is to be trained; this process then holds the lock. SKIP_FINISHED or
+        SKIP_FAILED if there is nothing to do; the lock is released.
 
     Raises:
-        UserError: the directory holds another run.
+        UserError: the directory cannot be created, or contains a different run.
     """
     directory.new = not directory.path.exists()
     try:
@@ -52,11 +53,11 @@ def resolve(config: DictConfig, directory: RunDirectory) -> Decision:
         directory.path.mkdir(exist_ok=True)
     except OSError as error:
         directory.remove_parents()
-        raise UserError(f"the run directory {directory.path} cannot be made: {error.strerror}") from error
+        raise UserError(f"the run directory {directory.path} cannot be created: {error.strerror}") from error
     if lock.is_held(directory.path):
         log.info("%s is being trained by another process: waiting for it", directory.path)
-    # Where torchrun or srun has started others, they have looked already: to wait now would leave them waiting.
-    lock.acquire(directory.path, patience=1.0 if launched_as_rank() else float("inf"))
+    # Under torchrun or srun the other ranks inspect the directory without the lock, and then wait for this one.
+    lock.acquire(directory.path, timeout=1.0 if launched_as_rank() else math.inf)
     try:
         decision = inspect(config, directory)
     except UserError:
@@ -64,34 +65,35 @@ def resolve(config: DictConfig, directory: RunDirectory) -> Decision:
         directory.remove_if_unused()
         raise
     if decision == Decision.RESTART:
-        log.info("%s %s: it starts again", directory.path, _has_failed(directory))
+        log.info("%s %s: starting again", directory.path, _describe_status(directory))
         directory.clear()
     elif decision == Decision.RESUME:
-        log.info("%s goes on where it stopped", directory.path)
+        log.info("resuming %s from its last checkpoint", directory.path)
     elif decision in (Decision.SKIP_FINISHED, Decision.SKIP_FAILED):
         lock.release(directory.path)
     return decision
 
 
 def inspect(config: DictConfig, directory: RunDirectory) -> Decision:
-    """What `resolve` would decide, without touching anything.
+    """Returns the decision of `resolve` without writing anything or taking the lock.
 
     Args:
-        config: what this run is to be.
+        config: the composed config of this command.
     """
     saved = directory.read_config()
     if saved is None:
         return Decision.START if not directory.status_file.exists() else Decision.RESTART
     state = directory.read_status()["state"]
     keys = [key for key in {**saved, **dict.fromkeys(SAVED_KEYS_SINCE_0_3)} if key in config]
-    wanted = OmegaConf.create(OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True))
-    _is_same_run(directory, saved, wanted)
+    requested = OmegaConf.create(OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True))
+    _check_same_run(directory, saved, requested)
     if directory.metrics.exists():
-        _is_same_text(directory, wanted)
-        return Decision.RESUME if _is_extended(directory, saved.trainer, wanted.trainer) else Decision.SKIP_FINISHED
+        _check_same_text(directory, requested)
+        extended = _is_extended(directory, saved.trainer, requested.trainer)
+        return Decision.RESUME if extended else Decision.SKIP_FINISHED
     if state in ("diverged", "pruned"):
         return Decision.SKIP_FAILED
-    # Also one that failed: of a full disk, of a rank that died, or of a part that is mended now.
+    # A failed run is resumed too: the cause (a full disk, a killed rank, a bug) may be gone.
     return (
         Decision.RESUME
         if any(path.exists() for path in (directory.last, directory.previous, directory.best))
@@ -100,64 +102,62 @@ def inspect(config: DictConfig, directory: RunDirectory) -> Decision:
 
 
 def describe(directory: RunDirectory, decision: Decision) -> str:
-    """One line about a run that is not to be trained again."""
+    """One line about a run that is skipped."""
     if decision == Decision.SKIP_FINISHED:
         metrics = json.loads(directory.metrics.read_text())
         monitor = Monitor.of(metrics)
-        return f"{directory.path} is finished already: {monitor.label} {score_of(metrics, monitor):.4f}"
-    return f"{directory.path} {_has_failed(directory)}; remove it to run it again"
+        return f"{directory.path} is already finished: {monitor.label} {score_of(metrics, monitor):.4f}"
+    return f"{directory.path} {_describe_status(directory)}; delete it to run it again"
 
 
 def exit_code(directory: RunDirectory, decision: Decision) -> int:
-    """That of a run that is not to be trained again: as when it ended."""
+    """The exit code for a run that is skipped: the one that its training ended with."""
     diverged = decision == Decision.SKIP_FAILED and directory.read_status()["state"] != "pruned"
     return ExitCode.FAILED if diverged else ExitCode.DONE
 
 
-def _has_failed(directory: RunDirectory) -> str:
+def _describe_status(directory: RunDirectory) -> str:
     status = directory.read_status()
     reason = f" ({status['reason']})" if status.get("reason") else ""
     return f"{status['state']} at step {status['step']}{reason}"
 
 
-def _is_same_run(directory: RunDirectory, saved: DictConfig, wanted: DictConfig) -> None:
-    before, now = identity(saved), identity(wanted)
-    other = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if {"seed", "model.block_size"} & set(other):  # data has them by interpolation
-        other = [key for key in other if key not in ("data.seed", "data.block_size")]
-    if other:
-        shown = ", ".join(f"{key}={before.get(key)} there and {now.get(key)} here" for key in other[:3])
-        more = f", and {len(other) - 3} more" if len(other) > 3 else ""
+def _check_same_run(directory: RunDirectory, saved: DictConfig, requested: DictConfig) -> None:
+    old, new = identity(saved), identity(requested)
+    different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if {"seed", "model.block_size"} & set(different):  # `data` interpolates them: report each once
+        different = [key for key in different if key not in ("data.seed", "data.block_size")]
+    if different:
+        shown = ", ".join(f"{key}={old.get(key)} there, {new.get(key)} here" for key in different[:3])
+        more = f", and {len(different) - 3} more" if len(different) > 3 else ""
         raise UserError(
-            f"{directory.path} holds another run: {shown}{more}. Give this one another name=, or remove that one"
+            f"{directory.path} contains a different run: {shown}{more}. Choose another name=, or delete that run"
         )
 
 
-def _is_same_text(directory: RunDirectory, wanted: DictConfig) -> None:
-    """A finished run on a text that has been changed since is not this run."""
-    if (path := wanted.data.get("path")) is None:
+def _check_same_text(directory: RunDirectory, requested: DictConfig) -> None:
+    """Raises `UserError` if the text file has changed since the run finished."""
+    if (path := requested.data.get("path")) is None:
         return
-    from chargpt.data.corpus import TextFiles
-
     digest = hashlib.sha256(TextFiles(path).read().encode()).hexdigest()
-    before = json.loads(directory.metrics.read_text())["corpus_sha256"]
-    if digest != before:
+    saved_digest = json.loads(directory.metrics.read_text())["corpus_sha256"]
+    if digest != saved_digest:
         raise UserError(
-            f"{directory.path} was trained on another text: corpus sha256 {before[:12]}..., now {digest[:12]}... "
-            f"Give this run another name=..., or remove that one"
+            f"{directory.path} was trained on another text: corpus sha256 {saved_digest[:12]}..., "
+            f"now {digest[:12]}... Choose another name=, or delete that run"
         )
 
 
-def _is_extended(directory: RunDirectory, saved: DictConfig, wanted: DictConfig) -> bool:
-    """Whether a finished run is asked to train on: for more steps, or for more time."""
-    before, now = _run_length(saved), _run_length(wanted)
-    for key, end in now.items():
-        if end < before[key]:
+def _is_extended(directory: RunDirectory, saved: DictConfig, requested: DictConfig) -> bool:
+    """Whether a finished run is to train for more steps or more time. Raises `UserError` if for less."""
+    old, new = _run_length(saved), _run_length(requested)
+    for key, end in new.items():
+        if end < old[key]:
             raise UserError(
-                f"{directory.path} was planned for trainer.{key}={saved[key]}: trainer.{key}={wanted[key]} would "
-                f"be another run. Raise it, or give this run another name=..."
+                f"trainer.{key}={requested[key]}: {directory.path} was planned for trainer.{key}={saved[key]} and "
+                f"cannot be shortened. Increase it, or choose another name="
             )
-    return before != now
+    return old != new
 
 
 def _run_length(trainer: DictConfig) -> dict[str, float]:
@@ -166,6 +166,6 @@ def _run_length(trainer: DictConfig) -> dict[str, float]:
 
 
 def run_directory_of(resume: str) -> Path:
-    """The run directory that `resume=RUN` names, by itself or by one of its checkpoints."""
+    """The run directory of `resume=RUN`, where RUN is the directory or one of its checkpoints."""
     path = resolve_path("resume", resume)
     return path.parent.parent if path.is_file() else path

@@ -1,4 +1,4 @@
-"""The run directory: its files by name, each written whole or not at all."""
+"""The run directory: the names of its files, and how they are written (atomically) and read."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,17 @@ from chargpt.errors import UserError
 from chargpt.runs import lock
 from chargpt.utils.atomic_write import atomic_write_text
 
-# What may stand in a directory before its run begins: from whoever starts it, or from an attempt that failed.
+# What a directory may contain before its run starts: written by the launcher, or by an earlier failed attempt.
 ALLOWED_BEFORE_START = {".hydra", lock.NAME, "train.log", "job.log"}
 STATES = ("waiting", "running", "interrupted", "failed", "diverged", "pruned", "finished")
 
 
 class RunDirectory:
-    """What one run leaves behind, and what everything else reads.
+    """The files of one run. All other modules get their paths from here.
 
     Attributes:
-        path: the directory; it exists once `claim` was called.
-        new: whether it was made for a run that is about to begin.
+        path: the directory; it exists after `claim`.
+        new: whether the directory was created for this run.
     """
 
     def __init__(self, path: str | Path):
@@ -42,7 +43,7 @@ class RunDirectory:
         self.previous = self.checkpoints / "previous.ckpt"
         self.best = self.checkpoints / "best.ckpt"
         self.metrics = self.path / "metrics.json"
-        self.metrics_before = self.path / "metrics_before.json"  # of a finished run, while it goes on
+        self.metrics_before = self.path / "metrics_before.json"  # of a finished run that is being extended
         self.status_file = self.path / "status.json"
         self.sample = self.path / "sample.txt"
         self.history = self.path / "history.csv"
@@ -50,16 +51,19 @@ class RunDirectory:
         self.hydra = self.path / ".hydra"
         self.config = self.hydra / "config.yaml"
         self.log = self.path / "train.log"
-        self._made: list[Path] = []  # folders above it that were not there before
-        self.new = False  # whether it was made for this run
+        self._created_parents: list[Path] = []
+        self.new = False
 
     def claim(self, chosen: bool) -> None:
-        """Makes the directory for this run alone, with a suffix if another run took the name.
+        """Creates the directory for this run; appends a suffix if another run has the name.
 
         Args:
-            chosen: whether the user named it; then a run that is already there is a mistake.
+            chosen: whether the user chose the path.
+
+        Raises:
+            UserError: the directory cannot be created, or `chosen` and it already contains a run.
         """
-        wanted, count = self.path, 1
+        requested, count = self.path, 1
         try:
             self.make_parents()
             while True:
@@ -72,79 +76,73 @@ class RunDirectory:
                         self.check_empty()
                         return
                 count += 1
-                made = self._made
-                self.__init__(wanted.with_name(f"{wanted.name}_{count}"))
-                self._made = made
+                created = self._created_parents
+                self.__init__(requested.with_name(f"{requested.name}_{count}"))
+                self._created_parents = created
         except OSError as error:
             self.remove_parents()
             raise UserError(
-                f"the run directory {wanted} cannot be made: {error.strerror}. Choose another place: "
+                f"the run directory {requested} cannot be created: {error.strerror}. Choose another one: "
                 f"hydra.run.dir=FOLDER"
             ) from error
 
     def check_empty(self) -> None:
-        """Raises `UserError` if a run, or something else, is there already."""
+        """Raises `UserError` if the path already contains a run or other files."""
         if not self.path.is_dir() or not self._is_empty():
-            go_on = f"Go on with it: resume={self.path}, or choose another hydra.run.dir"
-            raise UserError(f"{self.path} is already there. {go_on}")
+            raise UserError(
+                f"{self.path} already exists. Resume it with resume={self.path}, or choose another hydra.run.dir"
+            )
 
     def make_parents(self) -> None:
-        self._made = [folder for folder in self.path.parents if not folder.exists()]
+        self._created_parents = [folder for folder in self.path.parents if not folder.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def _is_empty(self) -> bool:
         return all(p.name in ALLOWED_BEFORE_START or p.name.startswith("rank_") for p in self.path.iterdir())
 
     def clear(self) -> None:
-        """Removes what a run left behind, so that it can start again; its log stays, and gets longer."""
+        """Removes the files of a run so that it can start again; train.log is kept and appended to."""
         for folder in (self.checkpoints, self.tensorboard, self.hydra):
             shutil.rmtree(folder, ignore_errors=True)
-        # The status last: as long as it is there, the directory is that of a run.
-        names = (
-            "provenance.json",
-            "history.csv",
-            "metrics.json",
-            "metrics_before.json",
-            "sample.txt",
-            "status.json",
-        )
-        for name in names:
-            (self.path / name).unlink(missing_ok=True)
+        # status.json last: it marks the directory as that of a run, also if this method is interrupted.
+        (self.path / "provenance.json").unlink(missing_ok=True)
+        for file in (self.history, self.metrics, self.metrics_before, self.sample, self.status_file):
+            file.unlink(missing_ok=True)
 
     def remove_temporary_files(self) -> None:
-        """Removes what was half written when a process was killed. For the holder of the lock."""
+        """Removes partially written files of killed processes. Call only while holding the lock."""
         for folder in (self.path, self.checkpoints):
             for file in folder.glob(".*-*"):
                 if file.is_file():
                     file.unlink()
-        for file in (*self.path.glob("error_rank_*.txt"), *self.path.glob("rank_*.log")):  # of an earlier part
+        for file in (*self.path.glob("error_rank_*.txt"), *self.path.glob("rank_*.log")):  # from before resuming
             file.unlink()
 
     def remove_if_unused(self) -> None:
-        """Removes the directory, and what was made above it, if it is new and no run ever began in it."""
+        """Removes the directory and the parents created for it, if it is new and no run has started in it."""
         with contextlib.suppress(OSError):
             if self.new and self._is_empty() and not self.log.exists():
                 shutil.rmtree(self.path)
                 self.remove_parents()
 
     def remove_parents(self) -> None:
-        """Removes the folders above it that were made for it, as far as they are empty."""
-        for folder in self._made:
+        """Removes the parent folders that were created for it and are empty."""
+        for folder in self._created_parents:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
     def read_config(self) -> DictConfig | None:
-        """The parts of the config that were saved for it; None if there are none, or damaged ones."""
+        """The saved config, migrated to this version; None if it is missing or damaged."""
         with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
             config = OmegaConf.load(self.config)
-            if {*SAVED_KEYS} <= {*config} and all(OmegaConf.is_dict(config[part]) for part in COMPONENTS):
-                kept = [key for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3, "on_divergence") if key in config]
-                plain = OmegaConf.to_container(OmegaConf.masked_copy(config, kept))
+            if {*SAVED_KEYS} <= {*config} and all(OmegaConf.is_dict(config[name]) for name in COMPONENTS):
+                keys = [key for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3, "on_divergence") if key in config]
+                plain = OmegaConf.to_container(OmegaConf.masked_copy(config, keys))
                 return None if find_non_plain(plain, "config") else OmegaConf.create(migrate(plain))
         return None
 
     def first_rank_error(self) -> str:
-        """What the first of several ranks died of, in a line; empty if none has written it down."""
+        """The error of the rank that failed first, in one line; empty if no rank has written one."""
         files = sorted(self.path.glob("error_rank_*.txt"), key=lambda file: file.stat().st_mtime_ns)
         if not files:
             return ""
@@ -152,7 +150,7 @@ class RunDirectory:
         return f"rank {rank} failed: {files[0].read_text().strip().splitlines()[-1]}"
 
     def read_choices(self) -> dict[str, str]:
-        """The choice that was made in each group of the config."""
+        """The selected option of each config group."""
         with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
             choices = OmegaConf.to_container(OmegaConf.load(self.hydra / "hydra.yaml").hydra.runtime.choices)
             return {migrate_key(group): choice for group, choice in choices.items()}
@@ -164,11 +162,11 @@ class RunDirectory:
         write_json(self.status_file, status | {"pid": os.getpid(), "host": platform.node()})
 
     def read_status(self) -> dict[str, Any]:
-        """The state, also after a kill -9: what says that it is running and holds no lock was cut off."""
+        """The content of status.json. A state `running` without a lock is read as `interrupted`: kill -9."""
         try:
             status = json.loads(self.status_file.read_text())
             if status["state"] == "running" and lock.is_held(self.path) is False:
-                status |= {"state": "interrupted", "reason": "it was killed"}
+                status |= {"state": "interrupted", "reason": "the process was killed"}
             return status
         except (OSError, ValueError, TypeError, KeyError):
             return {"state": "failed", "step": 0, "reason": "status.json is missing or damaged"}
@@ -179,19 +177,17 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_hydra(folder: Path, config: DictConfig, hydra: DictConfig) -> None:
-    """Hydra's own record: the composed config, and the words and choices that the run began with."""
+    """Writes Hydra's files: the composed config, and the overrides and group choices of the first start."""
     folder.mkdir(exist_ok=True)
     atomic_write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
-    if (folder / "hydra.yaml").exists():  # resumed: what it began with says what it is
+    if (folder / "hydra.yaml").exists():  # resumed: the overrides of the first start identify the run
         return
     atomic_write_text(folder / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})))
     atomic_write_text(folder / "overrides.yaml", OmegaConf.to_yaml(hydra.overrides.task))
 
 
 def provenance(corpus: str, corpus_sha256: str, device: str, devices: int, threads: int) -> dict[str, Any]:
-    """What a reproduction needs to know beside the config."""
-    from importlib.metadata import version
-
+    """What reproducing a run requires besides its config: versions, hardware, corpus."""
     packages = ("chargpt", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -211,12 +207,12 @@ def provenance(corpus: str, corpus_sha256: str, device: str, devices: int, threa
     }
 
 
-def _git(*words: str) -> str | None:
-    """git's answer about the source tree; None outside one."""
+def _git(*arguments: str) -> str | None:
+    """The output of git in the source tree; None if it is not a repository."""
     source = Path(__file__).parent
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(["git", *words], cwd=source, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
+        result = subprocess.run(["git", *arguments], cwd=source, capture_output=True, text=True, timeout=10, check=True)
+        return result.stdout.strip()
     return None
 
 

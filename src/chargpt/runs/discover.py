@@ -1,4 +1,4 @@
-"""Which run directories are meant: a run, a folder of runs, a glob, or a list of these."""
+"""Finds run directories by path, folder, glob, or a list of these."""
 
 import glob
 import os
@@ -9,87 +9,85 @@ from chargpt.runs.record import is_run
 from chargpt.utils.paths import resolve_path
 
 
-def find_runs(asked: str) -> list[Path]:
-    """The run directories that `asked` means, each once, sorted by path.
+def find_runs(spec: str) -> list[Path]:
+    """The run directories that `spec` selects, without duplicates, sorted by path.
 
     Args:
-        asked: a run directory, a folder with runs at any depth below it, a glob, or `[one,another,...]`.
+        spec: a run directory, a folder with runs at any depth, a glob, or a list `[one,another,...]`.
 
     Raises:
-        UserError: one of them means no run at all.
+        UserError: an element of `spec` selects no run.
     """
-    if not asked.strip():
-        raise UserError("runs is empty: give a run, a folder with runs below it, a glob, or a list, runs=[one,another]")
-    found: dict[Path, Path] = {}
-    for item in _items(asked):
-        places = _places(item)
-        if not places:
-            what = "matches nothing" if _is_glob(item) else "is not there"
-            raise UserError(f"runs: {item} {what} (looked from {Path.cwd()}). Give a run, a folder, a glob or a list")
-        runs = [run for place in places for run in _below(place)]
+    if not spec.strip():
+        raise UserError("runs is empty: pass a run, a folder of runs, a glob, or a list, runs=[one,another]")
+    result: dict[Path, Path] = {}
+    for item in _items(spec):
+        paths = _matches(item)
+        if not paths:
+            problem = "matches nothing" if glob.has_magic(item) else "does not exist"
+            raise UserError(
+                f"runs: {item} {problem} (searched from {Path.cwd()}). Pass a run, a folder, a glob or a list"
+            )
+        runs = [run for path in paths for run in _runs_below(path)]
         if not runs:
             raise UserError(
-                f"runs: there is no run in {item} (a run has status.json or metrics.json in its directory). "
-                f"Train some first, python train.py -m model.n_layer=2,4, or say where they are, runs=FOLDER"
+                f"runs: {item} contains no run (a run directory contains status.json or metrics.json). Train first, "
+                f"python train.py -m model.n_layer=2,4, or name the folder of the runs, runs=FOLDER"
             )
-        found |= {run.resolve(): run for run in reversed(runs)}
-    return sorted(found.values())
+        result |= {run.resolve(): run for run in reversed(runs)}
+    return sorted(result.values())
 
 
 def common_folder(runs: list[Path]) -> Path:
-    """The innermost folder that holds all the runs."""
+    """The innermost folder that contains all runs."""
     folder = Path(os.path.commonpath([run.absolute().parent for run in runs]))
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def _items(asked: str) -> list[str]:
-    """The elements of `[one,another]`. A name with a comma in it is one name wherever that name is there."""
-    text = asked.strip()
+def _items(spec: str) -> list[str]:
+    """The elements of `[one,another]`. Names of runs contain commas: the longest name that exists is one element."""
+    text = spec.strip()
     if text[0] != "[" or text[-1] != "]" or Path(text).exists():
-        return [asked]
+        return [spec]
     pieces, items, start = text[1:-1].split(","), [], 0
     while start < len(pieces):
         ends = range(len(pieces), start, -1)
-        names = [_bare(",".join(pieces[start:end])) for end in ends]
-        taken = next((n for n, name in enumerate(names) if name and _places(name)), len(names) - 1)
-        if names[taken]:
-            items.append(names[taken])
-        start = ends[taken]
+        names = [_unquote(",".join(pieces[start:end])) for end in ends]
+        chosen = next((n for n, name in enumerate(names) if name and _matches(name)), len(names) - 1)
+        if names[chosen]:
+            items.append(names[chosen])
+        start = ends[chosen]
     if not items:
-        raise UserError(f"runs={asked} is an empty list: runs=[one,another]")
+        raise UserError(f"runs={spec} is an empty list: pass at least one run, runs=[one,another]")
     return items
 
 
-def _bare(word: str) -> str:
-    word = word.strip()
-    return word[1:-1] if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"" else word
+def _unquote(name: str) -> str:
+    name = name.strip()
+    return name[1:-1] if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"" else name
 
 
-def _places(item: str) -> list[Path]:
-    """The folders that are called so, or that the glob matches."""
+def _matches(item: str) -> list[Path]:
+    """The path that `item` names, or the paths that it matches as a glob."""
     try:
         path = resolve_path("runs", item)
-    except UserError:  # a name that no file can have
+    except UserError:  # not a valid path, for example too long
         return []
     if path.exists():
         return [path]
-    if not _is_glob(item):
+    if not glob.has_magic(item):
         return []
     return [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - absolute ones too
 
 
-def _is_glob(item: str) -> bool:
-    return glob.has_magic(item)
-
-
-def _below(place: Path) -> list[Path]:
-    if place.is_file():  # a glob like outputs/**/metrics.json
-        return [place.parent] if is_run(place.parent) else []
-    if is_run(place):
-        return [place]
-    found = []
-    for folder, inner, _ in os.walk(place):
+def _runs_below(path: Path) -> list[Path]:
+    if path.is_file():  # from a glob such as outputs/**/metrics.json
+        return [path.parent] if is_run(path.parent) else []
+    if is_run(path):
+        return [path]
+    runs = []
+    for folder, subfolders, _ in os.walk(path):
         if is_run(Path(folder)):
-            found.append(Path(folder))
-            inner.clear()
-    return found
+            runs.append(Path(folder))
+            subfolders.clear()
+    return runs

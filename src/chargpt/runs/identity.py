@@ -1,6 +1,6 @@
-"""What makes a run this run and no other: one list for resuming, for the folders of a sweep and for tables.
+"""Which settings identify a run: one list for resuming, for the folder names of sweeps and for tables.
 
-The identity are model, recipe (optimizer, schedule, batches), data and seed: what of `SAVED_KEYS` is not listed here.
+The identity is model, recipe (optimizer, schedule, batches), data and seed: all `SAVED_KEYS` but the settings below.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from chargpt.config.instantiate import SAVED_KEYS, SAVED_KEYS_SINCE_0_3
 
-# What another `trainer=` choice brings to a resumed run. The rest of `trainer` is the recipe's.
+# What `trainer=OPTION` changes in a resumed run. The rest of `trainer` belongs to the recipe.
 MACHINE = (
     "trainer.accelerator",
     "trainer.devices",
@@ -18,25 +18,22 @@ MACHINE = (
     "trainer.compile",
     "trainer.deterministic",
 )
-# What makes the hardware. A recipe may ask for a precision, so it is changed by its own name alone.
-HARDWARE = (*MACHINE, "trainer.precision")
-# Settings that do not identify a run: with another value it is the same run.
+# Settings that do not identify a run. A recipe may set the precision, so `trainer=OPTION` does not change it.
 NOT_IDENTITY = (
-    *HARDWARE,
+    *MACHINE,
+    "trainer.precision",
     "trainer.log_every_n_steps",
     "data.cache_dir",
     "data.validation_tokens",
     "name",
     "on_divergence",
 )
-# How long it trains: a run may go on for longer.
+# The length of training: a run may be extended.
 LENGTH = ("trainer.max_steps", "trainer.max_time")
-# Where its text lies. It may move: the digest of the text identifies the run.
-PLACE = ("data.path",)
-# Groups, and settings of the command, whose choices do not identify a run.
+# Config groups, and settings of the command, that do not identify a run.
 NOT_IDENTITY_GROUPS = ("logger", "callbacks", "hydra", "resume", "rerun")
-# What a resumed run may have otherwise than before.
-MAY_CHANGE = (*NOT_IDENTITY, *LENGTH, *PLACE)
+# What may change on resuming. The text file may be moved: the digest of the text identifies the run.
+MAY_CHANGE = (*NOT_IDENTITY, *LENGTH, "data.path")
 # Defaults for settings that are missing from older runs and checkpoints.
 OLDER_DEFAULTS = {
     "data.block_warmup": 0,
@@ -51,30 +48,30 @@ OLDER_DEFAULTS = {
 
 
 def identity(config: DictConfig) -> dict[str, Any]:
-    """What makes a run this run, by dotted names.
+    """The settings that identify a run, by dotted name.
 
-    What is null, or as it was before there was such a setting, is not named.
+    Settings that are null or have their value in `OLDER_DEFAULTS` are left out.
     """
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
 
-    def collect(part: Any, path: str) -> None:
-        if isinstance(part, dict) and part:
-            for key, value in part.items():
-                collect(value, f"{path}.{key}" if path else key)
-        elif path not in MAY_CHANGE and not is_default(part, path):
-            found[path] = part
+    def collect(value: Any, path: str) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                collect(inner, f"{path}.{key}" if path else key)
+        elif path not in MAY_CHANGE and not is_default(value, path):
+            result[path] = value
 
-    settings = [key for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3) if key in config]
-    collect(OmegaConf.to_container(OmegaConf.masked_copy(config, settings), resolve=True), "")
-    return found
+    keys = [key for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3) if key in config]
+    collect(OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True), "")
+    return result
 
 
 def is_default(value: Any, path: str) -> bool:
-    """Whether a setting says what a config without it means."""
+    """Whether leaving the setting out of the config would mean the same."""
     return value is None or (path in OLDER_DEFAULTS and value == OLDER_DEFAULTS[path])
 
 
 def in_folder_name(key: str) -> bool:
-    """Whether a setting or group, given on a command line, is part of the name of a job's folder in a sweep."""
+    """Whether an override of a setting or group is part of the folder name of a sweep's job."""
     group = key.split(".", maxsplit=1)[0]
     return not (key in (*NOT_IDENTITY, *LENGTH, "trainer") or group in NOT_IDENTITY_GROUPS)

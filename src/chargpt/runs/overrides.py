@@ -1,4 +1,4 @@
-"""Going on with a run: its own config, with what may change changed."""
+"""The config of a resumed run: the saved config with the overrides that are allowed on resuming."""
 
 import logging
 from typing import Any
@@ -12,28 +12,28 @@ from chargpt.runs.identity import MACHINE, MAY_CHANGE, NOT_IDENTITY_GROUPS, is_d
 log = logging.getLogger(__name__)
 
 
-def log_changes(before: dict[str, Any] | DictConfig, now: dict[str, Any]) -> None:
-    """Says which of the settings that may change have changed."""
-    before, now = (OmegaConf.create(config) for config in (before, now))
+def log_changes(saved: dict[str, Any] | DictConfig, current: dict[str, Any]) -> None:
+    """Logs which of the settings in `MAY_CHANGE` have changed."""
+    saved, current = (OmegaConf.create(config) for config in (saved, current))
     for path in MAY_CHANGE:
-        old, new = OmegaConf.select(before, path), OmegaConf.select(now, path)
+        old, new = OmegaConf.select(saved, path), OmegaConf.select(current, path)
         if old != new:
-            log.info("%s: %s before, %s now", path, old, new)
+            log.info("%s changed from %s to %s", path, old, new)
 
 
 def apply_overrides(
     saved: dict[str, Any] | DictConfig, composed: dict[str, Any], overrides: list[str], choices: dict[str, str]
 ) -> dict[str, Any]:
-    """The saved config with the overrides of this command line.
+    """Applies the overrides of this command line to the saved config.
 
     Args:
-        saved: the run's own config, from its checkpoint.
-        composed: what this command line composes to by itself; its values are taken where it names a key.
-        overrides: this command line.
-        choices: the run's own choice in each group.
+        saved: the config of the run, from its checkpoint.
+        composed: the config that this command line composes to; supplies the values of the overridden keys.
+        overrides: the overrides of this command line.
+        choices: the selected option of each config group in the saved run.
 
     Raises:
-        UserError: an override would make it another run; says which, and what the run has.
+        UserError: an override would change the identity of the run.
     """
     config = OmegaConf.create(saved)
     for override in OverridesParser.create().parse_overrides(overrides):
@@ -46,32 +46,32 @@ def apply_overrides(
                     OmegaConf.update(config, path, value)
             continue
         path = key.replace("/", ".")
-        before, now = OmegaConf.select(config, path), OmegaConf.select(OmegaConf.create(composed), path)
-        if before is now is None and (own := choices.get(key)) != override.value():
-            has = f"it has {key}={own}" if own else f"it has no {key}"
+        old, new = OmegaConf.select(config, path), OmegaConf.select(OmegaConf.create(composed), path)
+        if old is new is None and (choice := choices.get(key)) != override.value():
+            saved_choice = f"the saved run has {key}={choice}" if choice else f"the saved run has no {key}"
             raise UserError(
-                f"{override.input_line} would make it another run: {has}. Leave it out, or start a new run "
-                f"without resume="
+                f"{override.input_line} would make this a different run: {saved_choice}. Remove it, or start a new "
+                f"run without resume="
             )
-        if _without_older_defaults(before, path) == _without_older_defaults(now, path) or (
-            key == "data" and before["_target_"] == now["_target_"]
+        if _without_older_defaults(old, path) == _without_older_defaults(new, path) or (
+            key == "data" and old["_target_"] == new["_target_"]
         ):
-            continue  # the same again; what differs within it is said by overrides of its own
+            continue  # no change; settings inside a group are compared by their own overrides
         if path not in MAY_CHANGE:
-            shown = "" if OmegaConf.is_config(before) else f"={before}"
+            value = "its own value" if OmegaConf.is_config(old) else f"{key}={old}"
             raise UserError(
-                f"{override.input_line} would make it another run: resume goes on with its own {key}{shown}. "
-                f"Leave it out, or start a new run without resume="
+                f"{override.input_line} would make this a different run: the saved run has {value}. Remove it, or "
+                f"start a new run without resume="
             )
-        OmegaConf.update(config, path, now, force_add=True)
+        OmegaConf.update(config, path, new, force_add=True)
     return OmegaConf.to_container(config, resolve=True)
 
 
-def _without_older_defaults(part: Any, path: str) -> Any:
-    """A part of a config without the settings that an earlier version of it may not have had."""
-    if OmegaConf.is_config(part):
-        part = OmegaConf.to_container(part, resolve=True)
-    if isinstance(part, dict):
-        given = {key: _without_older_defaults(value, f"{path}.{key}") for key, value in part.items()}
-        return {key: value for key, value in given.items() if value is not None}
-    return None if is_default(part, path) else part
+def _without_older_defaults(value: Any, path: str) -> Any:
+    """A config value without its settings that are null or have their value in `OLDER_DEFAULTS`."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, dict):
+        inner = {key: _without_older_defaults(value, f"{path}.{key}") for key, value in value.items()}
+        return {key: value for key, value in inner.items() if value is not None}
+    return None if is_default(value, path) else value

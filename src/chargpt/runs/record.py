@@ -1,4 +1,4 @@
-"""Reads a run back from its directory, in any state; damaged files are reported, not raised."""
+"""Reads the record of a run from its directory, in any state; damaged files are reported, not raised."""
 
 import contextlib
 import csv
@@ -16,23 +16,23 @@ from chargpt.errors import UserError
 from chargpt.runs.directory import STATES, RunDirectory
 from chargpt.runs.score import BETWEEN_TOKENIZERS, Monitor, number, score_of
 
-# The C parser reads a sweep of a thousand runs in a second; OmegaConf's own takes half a minute.
+# The C parser reads a sweep of a thousand runs in a second; OmegaConf's loader takes half a minute.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
 class RunRecord:
-    """What one run directory says.
+    """The content of one run directory.
 
     Attributes:
         state: one of `STATES`.
-        reason: why it is not finished, or what is damaged; one line, or empty.
-        metrics: metrics.json; empty without one.
+        reason: why it is not finished, or which files are damaged; one line, or empty.
+        metrics: metrics.json; empty if it is missing.
         config: the resolved config; empty if it cannot be read.
-        choices: group -> the choice that was made in it.
+        choices: config group -> selected option.
         overrides: its command line.
-        monitor: the figure by which the run is compared; None if neither its metrics nor its config can be read.
-        lasts: the last step and value of the monitor's figure in history.csv, and of bits a character, by name.
+        monitor: the metric by which the run is compared; None if neither its metrics nor its config can be read.
+        last_values: the last step and value in history.csv of the monitored metric and of bits per character, by name.
     """
 
     path: Path
@@ -43,28 +43,28 @@ class RunRecord:
     choices: dict[str, str | None] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     monitor: Monitor | None = None
-    lasts: dict[str, tuple[int, float]] = field(default_factory=dict)
+    last_values: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     @property
-    def typed(self) -> frozenset[str]:
-        """The keys and groups that its command line named."""
-        return frozenset(word.partition("=")[0].lstrip("+~") for word in self.overrides)
+    def overridden(self) -> frozenset[str]:
+        """The keys and groups that its command line overrides."""
+        return frozenset(override.partition("=")[0].lstrip("+~") for override in self.overrides)
 
     @property
     def sample(self) -> str:
         return (self.path / "sample.txt").read_text()
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a column of history.csv, where it has values."""
+        """Steps and values of a column of history.csv, without its empty cells."""
         return read_curves(self.path, [name])[name]
 
-    def figure(self, name: str) -> float | None:
-        """A number of metrics.json; None where there is none."""
+    def metric(self, name: str) -> float | None:
+        """A number of metrics.json; None if it has no finite value."""
         return number(self.metrics.get(name))
 
     @property
     def score(self) -> float | None:
-        """Its figure of its own monitor."""
+        """The value of the monitored metric."""
         return score_of(self.metrics, self.monitor) if self.monitor else None
 
     @property
@@ -73,7 +73,7 @@ class RunRecord:
 
     @property
     def tokenizer(self) -> Any:
-        """The settings of its tokenizer; None if it has none of its own."""
+        """The settings of its tokenizer; None if the config has none."""
         return _inner(self.config, "data", "tokenizer")
 
     @property
@@ -82,8 +82,8 @@ class RunRecord:
 
     @property
     def training_flops(self) -> float | None:
-        """FLOPs of all its training steps: those of a token times the tokens trained on."""
-        factors = [self.figure("flops_per_token"), self.figure("steps")]
+        """FLOPs of all its training steps: FLOPs per token times the number of training tokens."""
+        factors = [self.metric("flops_per_token"), self.metric("steps")]
         for section, key in (
             ("data", "batch_size"),
             ("data", "block_size"),
@@ -100,15 +100,15 @@ class RunRecord:
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is a run directory, in whatever state."""
+    """Whether `path` is a run directory, in any state."""
     with contextlib.suppress(OSError):
         return (path / "status.json").is_file() or (path / "metrics.json").is_file()
     return False
 
 
 def read_run(path: Path) -> RunRecord:
-    """What can be read of the run at `path`."""
-    run, damaged = RunRecord(path), []
+    """Reads the run at `path`, as far as its files are readable."""
+    run, problems = RunRecord(path), []
 
     def read(name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
         try:
@@ -116,11 +116,11 @@ def read_run(path: Path) -> RunRecord:
             if isinstance(content, dict):
                 return content
         except FileNotFoundError:
-            damaged.append(f"{name} is missing")
+            problems.append(f"{name} is missing")
             return {}
         except (OSError, ValueError, yaml.YAMLError, RecursionError):
             pass
-        damaged.append(f"{name} is damaged")
+        problems.append(f"{name} is damaged")
         return {}
 
     run.metrics = read("metrics.json", json.loads)
@@ -131,46 +131,46 @@ def read_run(path: Path) -> RunRecord:
     try:
         if run.metrics or run.config:
             run.monitor = Monitor.of(run.metrics or run.config)
-    except UserError as mistake:
-        damaged.append(str(mistake))
-    if run.metrics:  # written last: its presence means "finished"
+    except UserError as error:
+        problems.append(str(error))
+    if run.metrics:  # metrics.json is written last: it marks a finished run
         run.state = "finished"
         if run.monitor and run.score is None:
-            damaged.append(f"metrics.json has no {'score' if 'monitor' in run.metrics else 'val_loss'}")
-    elif run.state != "finished" and "metrics.json is missing" in damaged:
-        damaged.remove("metrics.json is missing")  # as it should be
+            problems.append(f"metrics.json has no {'score' if 'monitor' in run.metrics else 'val_loss'}")
+    elif run.state != "finished" and "metrics.json is missing" in problems:
+        problems.remove("metrics.json is missing")  # as expected
     try:
         names = {monitor.name for monitor in (run.monitor or Monitor(), BETWEEN_TOKENIZERS)}
         for name, curve in read_curves(path, names).items():
             if points := [(step, value) for step, value in zip(*curve, strict=True) if isfinite(value)]:
-                run.lasts[name] = points[-1]
+                run.last_values[name] = points[-1]
     except FileNotFoundError:
-        pass  # it has not come so far
+        pass  # not yet written
     except (OSError, ValueError, csv.Error):
-        damaged.append("history.csv is damaged")
-    run.reason = "; ".join(dict.fromkeys([*([run.reason] if run.reason else []), *damaged]))
+        problems.append("history.csv is damaged")
+    run.reason = "; ".join(dict.fromkeys([*([run.reason] if run.reason else []), *problems]))
     return run
 
 
 def read_finished(path: str | Path) -> RunRecord:
-    """The finished run at `path`.
+    """Reads the finished run at `path`.
 
     Raises:
-        UserError: it is not finished, or damaged.
+        UserError: the run is not finished, or damaged.
     """
     run = read_run(Path(path))
     if not run.metrics:
-        raise UserError(f"{path} is not a finished run: it has no metrics.json that can be read")
+        raise UserError(f"{path} is not a finished run: its metrics.json is missing or damaged")
     if not run.finished or run.reason:
         raise UserError(f"{path} is not a finished run: {run.reason or run.state}")
     return run
 
 
 def read_curves(run: Path, names: Iterable[str]) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of columns of a run's history.csv; the line in which it was cut off is left out.
+    """Steps and values of columns of a run's history.csv; an incomplete last line is skipped.
 
     Raises:
-        OSError, csv.Error: there is no such file, or it is none.
+        OSError, csv.Error: the file is missing or not CSV.
     """
     curves: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in names}
     with (run / "history.csv").open(newline="", encoding="utf-8", errors="replace") as file:
@@ -214,5 +214,5 @@ def _choices(settings: dict[str, Any]) -> dict[str, str | None]:
 
 
 def _overrides(settings: dict[str, Any]) -> list[str]:
-    words = _inner(settings, "hydra", "overrides", "task")
-    return [migrate_override(str(word)) for word in words] if isinstance(words, list) else []
+    overrides = _inner(settings, "hydra", "overrides", "task")
+    return [migrate_override(str(override)) for override in overrides] if isinstance(overrides, list) else []

@@ -1,4 +1,4 @@
-"""`rerun=RUN`: a run once more, in a directory of its own, and whether it came out the same."""
+"""`rerun=RUN`: repeats a run in a new directory and compares the metrics of both."""
 
 import json
 import logging
@@ -12,71 +12,71 @@ from chargpt.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
-TIMING_SUFFIXES = ("_seconds", "_second")  # how the names of figures end that are times, or made of them
-# What of provenance.json decides about the last bits.
+TIMING_SUFFIXES = ("_seconds", "_second")  # of the names of metrics that are times or rates
+# The entries of provenance.json on which the last bits of the results depend.
 ENVIRONMENT_KEYS = ("device", "devices", "threads", "processor", "versions")
 
 
 def original_run(rerun: str | None, resume: str) -> RunDirectory | None:
-    """The run that is to be repeated; None if none is.
+    """The run that is to be repeated; None without `rerun`.
 
     Args:
         rerun, resume: the settings of these names.
 
     Raises:
-        UserError: there is none, its config is damaged, or `resume` is asked for as well.
+        UserError: the run does not exist, its config is damaged, or `resume` is set as well.
     """
     if not rerun:
         return None
     if resume != "never":
-        raise UserError(f"rerun={rerun} begins anew: leave resume={resume} out")
+        raise UserError(f"rerun={rerun} starts from step 0: remove resume={resume}")
     directory = RunDirectory(run_directory_of(rerun))
     if not directory.path.is_dir():
-        raise UserError(f"rerun={rerun}: there is no run there (looked from {Path.cwd()})")
+        raise UserError(f"rerun={rerun}: there is no such run (searched from {Path.cwd()})")
     if (saved := directory.read_config()) is None:
         raise UserError(f"rerun={directory.path}: its .hydra/config.yaml is missing or damaged")
     if not (name := str(saved.name)) or Path(name).name != name:
-        raise UserError(f"rerun={directory.path}: its name {name!r} is not that of a folder")
+        raise UserError(f"rerun={directory.path}: its name {name!r} is not a valid folder name")
     return directory
 
 
-def copy_record(of: RunDirectory, to: RunDirectory) -> None:
-    """The words and choices that the first one began with are those of this one."""
-    to.hydra.mkdir(exist_ok=True)
+def copy_record(original: RunDirectory, run: RunDirectory) -> None:
+    """Copies the overrides and group choices of the original run."""
+    run.hydra.mkdir(exist_ok=True)
     for name in ("hydra.yaml", "overrides.yaml"):
-        if (of.hydra / name).is_file():
-            shutil.copyfile(of.hydra / name, to.hydra / name)
+        if (original.hydra / name).is_file():
+            shutil.copyfile(original.hydra / name, run.hydra / name)
 
 
-def check_text(of: RunDirectory, sha256: str) -> None:
-    """Raises `UserError` if the text has been changed since."""
-    before = _read(of.path / "provenance.json").get("corpus_sha256", sha256)
-    if before != sha256:
+def check_text(original: RunDirectory, sha256: str) -> None:
+    """Raises `UserError` if the text is not that of the original run."""
+    saved = _read(original.path / "provenance.json").get("corpus_sha256", sha256)
+    if saved != sha256:
         raise UserError(
-            f"{of.path} was trained on another text: corpus sha256 {str(before)[:12]}..., now {sha256[:12]}..."
+            f"{original.path} was trained on another text: corpus sha256 {str(saved)[:12]}..., now {sha256[:12]}..."
         )
 
 
-def log_differences(of: RunDirectory, run: RunDirectory) -> None:
-    """Says which figures came out otherwise than in the first run, and what was otherwise from the start."""
-    before, now = (non_timing_metrics(_read(directory.metrics)) for directory in (of, run))
-    if not before:
-        log.info("%s was not finished: there is nothing to compare with", of.path)
+def log_differences(original: RunDirectory, run: RunDirectory) -> None:
+    """Logs which metrics differ from the original run, and which differences in the environment may be the cause."""
+    old, new = (non_timing_metrics(_read(directory.metrics)) for directory in (original, run))
+    if not old:
+        log.info("%s is not finished: there are no metrics to compare with", original.path)
         return
-    other = [key for key in now if key in before and before[key] != now[key]]  # an older version had fewer
-    if not other:
-        log.info("every figure is that of %s", of.path)
+    different = [key for key in new if key in old and old[key] != new[key]]  # an older version has fewer metrics
+    if not different:
+        log.info("all non-timing metrics equal those of %s", original.path)
         return
-    shown = ", ".join(f"{key} {now[key]} (there {before[key]})" for key in other[:4])
-    log.warning("otherwise than in %s: %s%s", of.path, shown, ", ..." if len(other) > 4 else "")
-    one, two = (_read(directory.path / "provenance.json") for directory in (of, run))
+    shown = ", ".join(f"{key} {new[key]} (original {old[key]})" for key in different[:4])
+    log.warning("metrics differ from %s: %s%s", original.path, shown, ", ..." if len(different) > 4 else "")
+    old, new = (_read(directory.path / "provenance.json") for directory in (original, run))
     for key in ENVIRONMENT_KEYS:
-        if one.get(key) != two.get(key):
-            log.warning("which had %s %s, and not %s", key, one.get(key), two.get(key))
+        if old.get(key) != new.get(key):
+            log.warning("%s differs: %s (original %s)", key, new.get(key), old.get(key))
 
 
 def non_timing_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Those of metrics.json that are no times: a repeated run has them equal."""
+    """The entries of metrics.json that are not times or rates: a repeated run reproduces them exactly."""
     return {key: value for key, value in metrics.items() if not key.endswith(TIMING_SUFFIXES)}
 
 

@@ -1,4 +1,4 @@
-"""The figure by which checkpoints, runs and trials are compared: its name, and whether less of it is better."""
+"""The monitored metric that ranks checkpoints, runs and trials: its name, and whether it is minimized or maximized."""
 
 import contextlib
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ PER_TOKEN = ("val_loss", "val_perplexity")
 
 @dataclass(frozen=True)
 class Monitor:
-    """A figure of `metrics.json` and of each validation.
+    """A metric of `metrics.json` and of each validation.
 
     Attributes:
         name: as in `metrics.json` and `history.csv`, such as `val_loss` or `val_bpc`.
-        mode: `min` where less is better, `max` where more is.
+        mode: `min` if lower is better, `max` if higher is better.
 
     Raises:
         UserError: `mode` is neither.
@@ -29,11 +29,11 @@ class Monitor:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise UserError(f"mode={self.mode}: it is one of {', '.join(MODES)}")
+            raise UserError(f"mode={self.mode}: must be one of {', '.join(MODES)}")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Monitor":
-        """The monitor that a config or a `metrics.json` names; `val_loss` where it names none (before 0.3)."""
+        """The monitor of a config or a `metrics.json`; `val_loss` if it has none (before 0.3)."""
         return cls(str(settings.get("monitor", cls.name)), str(settings.get("mode", cls.mode)))
 
     @property
@@ -50,21 +50,21 @@ class Monitor:
 
     @property
     def label(self) -> str:
-        """The name of the figure where a person reads it."""
+        """The name of the metric in messages and tables."""
         return "validation loss" if self.name == "val_loss" else self.name
 
     @property
     def between_tokenizers(self) -> "Monitor":
-        """The monitor that compares runs of this one whose tokenizers differ."""
+        """The monitor that ranks runs of this monitor whose tokenizers differ."""
         return BETWEEN_TOKENIZERS if self.name in PER_TOKEN else self
 
 
-# Nats per token favour small vocabularies, so runs with different tokenizers are compared by bits per character.
+# Nats per token favor small vocabularies, so runs with different tokenizers are compared by bits per character.
 BETWEEN_TOKENIZERS = Monitor("val_bpc", "min")
 
 
 def score_of(metrics: Mapping[str, Any], monitor: Monitor) -> float | None:
-    """The figure by which `monitor` compares a run; None where the run has no such number.
+    """The value by which `monitor` ranks a run; None if the run has no such number.
 
     Args:
         metrics: metrics.json of the run.
@@ -75,8 +75,8 @@ def score_of(metrics: Mapping[str, Any], monitor: Monitor) -> float | None:
 
 
 def number(value: Any) -> float | None:
-    """A value of a JSON file as a float; None if it is no finite number."""
-    # A bool is an int to Python, JSON as Python writes it may hold NaN, and a whole number more than a float does.
+    """A value of a JSON file as a float; None if it is not a finite number."""
+    # In Python a bool is an int, JSON may contain NaN, and an integer may be too large for a float.
     if isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
             return float(value) if isfinite(value) else None

@@ -1,1 +1,1 @@
-"""Many runs -> one table, one picture."""
+"""Sweeps: their jobs and folders, and the table and the figure that compare the runs."""

@@ -1,4 +1,4 @@
-"""Compares runs: a table and a figure for each monitor. compare.py and every sweep end here."""
+"""Compares runs: a table and a figure for each monitor. Called by compare.py and at the end of each sweep."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from chargpt.runs.record import read_run
 from chargpt.sweeps.csv_report import write_csv
 from chargpt.sweeps.naming import folder_name
 from chargpt.sweeps.plots.sweep_figure import plot_sweep
-from chargpt.sweeps.ranking import Ranking, rank_apart
+from chargpt.sweeps.ranking import Ranking, rank_by_monitor
 from chargpt.sweeps.table import print_ranking
 from chargpt.utils.atomic_write import atomic_write
 from chargpt.utils.paths import printable
@@ -19,7 +19,7 @@ from chargpt.utils.paths import printable
 def compare(runs: Sequence[Path], folder: Path) -> None:
     """Prints the tables of the runs, and writes sweep.csv and sweep.png into `folder`.
 
-    Runs of several monitors have a table each, and a picture each, `sweep_val_loss.png`.
+    If the runs have different monitors, each monitor has its own table and figure, such as `sweep_val_loss.png`.
 
     Args:
         runs: run directories, in any state.
@@ -29,32 +29,33 @@ def compare(runs: Sequence[Path], folder: Path) -> None:
     """
     if not runs:
         raise UserError("there is no run to compare")
-    with _writing(folder):
+    with _report_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    rankings = rank_apart([read_run(Path(run)) for run in runs])
-    pictures = _pictures(rankings)
+    rankings = rank_by_monitor([read_run(Path(run)) for run in runs])
+    figures = _figure_names(rankings)
     try:
-        with _writing(folder):
+        with _report_write_errors(folder):
             write_csv(rankings, folder / "sweep.csv")
-            for ranking, picture in zip(rankings, pictures, strict=True):
-                _draw(ranking, folder / picture)
-    finally:  # a table that cannot be kept can be read all the same
+            for ranking, figure in zip(rankings, figures, strict=True):
+                _save_figure(ranking, folder / figure)
+    finally:  # print the table even if the files cannot be written
         for ranking in rankings:
             print_ranking(ranking, folder, titled=len(rankings) > 1)
-    for name, file in (("table", "sweep.csv"), *(("picture", picture) for picture in pictures)):
+    for name, file in (("table", "sweep.csv"), *(("figure", figure) for figure in figures)):
         print(f"{name:>10}  {printable(folder / file)}")
 
 
-def _pictures(rankings: Sequence[Ranking]) -> list[str]:
-    """A file name for each: of several with the name of the monitor, and its mode where the names are the same."""
+def _figure_names(rankings: Sequence[Ranking]) -> list[str]:
+    """A file name for each figure; of several, with the monitor's name, and with its mode if two names are equal."""
     if len(rankings) == 1:
         return ["sweep.png"]
-    names = [ranking.own.name for ranking in rankings]
-    modes = ["" if names.count(ranking.own.name) == 1 else f"_{ranking.own.mode}" for ranking in rankings]
+    monitors = [ranking.run_monitor for ranking in rankings]
+    names = [monitor.name for monitor in monitors]
+    modes = ["" if names.count(monitor.name) == 1 else f"_{monitor.mode}" for monitor in monitors]
     return [f"sweep_{folder_name(name)}{mode}.png" for name, mode in zip(names, modes, strict=True)]
 
 
-def _draw(ranking: Ranking, path: Path) -> None:
+def _save_figure(ranking: Ranking, path: Path) -> None:
     content = BytesIO()
     plot_sweep(ranking, path.parent.resolve().name).savefig(content, format="png")
     with atomic_write(path) as file:
@@ -62,7 +63,7 @@ def _draw(ranking: Ranking, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _report_write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How keys, values, figures and paths are written: as one types them, and no longer than need be."""
+"""Formats keys, values, FLOPs and paths for tables and figures."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from chargpt.sweeps.swept_params import ABSENT
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """`model.n_layer` -> `n_layer`, with as much before it as tells it from the others."""
+    """Shortens dotted names, `model.n_layer` -> `n_layer`, as far as they remain distinct."""
     names = list(names)
     parts = {name: re.split(r"[./]", name.partition("@")[0]) for name in names}
     short = {}
@@ -25,31 +25,31 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     return short
 
 
-def shown_value(value: Any) -> str:
-    """A value as one would type it; floats in full."""
+def format_value(value: Any) -> str:
+    """A value in the syntax of an override; floats with all digits."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(shown_value, value))}]"
+        return f"[{','.join(map(format_value, value))}]"
     return repr(value) if isinstance(value, float) else str(value) if value is not ABSENT else ""
 
 
 def key_text(value: Any) -> str:
-    """A value of a key, short: four digits of a float, and the class of a target."""
+    """A value of a key in short form: four digits of a float, the class name of a `_target_`."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = shown_value(value)
+    text = format_value(value)
     return text.rsplit(".", 1)[-1] if text.startswith(("chargpt.", "torch.")) else text
 
 
 def short_path(path: Path, folder: Path) -> str:
-    """`path` as seen from `folder`, with signs that can be printed."""
+    """`path` relative to `folder`, with bytes that are not UTF-8 replaced."""
     return os.fsencode(os.path.relpath(path, folder)).decode("utf-8", "replace")
 
 
 def flops_text(flops: float) -> str:
     """`1.2e15`."""
     if not flops:
-        return "0"  # a table is looked up, without a product
+        return "0"  # a bigram model is a table lookup
     digits, _, power = f"{flops:.1e}".partition("e")
     return f"{digits}e{int(power)}"

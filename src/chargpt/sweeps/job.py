@@ -1,7 +1,6 @@
-"""One job of a sweep: the plain run that one could have typed, in a process of its own.
+"""One job of a sweep: `python train.py OVERRIDES` in a child process.
 
-So no job leaves anything to the next, whatever launcher it runs under, and the process that waits for it needs no
-torch.
+Jobs share no state, whatever the launcher, and the process that waits for a job does not import torch.
 """
 
 import contextlib
@@ -24,99 +23,99 @@ from chargpt.distributed.env import ERROR_PIPE_ENV, PARENT_PID_ENV, SWEEP_ENV, f
 from chargpt.errors import ExitCode, UserError
 from chargpt.runs import auto_resume
 from chargpt.runs.directory import RunDirectory
-from chargpt.sweeps import naming  # noqa: F401 - its resolver is needed where a launcher runs the job
+from chargpt.sweeps import naming  # noqa: F401 - registers its resolver in the process where a launcher runs the job
 
 log = logging.getLogger(__name__)
 
-IN_PROCESS = "BasicLauncher"  # Hydra's own, which runs one job after the other: each may speak to the terminal
+SEQUENTIAL_LAUNCHER = "BasicLauncher"  # Hydra's default; only its jobs print to the terminal
 
 
 class Job:
-    """Hydra's task function in a sweep; it can be pickled, for launchers that run it elsewhere.
+    """Hydra's task function in a sweep. It can be pickled, for launchers that run it in another process.
 
     Args:
-        script: `train.py`.
-        flags: flags of Hydra's for each job.
+        script: the path of `train.py`.
+        flags: Hydra's flags for each job.
     """
 
     def __init__(self, script: Path, flags: list[str]):
         self._command = [sys.executable, str(script), *flags]
 
     def __call__(self, config: DictConfig) -> dict[str, Any]:
-        """Runs the job, unless it is done already.
+        """Runs the job, unless its run is already done.
 
         Returns:
-            `home` (its directory), `code` (its exit code), `metrics` (its metrics.json, None without one) and
-            `reason` (why it was refused, if it was).
+            `directory` (the run directory), `code` (the exit code), `metrics` (metrics.json, None without one) and
+            `reason` (the error message of a refused job, else empty).
         """
         settings = HydraConfig.get()
-        alone = settings.launcher._target_.endswith(IN_PROCESS)
-        folder, here = Path(settings.runtime.output_dir), Path.cwd()
-        if alone and folder.is_relative_to(here):  # shorter to read; elsewhere it may start from another folder
-            folder = folder.relative_to(here)
+        sequential = settings.launcher._target_.endswith(SEQUENTIAL_LAUNCHER)
+        folder, cwd = Path(settings.runtime.output_dir), Path.cwd()
+        if sequential and folder.is_relative_to(cwd):  # shorter messages; other launchers may change the folder
+            folder = folder.relative_to(cwd)
         directory = RunDirectory(folder)
-        code, reason = self._already(config, directory)
+        code, reason = self._skip(config, directory)
         if code is None:
-            folders = [word for word in settings.overrides.hydra if word.startswith(f"{SEARCHPATH}=")]
-            code, reason = self._run([*folders, *task_overrides()], directory, alone)
-        if code == ExitCode.INTERRUPTED and alone:
-            raise SystemExit(ExitCode.INTERRUPTED)  # which ends the sweep, where an exception would only end the job
-        directory.new = True  # Hydra has made it, if it was not there
+            searchpath = [override for override in settings.overrides.hydra if override.startswith(f"{SEARCHPATH}=")]
+            code, reason = self._run([*searchpath, *task_overrides()], directory, sequential)
+        if code == ExitCode.INTERRUPTED and sequential:
+            raise SystemExit(ExitCode.INTERRUPTED)  # ends the sweep; Hydra would catch an Exception and continue
+        directory.new = True  # Hydra has created it if it did not exist
         directory.remove_if_unused()
-        result = {"home": str(directory.path), "code": code, "metrics": None, "reason": reason}
+        result = {"directory": str(directory.path), "code": code, "metrics": None, "reason": reason}
         with contextlib.suppress(OSError, ValueError):
             if code == ExitCode.DONE:
                 result["metrics"] = json.loads(directory.metrics.read_text())
         return result
 
     @staticmethod
-    def _already(config: DictConfig, directory: RunDirectory) -> tuple[int | None, str]:
-        """The exit code of a job that need not be run, None if it must be; and why it is refused, if it is."""
+    def _skip(config: DictConfig, directory: RunDirectory) -> tuple[int | None, str]:
+        """The exit code of a job that is skipped or refused, None for one that must run; the reason of a refusal."""
         if config.resume != "auto":
             return None, ""
         try:
             decision = auto_resume.inspect(config, directory)
-        except UserError as mistake:
-            sys.stderr.write(f"train.py: {mistake}\n")
-            return ExitCode.USER_ERROR, str(mistake)
+        except UserError as error:
+            sys.stderr.write(f"train.py: {error}\n")
+            return ExitCode.USER_ERROR, str(error)
         if decision not in (auto_resume.Decision.SKIP_FINISHED, auto_resume.Decision.SKIP_FAILED):
             return None, ""
         log.info("%s", auto_resume.describe(directory, decision))
         return auto_resume.exit_code(directory, decision), ""
 
-    def _run(self, overrides: list[str], directory: RunDirectory, alone: bool) -> tuple[int, str]:
+    def _run(self, overrides: list[str], directory: RunDirectory, sequential: bool) -> tuple[int, str]:
         command = [*self._command, *overrides, f"hydra.run.dir={quote_value(str(directory.path))}"]
-        mistakes, told = os.pipe()
-        environment = os.environ | {PARENT_PID_ENV: str(os.getpid()), SWEEP_ENV: "1", ERROR_PIPE_ENV: str(told)}
-        output = contextlib.nullcontext() if alone else (directory.path / "job.log").open("ab")
+        read_end, write_end = os.pipe()
+        environment = os.environ | {PARENT_PID_ENV: str(os.getpid()), SWEEP_ENV: "1", ERROR_PIPE_ENV: str(write_end)}
+        output = contextlib.nullcontext() if sequential else (directory.path / "job.log").open("ab")
         with output as file:
-            # A process group of its own: every signal reaches it once, from here. (Slurm's, before a preemption,
-            # go to the whole group of the launcher's process.)
+            # A separate process group, so that each signal arrives once, forwarded by this process: Slurm sends its
+            # signal before a preemption to the process group of the launcher.
             process = subprocess.Popen(
-                command, env=environment, stdout=file, stderr=file, process_group=0, pass_fds=[told]
+                command, env=environment, stdout=file, stderr=file, process_group=0, pass_fds=[write_end]
             )
-        os.close(told)
-        asked: list[int] = []
+        os.close(write_end)
+        received: list[int] = []
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
-            asked.append(number)
+        def forward(number: int, frame: FrameType | None) -> None:
+            received.append(number)
             process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-        before = {}
-        with contextlib.suppress(ValueError):  # not in the main thread: then the launcher has signals of its own
-            before = {number: signal.signal(number, pass_on) for number in forwarded_signals()}
+        handlers = {}
+        with contextlib.suppress(ValueError):  # not in the main thread: the launcher handles signals itself
+            handlers = {number: signal.signal(number, forward) for number in forwarded_signals()}
         try:
             code = process.wait()
-        except BaseException:  # preempted: the launcher has thrown its own
+        except BaseException:  # preemption: raised by the launcher's signal handler
             process.terminate()
             process.wait()
             raise
         finally:
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
-            with os.fdopen(mistakes, "rb") as pipe:
-                os.set_blocking(mistakes, False)
+            with os.fdopen(read_end, "rb") as pipe:
+                os.set_blocking(read_end, False)
                 reason = (pipe.read() or b"").decode()
-        if asked and code != ExitCode.DONE:  # also where it had no handlers yet
+        if received and code != ExitCode.DONE:  # also if the signal killed it before it had installed its handlers
             code = ExitCode.INTERRUPTED
         return code, reason if code == ExitCode.USER_ERROR else ""

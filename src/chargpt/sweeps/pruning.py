@@ -1,4 +1,4 @@
-"""A trial of a search reports how it goes, and stops where the others went better."""
+"""The callback that reports a trial to its Optuna study and stops it if the pruner decides so."""
 
 import lightning as L
 import optuna
@@ -8,13 +8,13 @@ from chargpt.training.callbacks.metrics import MetricsCallback
 
 
 class PruningCallback(L.Callback):
-    """Asks an Optuna pruner after each validation whether the run is worth its time.
+    """Reports the monitored metric after each validation, and raises `TrialPruned` if the pruner stops the trial.
 
     Args:
-        curves: has the figures of the last validation.
-        monitor: the name of the figure that is reported.
-        storage, study, trial: the URL, the name and the number of the trial that this run is.
-        pruner: decides from the figures of all trials so far.
+        metrics_callback: provides the metrics of the last validation.
+        monitor: the name of the reported metric.
+        storage, study, trial: the storage URL, the study name and the number of this run's trial.
+        pruner: an Optuna pruner; compares the values reported by all trials.
     """
 
     state_key = "Pruning"
@@ -38,10 +38,10 @@ class PruningCallback(L.Callback):
             trial.report(self._metrics_callback.val_metrics[self._monitor], step)
             stop = trial.should_prune()
         if trainer.strategy.broadcast(stop):
-            raise TrialPruned(f"pruned after step {step}: other trials were better by then")
+            raise TrialPruned(f"pruned after step {step}: other trials had better scores by then")
 
     def _trial(self) -> optuna.Trial:
-        """The trial as the search has asked for it, in another process."""
+        """The trial that the sweeper's process has created."""
         storage = optuna.storages.RDBStorage(self._storage)
         study = optuna.load_study(study_name=self._study, storage=storage, pruner=self._pruner)
         study_id = storage.get_study_id_from_name(self._study)

@@ -1,4 +1,4 @@
-"""A sweep, from its command line to its table."""
+"""Runs a sweep: composes its overrides, runs the jobs, and compares the runs."""
 
 import contextlib
 import logging
@@ -16,80 +16,80 @@ from hydra.types import RunMode
 
 from chargpt.config.overrides import short_error
 from chargpt.errors import ExitCode, Interrupted, UserError
+from chargpt.runs.discover import common_folder
 from chargpt.sweeps.job import Job
 
 log = logging.getLogger(__name__)
 
 
 def sweep(config_name: str, overrides: list[str], script: Path, flags: list[str]) -> int:
-    """Runs every job that is not done already, whatever became of the others, and compares them.
+    """Runs every job that is not yet done, also if other jobs fail, and compares the runs.
 
     Args:
-        overrides: the command line, checked.
-        script: `train.py`.
-        flags: Hydra's flags that each job needs as well.
+        overrides: the checked overrides of the command line.
+        script: the path of `train.py`.
+        flags: Hydra's flags for each job.
 
     Returns:
-        The exit code: `ExitCode.FAILED` if any job failed.
+        The exit code: `ExitCode.FAILED` if any job failed, `ExitCode.USER_ERROR` if all were refused.
 
     Raises:
-        UserError: what Hydra or a launcher refuses.
-        Interrupted: a signal; the same command goes on.
+        UserError: Hydra or a launcher reports an error.
+        Interrupted: a signal arrived; the same command resumes the sweep.
     """
     try:
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration(config_name, overrides, RunMode.MULTIRUN)
-        HydraConfig.instance().set_config(config)  # the sweep's own directory is named by ${hydra:...} too
+        HydraConfig.instance().set_config(config)  # hydra.sweep.dir contains ${hydra:...}
         overrides = [*overrides, *default_overrides(overrides, HydraConfig.get().sweeper.get("params") or {})]
         folder = Path(HydraConfig.get().sweep.dir)
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        created = [path for path in (folder, *folder.parents) if not path.exists()]
         batches = GlobalHydra.instance().hydra.multirun(config_name, Job(script, flags), overrides)
     except HydraException as error:
         raise UserError(short_error(error)) from error
-    except (KeyboardInterrupt, SystemExit) as left:
-        if isinstance(left, SystemExit) and left.code != ExitCode.INTERRUPTED:
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != ExitCode.INTERRUPTED:
             raise
-        raise Interrupted("the sweep is interrupted. The same command goes on where it stopped") from None
+        raise Interrupted("the sweep was interrupted. Run the same command again to resume it") from None
     results = [job.return_value for batch in batches for job in batch]
     codes = [result["code"] for result in results]
     if set(codes) == {ExitCode.USER_ERROR}:
-        _remove_if_unused(made)
+        _remove_if_unused(created)
         return ExitCode.USER_ERROR
-    from chargpt.runs.discover import common_folder
-    from chargpt.sweeps.compare import compare
+    from chargpt.sweeps.compare import compare  # noqa: PLC0415 - matplotlib takes a second to import, and the jobs come first
 
-    # The home of a job that was refused holds nothing, or another run.
-    homes = [Path(result["home"]) for result in results if result["code"] != ExitCode.USER_ERROR]
-    compare(homes, common_folder(homes))
-    refused = [result for result in results if result["code"] == ExitCode.USER_ERROR]
-    for result in refused:
-        sys.stderr.write(f"refused: {Path(result['home']).name}: {result['reason']}\n")
+    # The directory of a refused job is empty, or contains a different run.
+    runs = [Path(result["directory"]) for result in results if result["code"] != ExitCode.USER_ERROR]
+    compare(runs, common_folder(runs))
+    for result in results:
+        if result["code"] == ExitCode.USER_ERROR:
+            sys.stderr.write(f"refused: {Path(result['directory']).name}: {result['reason']}\n")
     if any(codes):
-        sys.stderr.write(f"train.py: {sum(map(bool, codes))} of {len(codes)} jobs did not end well\n")
+        sys.stderr.write(f"train.py: {sum(map(bool, codes))} of {len(codes)} jobs did not succeed\n")
     return ExitCode.FAILED if any(codes) else ExitCode.DONE
 
 
-def _remove_if_unused(made: list[Path]) -> None:
-    """Removes what the sweep has made, if that is no more than Hydra's record of it."""
+def _remove_if_unused(created: list[Path]) -> None:
+    """Removes the folders that the sweep has created, if they contain only Hydra's multirun.yaml."""
     with contextlib.suppress(OSError):
-        for folder in made:
+        for folder in created:
             (folder / "multirun.yaml").unlink(missing_ok=True)
             folder.rmdir()
 
 
 def default_overrides(overrides: list[str], params: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
-    """What a sweep has otherwise than a run, unless it is told: jobs go on, and are named by what varies.
+    """Overrides that a sweep adds unless they are given: `resume=auto`, and folder names that contain the swept keys.
 
     Args:
-        params: `hydra.sweeper.params`, what the config itself sweeps over.
+        params: `hydra.sweeper.params`, the sweep of the config itself.
     """
     parsed = OverridesParser.create().parse_overrides(overrides)
     given = {override.key_or_group for override in parsed}
     swept = [*(o.key_or_group for o in parsed if o.is_sweep_override()), *params]
     swept = [key.lstrip("+").replace("/", ".") for key in swept]
-    words = [] if "resume" in given else ["resume=auto"]
+    defaults = [] if "resume" in given else ["resume=auto"]
     if "hydra.sweep.subdir" not in given:
-        words.append(
+        defaults.append(
             f"hydra.sweep.subdir='${{job_name:${{hydra.overrides.task}},[{','.join(swept)}],${{hydra.sweep.dir}}}}'"
         )
-    return words
+    return defaults

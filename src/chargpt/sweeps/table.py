@@ -1,4 +1,4 @@
-"""The comparison on the terminal: a line a setting, best first, and below it what went wrong."""
+"""Prints the comparison: a table with one line per setting, best first, followed by the reasons of failures."""
 
 import sys
 from collections.abc import Callable
@@ -17,29 +17,29 @@ from chargpt.sweeps.markdown import mean_and_spread
 from chargpt.sweeps.ranking import Ranking, Row
 from chargpt.sweeps.swept_params import ABSENT, is_number
 
-# Left out, the last first, where a terminal is too narrow for them; sweep.csv has them all.
-_FIGURES: dict[str, tuple[Callable[[RunRecord], float | None], Callable[[float], str]]] = {
-    "val loss": (lambda run: run.figure("val_loss"), "{:.4f}".format),
-    "bits/char": (lambda run: run.figure("val_bpc"), "{:.3f}".format),
-    "parameters": (lambda run: run.figure("parameters"), "{:,.0f}".format),
+# On a narrow terminal the last columns are left out; sweep.csv contains all of them.
+_COLUMNS: dict[str, tuple[Callable[[RunRecord], float | None], Callable[[float], str]]] = {
+    "val loss": (lambda run: run.metric("val_loss"), "{:.4f}".format),
+    "bits/char": (lambda run: run.metric("val_bpc"), "{:.3f}".format),
+    "parameters": (lambda run: run.metric("parameters"), "{:,.0f}".format),
     "FLOPs": (lambda run: run.training_flops, flops_text),
-    "seconds": (lambda run: run.figure("train_seconds"), lambda s: f"{s:,.{0 if s >= 10 else 1}f}"),
-    "tokens/s": (lambda run: run.figure("tokens_per_second"), "{:,.0f}".format),
+    "seconds": (lambda run: run.metric("train_seconds"), lambda s: f"{s:,.{0 if s >= 10 else 1}f}"),
+    "tokens/s": (lambda run: run.metric("tokens_per_second"), "{:,.0f}".format),
 }
-_SAME = {"val loss": "val_loss", "bits/char": "val_bpc"}  # a column -> the monitor that shows the same
-_REASONS = 8  # lines below the table
+_MONITOR_OF = {"val loss": "val_loss", "bits/char": "val_bpc"}  # column -> the monitor that makes it redundant
+_MAX_REASONS = 8  # lines below the table
 
 
 def print_ranking(ranking: Ranking, folder: Path, titled: bool = False) -> None:
-    """Prints the table; whole, however wide, where standard output is no terminal.
+    """Prints the table; with all columns if standard output is not a terminal.
 
     Args:
-        folder: what the paths of the runs are told from.
-        titled: whether a line above the table names the monitor; an empty one follows then.
+        folder: the folder to which the printed paths of its runs are relative.
+        titled: whether to print the monitor above the table and an empty line below.
     """
     console = _Console(highlight=False)
     left_out: list[str] = []
-    names = [name for name in _FIGURES if _SAME.get(name) != ranking.monitor.name]
+    names = [name for name in _COLUMNS if _MONITOR_OF.get(name) != ranking.monitor.name]
     for count in range(len(names), -1, -1):
         table = _table(ranking, names[:count])
         width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
@@ -48,14 +48,14 @@ def print_ranking(ranking: Ranking, folder: Path, titled: bool = False) -> None:
             break
     console.width = max(console.width, width)
     if titled:
-        better = "less" if ranking.own.mode == "min" else "more"
-        console.print(Text(f"{ranking.own.label}, {better} is better", style="bold"))
+        better = "lower" if ranking.run_monitor.mode == "min" else "higher"
+        console.print(Text(f"{ranking.run_monitor.label}, {better} is better", style="bold"))
     console.print(table)
-    if ranking.monitor != ranking.own:
-        told = f"the tokenizers differ: ranked by {ranking.monitor.name}, not by {ranking.own.label}"
-        console.print(Text(told, style="dim"), soft_wrap=True)
+    if ranking.monitor != ranking.run_monitor:
+        note = f"the tokenizers differ: ranked by {ranking.monitor.name}, not by {ranking.run_monitor.label}"
+        console.print(Text(note, style="dim"), soft_wrap=True)
     if left_out:
-        console.print(f"[dim]too narrow for {', '.join(left_out)}: sweep.csv has them[/]", soft_wrap=True)
+        console.print(f"[dim]terminal too narrow for {', '.join(left_out)}: see sweep.csv[/]", soft_wrap=True)
     for text in _reasons(ranking, folder):
         console.print(text, soft_wrap=True)
     if titled:
@@ -65,11 +65,11 @@ def print_ranking(ranking: Ranking, folder: Path, titled: bool = False) -> None:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """`compare.py | head` has read enough: rich would exit with 1."""
+        """Raises, for `compare.py | head`; rich would exit with code 1."""
         raise BrokenPipeError
 
 
-def _table(ranking: Ranking, figures: list[str]) -> Table:
+def _table(ranking: Ranking, columns: list[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     names = short_names(ranking.keys)
     for key in ranking.keys:
@@ -81,55 +81,55 @@ def _table(ranking: Ranking, figures: list[str]) -> Table:
     score = "val loss" if ranking.monitor.name == "val_loss" else ranking.monitor.name
     table.add_column(Text(score), justify="right", no_wrap=True)
     if ranking.seeded:
-        table.add_column(_seeds_name(ranking), justify="right", no_wrap=True)
-    for name in figures:
+        table.add_column(_count_header(ranking), justify="right", no_wrap=True)
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    for place, row in enumerate(ranking.rows):
+    for position, row in enumerate(ranking.rows):
         keys = [key_text(row.values.get(key, ABSENT)) for key in ranking.keys]
         cells = [Text(cell) for cell in keys or [short_path(row.runs[0].path, row.runs[0].path.parent)]]
         cells.append(_score(row))
         cells += [Text(f"{len(row.finished)}")] if ranking.seeded else []
-        cells += [Text(_figure(name, row)) for name in figures]
+        cells += [Text(_cell(name, row)) for name in columns]
         cells.append(Text(row.state, style="" if row.state == "finished" else "yellow"))
-        style = ("bold" if place == 0 else "") if row.finished else "dim"
+        style = ("bold" if position == 0 else "") if row.finished else "dim"
         table.add_row(*cells, style=style)
     return table
 
 
-def _seeds_name(ranking: Ranking) -> str:
-    alone = all(len({str(run.seed) for run in row.runs}) == len(row.runs) for row in ranking.rows)
-    return "seeds" if alone else "runs"
+def _count_header(ranking: Ranking) -> str:
+    distinct = all(len({str(run.seed) for run in row.runs}) == len(row.runs) for row in ranking.rows)
+    return "seeds" if distinct else "runs"
 
 
 def _score(row: Row) -> Text:
     if row.scores:
         return Text(mean_and_spread(row.scores, digits=4))
-    if row.finished or not row.lasts:
+    if row.finished or not row.last_values:
         return Text("")
-    last = f"{mean(score for _, score in row.lasts):.4f} at {max(step for step, _ in row.lasts)}"
+    last = f"{mean(score for _, score in row.last_values):.4f} at {max(step for step, _ in row.last_values)}"
     return Text(last, style="italic")
 
 
-def _figure(name: str, row: Row) -> str:
-    of, form = _FIGURES[name]
+def _cell(name: str, row: Row) -> str:
+    of, format_number = _COLUMNS[name]
     value = row.mean(of)
-    return "" if value is None else form(value)
+    return "" if value is None else format_number(value)
 
 
 def _reasons(ranking: Ranking, folder: Path) -> list[Text]:
-    """What is to be told of single runs, each reason once."""
-    told: dict[tuple[str, str], list[RunRecord]] = {}
+    """One line per distinct reason of failure, with its first run."""
+    runs_by_reason: dict[tuple[str, str], list[RunRecord]] = {}
     for run in ranking.runs:
         if run.reason:
-            told.setdefault((run.state, run.reason), []).append(run)
+            runs_by_reason.setdefault((run.state, run.reason), []).append(run)
     lines = []
-    for (state, reason), runs in told.items():
+    for (state, reason), runs in runs_by_reason.items():
         inside = runs[0].path.absolute().is_relative_to(folder.absolute())
-        place = short_path(runs[0].path, folder if inside else Path.cwd())
+        path = short_path(runs[0].path, folder if inside else Path.cwd())
         others = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
         line = Text(f"{state}: ", style="yellow")
         line.append(f"{reason[:200]}", style="default")
-        lines.append(line.append(f"  ({place}{others})", style="dim"))
-    more = len(lines) - _REASONS
-    return lines if more <= 1 else [*lines[:_REASONS], Text(f"and {more} more: sweep.csv has them", style="dim")]
+        lines.append(line.append(f"  ({path}{others})", style="dim"))
+    more = len(lines) - _MAX_REASONS
+    return lines if more <= 1 else [*lines[:_MAX_REASONS], Text(f"and {more} more: see sweep.csv", style="dim")]

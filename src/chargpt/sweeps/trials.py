@@ -1,4 +1,4 @@
-"""Which trials of a study count: all that have ended, but for those that were cut off or drawn in vain."""
+"""Which trials of a study count: all finished ones, except interrupted trials and repeated draws."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -8,34 +8,34 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Attributes of a trial.
-CUT_OFF = "cut off"  # it does not count
-INSTEAD_OF = "instead of"  # the number of a trial that was cut off, which this one makes up for
+# Keys of a trial's user attributes. Studies of earlier versions contain them.
+NOT_COUNTED = "cut off"
+REPLACES = "instead of"  # the number of the interrupted trial that this one replaces
 
 
 def counted_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
-    """The trials that have ended and count."""
+    """The finished trials that count."""
     trials, replaced = study.get_trials(deepcopy=False), _replaced(study)
-    ended = [trial for trial in trials if trial.state.is_finished()]
-    return [trial for trial in ended if CUT_OFF not in trial.user_attrs and trial.number not in replaced]
+    finished = [trial for trial in trials if trial.state.is_finished()]
+    return [trial for trial in finished if NOT_COUNTED not in trial.user_attrs and trial.number not in replaced]
 
 
 def replace_interrupted_trials(study: "optuna.Study") -> None:
-    """Fails each trial that is running, and enqueues another one with the same values.
+    """Marks each running trial as failed, and enqueues a new one with the same values.
 
-    Called while no process runs trials of the study. Optuna's heartbeat works under `Study.optimize` only.
+    To be called while no process runs trials of the study. Optuna's heartbeat works only with `Study.optimize`.
     """
-    from optuna.trial import TrialState
+    from optuna.trial import TrialState  # noqa: PLC0415 - optional dependency
 
     replaced = _replaced(study)
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         if trial.number not in replaced:
-            study.enqueue_trial(trial.params, user_attrs={INSTEAD_OF: trial.number})
+            study.enqueue_trial(trial.params, user_attrs={REPLACES: trial.number})
         study.tell(trial.number, state=TrialState.FAIL)
-        log.info("trial %d was cut off: another one with the same values goes on with it", trial.number)
+        log.info("trial %d was interrupted: a new trial with the same values resumes its run", trial.number)
 
 
 def _replaced(study: "optuna.Study") -> set[int]:
-    """The numbers of the trials that others make up for."""
+    """The numbers of the interrupted trials that have a replacement."""
     trials = study.get_trials(deepcopy=False)
-    return {trial.user_attrs[INSTEAD_OF] for trial in trials if INSTEAD_OF in trial.user_attrs}
+    return {trial.user_attrs[REPLACES] for trial in trials if REPLACES in trial.user_attrs}

@@ -1,4 +1,4 @@
-"""sweep.png: which panels there are, what stands on their axes, and that no label lies on another."""
+"""sweep.png: its panels and axes, and that labels do not overlap."""
 
 from itertools import combinations, product
 
@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from chargpt.runs.record import read_run
 from chargpt.runs.score import Monitor
-from chargpt.sweeps.plots.axis import LOSS, make_scale
+from chargpt.sweeps.plots.axis import LOSS_LABEL, make_scale
 from chargpt.sweeps.plots.pareto import pareto_front
 from chargpt.sweeps.plots.sweep_figure import plot_sweep
 from chargpt.sweeps.ranking import rank
@@ -22,7 +22,7 @@ def axes_of(*paths):
 
 @pytest.fixture
 def grid(run):
-    """Runs of two keys and two seeds, one corner missing."""
+    """Runs over two keys and two seeds, with one cell missing."""
     return [
         run(f"{n}_{d}_{s}", f"model.n_layer={n}", f"model.dropout={d}", f"seed={s}", loss=2 / n + d + s / 100,
             flops_per_token=1000 * n)
@@ -31,17 +31,17 @@ def grid(run):
     ]  # fmt: skip
 
 
-def test_each_key_has_a_panel_with_every_run_and_the_mean(grid):
+def test_each_key_has_a_panel_with_all_runs_and_their_means(grid):
     panels = axes_of(*grid)
     panel = panels["n_layer"]
-    assert panel.get_ylabel() == LOSS
+    assert panel.get_ylabel() == LOSS_LABEL
     assert [label.get_text() for label in panel.get_xticklabels()] == ["1", "2", "4"]
     assert len(panel.collections[0].get_offsets()) == len(grid)
     (line,) = panel.lines
     assert line.get_xydata()[-1] == pytest.approx([4, 0.5 + 0.05 + 0.015])
 
 
-def test_two_keys_make_a_heat_map_with_its_numbers_and_a_gap(grid):
+def test_two_keys_have_a_heat_map_with_numbers_and_an_empty_cell(grid):
     panel = next(axes for name, axes in axes_of(*grid).items() if axes.images)
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("dropout", "n_layer")
     assert panel.images[0].get_array().mask.sum() == 1
@@ -50,42 +50,42 @@ def test_two_keys_make_a_heat_map_with_its_numbers_and_a_gap(grid):
     assert texts[1, 2] == "0.615\n± 0.007"
 
 
-def test_the_front_is_named_and_no_name_lies_on_another(grid):
+def test_the_points_of_the_front_have_labels_that_do_not_overlap(grid):
     panel = axes_of(*grid)["training FLOPs"]
     assert panel.get_xscale() == "log"
     assert [text.get_text() for text in panel.texts] == [f"n_layer={n} dropout=0" for n in (1, 2, 4)]
-    assert_apart(panel)
+    assert_labels_are_separate(panel)
 
 
-def test_names_stay_apart_on_a_crowded_front(run):
+def test_labels_of_a_crowded_front_do_not_overlap(run):
     paths = [
         run(f"{n}", f"optimizer.lr={n / 1000}", loss=2 - n / 1000, flops_per_token=10_000 + n) for n in range(1, 13)
     ]
     panel = axes_of(*paths)["training FLOPs"]
     assert len(panel.texts) == 12
-    assert_apart(panel)
+    assert_labels_are_separate(panel)
 
 
-def test_long_names_are_broken_and_stay_in_the_panel(run):
-    choices = {"model/feed_forward": "squared_relu", "model/position": "rotary", "optimizer": "adamw_nanogpt"}
-    long = [{group: f"{choice}_{n}" for group, choice in choices.items()} for n in range(6)]
+def test_long_labels_are_wrapped_and_stay_in_the_panel(run):
+    options = {"model/feed_forward": "squared_relu", "model/position": "rotary", "optimizer": "adamw_nanogpt"}
+    choices = [{group: f"{option}_{n}" for group, option in options.items()} for n in range(6)]
     paths = [
-        run(f"{n}", f"optimizer.lr={n + 1}", loss=2 - n / 50, choices=long[n], flops_per_token=9**n + 1)
+        run(f"{n}", f"optimizer.lr={n + 1}", loss=2 - n / 50, choices=choices[n], flops_per_token=9**n + 1)
         for n in range(6)
     ]
     panel = axes_of(*paths)["training FLOPs"]
     assert len(panel.texts) == 6
-    assert_apart(panel)
+    assert_labels_are_separate(panel)
 
 
-def assert_apart(panel):
-    boxes = [type(text).__mro__[1].get_window_extent(text) for text in panel.texts]  # without the line to the point
-    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+def assert_labels_are_separate(panel):
+    boxes = [type(text).__mro__[1].get_window_extent(text) for text in panel.texts]  # without the arrow
+    assert not any(first.overlaps(second) for first, second in combinations(boxes, 2))
     frame = panel.get_window_extent()
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 for box in boxes)
 
 
-def test_names_stand_side_by_side_the_worst_first(run):
+def test_names_are_evenly_spaced_worst_first(run):
     losses = {"swiglu": 1.8, "relu": 2.1, "gelu": 1.9}
     paths = [run(name, loss=loss, choices={"model/feed_forward": name}) for name, loss in losses.items()]
     panel = axes_of(*paths)["feed_forward"]
@@ -93,15 +93,15 @@ def test_names_stand_side_by_side_the_worst_first(run):
 
 
 def test_runs_without_flops_are_named_below_the_front(run):
-    table = run("a", loss=3.0, choices={"model": "bigram"}, flops_per_token=0)
-    panel = axes_of(table, run("b", loss=2.0))["training FLOPs"]
+    bigram = run("a", loss=3.0, choices={"model": "bigram"}, flops_per_token=0)
+    panel = axes_of(bigram, run("b", loss=2.0))["training FLOPs"]
     assert "bigram" in panel.get_xlabel()
 
 
-def test_one_run_and_runs_that_all_failed_still_make_a_picture(run):
+def test_a_single_run_and_failed_runs_are_plotted(run):
     history = [(10, 3.0), (20, 2.0)]
-    one = axes_of(run("a", loss=2.0, history=history))
-    assert list(one) == ["optimizer steps", "training FLOPs"]
+    panels = axes_of(run("a", loss=2.0, history=history))
+    assert list(panels) == ["optimizer steps", "training FLOPs"]
     figure = plot_sweep(rank([read_run(run(n, state="failed", reason="no $ left")) for n in "bc"]), "sweep")
     figure.draw_without_rendering()
     assert "no run has finished" in figure.get_suptitle()
@@ -109,40 +109,40 @@ def test_one_run_and_runs_that_all_failed_still_make_a_picture(run):
 
 
 @pytest.fixture
-def more(accurate):
-    """Runs of which those with more FLOPs have more accuracy, and a name each."""
+def accuracies(accurate):
+    """Runs whose accuracy increases with their FLOPs, except the last."""
     paths = []
     for n, name, score in ((1, "relu", 0.1), (2, "gelu", 0.2), (3, "swiglu", 0.3), (4, "waste", 0.05)):
-        words = ["model.dropout=0.1", f"model.n_layer={n}"]
-        settings = {"choices": {"model/feed_forward": name}, "flops_per_token": 10_000 * n, "loss": n}
-        paths.append(accurate(name, score, *words, **settings))
+        overrides = ["model.dropout=0.1", f"model.n_layer={n}"]
+        arguments = {"choices": {"model/feed_forward": name}, "flops_per_token": 10_000 * n, "loss": n}
+        paths.append(accurate(name, score, *overrides, **arguments))
     return paths
 
 
-def test_where_more_is_better_the_front_rises_and_its_names_stand_above(more):
-    panel = axes_of(*more)["training FLOPs"]
+def test_if_higher_is_better_the_front_rises_and_its_labels_are_above(accuracies):
+    panel = axes_of(*accuracies)["training FLOPs"]
     assert panel.get_ylabel() == "accuracy"
     assert [text.get_text().split()[0] for text in panel.texts] == ["relu", "gelu", "swiglu"]
-    assert_apart(panel)
+    assert_labels_are_separate(panel)
     for text in panel.texts:
         assert type(text).__mro__[1].get_window_extent(text).y0 > panel.transData.transform(text.xy)[1]
 
 
-def test_where_more_is_better_the_lowest_is_the_worst_of_names_and_the_darkest_of_cells(more):
-    panels = axes_of(*more)
+def test_if_higher_is_better_the_lowest_score_is_first_and_its_cell_the_darkest(accuracies):
+    panels = axes_of(*accuracies)
     labels = [label.get_text() for label in panels["feed_forward"].get_xticklabels()]
     assert labels == ["waste", "relu", "gelu", "swiglu"]
-    heat = next(axes for axes in panels.values() if axes.images)
-    image = heat.images[0]
+    heat_map = next(axes for axes in panels.values() if axes.images)
+    image = heat_map.images[0]
     worst, best = (sum(image.cmap(image.norm(value))[:3]) for value in (0.05, 0.3))
     assert worst < best
-    colors = {text.get_text(): text.get_color() for text in heat.texts}
+    colors = {text.get_text(): text.get_color() for text in heat_map.texts}
     assert (colors["0.050"], colors["0.300"]) == ("white", "black")
 
 
-def test_different_tokenizers_are_drawn_by_bits_and_who_has_none_is_left_out(run):
+def test_runs_with_different_tokenizers_are_plotted_by_bits_per_character_without_those_that_lack_it(run):
     paths = [run("characters", "model.n_layer=1", loss=1.5, val_bpc=2.16)]
-    paths += [run("pieces", "model.n_layer=2", loss=4.0, val_bpc=1.9, came=WORD_PIECES)]
+    paths += [run("pieces", "model.n_layer=2", loss=4.0, val_bpc=1.9, settings=WORD_PIECES)]
     paths += [run("older", "model.n_layer=3", loss=1.0, val_bpc=None)]
     panel = axes_of(*paths)["n_layer"]
     assert panel.get_ylabel() == "val_bpc"
@@ -164,11 +164,11 @@ def test_different_tokenizers_are_drawn_by_bits_and_who_has_none_is_left_out(run
         ([None, 1.0], "even"),
     ],
 )
-def test_values_stand_where_they_can_be_told_apart(values, kind):
+def test_the_scale_separates_the_values(values, kind):
     assert make_scale([(value, 2.0) for value in values], Monitor()).kind == kind
 
 
-def test_the_front_is_what_nothing_cheaper_beats():
+def test_no_cheaper_point_is_better_than_a_point_of_the_front():
     assert pareto_front([(3, 1.0), (1, 3.0), (2, 3.5), (2, 2.0), (1, 4.0), (4, 1.0)], Monitor()) == [1, 3, 0]
     assert pareto_front([], Monitor()) == []
     assert pareto_front([(3, 3.0), (1, 1.0), (2, 0.5), (2, 2.0), (1, 0.1)], Monitor("accuracy", "max")) == [
@@ -178,9 +178,9 @@ def test_the_front_is_what_nothing_cheaper_beats():
     ]
 
 
-def test_keys_that_no_run_has_both_of_make_no_heat_map(run):
+def test_keys_that_do_not_occur_together_have_no_heat_map(run):
     paths = [run(f"n{n}", f"model.n_layer={n}", loss=2.0 / n) for n in (1, 2)]
-    paths += [run(f"s{n}", f"+model.std={n}", loss=3.0 / n, came={"model": {"std": n}}) for n in (1, 2)]
+    paths += [run(f"s{n}", f"+model.std={n}", loss=3.0 / n, settings={"model": {"std": n}}) for n in (1, 2)]
     for path in paths[2:]:
         file = path / ".hydra" / "config.yaml"
         config = OmegaConf.load(file)

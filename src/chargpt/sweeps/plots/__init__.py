@@ -1,1 +1,1 @@
-"""The figure of a sweep."""
+"""The figure of a sweep: its panels and axes."""

@@ -1,4 +1,4 @@
-"""Where the values of a key stand on an axis: to scale where they are numbers, side by side where they are not."""
+"""The axis of a key: its scale (linear, logarithmic or evenly spaced), ticks and labels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ from chargpt.runs.score import Monitor
 from chargpt.sweeps.formatting import key_text
 from chargpt.sweeps.swept_params import ABSENT, hashable, is_number
 
-LOSS = "validation loss, nats a character"
-MIN_TICK_DISTANCE = 0.08  # share of an axis that two ticks must lie apart
+LOSS_LABEL = "validation loss, nats per token"
+MIN_TICK_DISTANCE = 0.08  # between two ticks, as a fraction of the axis
 MAX_TICKS = 12
 MAX_TICK_LENGTH = 30  # characters
 
@@ -25,9 +25,9 @@ class Scale:
     """The axis of a key.
 
     Attributes:
-        values: the distinct values in their order, each with a tick; none for a key with too many.
-        kind: "linear", "log", or "even": one beside the other.
-        ordered: whether a line from one value to the next says anything.
+        values: the distinct values in order, each with a tick; empty for a key with too many values.
+        kind: "linear", "log", or "even" (evenly spaced).
+        ordered: whether a line between neighboring values is meaningful.
     """
 
     values: list[Any] = field(default_factory=list)
@@ -35,19 +35,19 @@ class Scale:
     ordered: bool = False
 
     def rank(self, value: Any) -> int:
-        return [hashable(known) for known in self.values].index(hashable(value))
+        return [hashable(other) for other in self.values].index(hashable(value))
 
-    def place(self, value: Any) -> float:
+    def position(self, value: Any) -> float:
         return float(self.rank(value) if self.kind == "even" else value)
 
 
 def score_label(monitor: Monitor) -> str:
     """The label of an axis of scores."""
-    return LOSS if monitor.name == "val_loss" else escape_mathtext(monitor.label)
+    return LOSS_LABEL if monitor.name == "val_loss" else escape_mathtext(monitor.label)
 
 
 def make_scale(points: Sequence[tuple[Any, float]], monitor: Monitor) -> Scale:
-    """The axis for these values of a key: numbers in their order, names by their mean score, the worst first."""
+    """The axis for (value, score) points of a key: numbers in ascending order, names by mean score, worst first."""
     scores: dict[Any, list[float]] = {}
     values: dict[Any, Any] = {}
     for value, score in points:
@@ -61,13 +61,13 @@ def make_scale(points: Sequence[tuple[Any, float]], monitor: Monitor) -> Scale:
 
 
 def set_ticks(axes: Axes, scale: Scale) -> None:
-    """A tick for each value, named as one types it."""
+    """Sets a tick for each value, labeled as in an override."""
     if scale.kind == "log":
         axes.set_xscale("log")
     if not scale.values:
         return
     labels = [tick_label(value) for value in scale.values]
-    axes.set_xticks([scale.place(value) for value in scale.values], labels)
+    axes.set_xticks([scale.position(value) for value in scale.values], labels)
     axes.xaxis.set_minor_locator(NullLocator())
     if sum(map(len, labels)) > 30:
         axes.tick_params(axis="x", labelsize=8)
@@ -81,33 +81,33 @@ def _numeric(values: list[Any]) -> Scale:
     positive = values[0] > 0
     if len(values) > MAX_TICKS:
         return Scale([], "log" if positive and _spread_by_factors(values) else "linear", True)
-    if len(values) == 1 or _apart(values, float):
+    if len(values) == 1 or _are_separated(values, float):
         return Scale(values, "linear", True)
-    if positive and _apart(values, log):
+    if positive and _are_separated(values, log):
         return Scale(values, "log", True)
     return Scale(values, "even", True)
 
 
 def _spread_by_factors(values: list[Any]) -> bool:
-    """Whether the values fill a logarithmic axis more evenly than a linear one: a learning rate, not a dropout."""
+    """Whether the values are more even on a logarithmic axis than on a linear one, as learning rates are."""
     low, middle, high = values[0], values[len(values) // 2], values[-1]
     linear, by_factors = (middle - low) / (high - low), log(middle / low) / log(high / low)
     return high / low >= 10 and abs(by_factors - 0.5) < abs(linear - 0.5)
 
 
-def _apart(values: list[Any], scale: Callable[[float], float]) -> bool:
-    places = [scale(value) for value in values]
-    gaps = [high - low for low, high in pairwise(places)]
-    return min(gaps) >= MIN_TICK_DISTANCE * (places[-1] - places[0])
+def _are_separated(values: list[Any], scale: Callable[[float], float]) -> bool:
+    positions = [scale(value) for value in values]
+    gaps = [high - low for low, high in pairwise(positions)]
+    return min(gaps) >= MIN_TICK_DISTANCE * (positions[-1] - positions[0])
 
 
 def tick_label(value: Any) -> str:
-    """A value beside its tick; of a long path the end."""
+    """The label of a value; of a long path only the end."""
     text = key_text(value)
     return escape_mathtext(text if len(text) <= MAX_TICK_LENGTH else f"…{text[1 - MAX_TICK_LENGTH :]}")
 
 
 def escape_mathtext(text: str) -> str:
-    """A text in which matplotlib sees no formula, and nothing that no font can draw."""
-    seen = "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
-    return seen.replace("$", r"\$")
+    """Escapes `$`, which starts a formula in matplotlib, and replaces characters that cannot be drawn."""
+    printable = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return printable.replace("$", r"\$")

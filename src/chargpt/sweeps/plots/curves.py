@@ -1,4 +1,4 @@
-"""The scores over the steps of training, where there is nothing better to compare runs by."""
+"""Plots the scores over the training steps, for runs that differ in no key or have not finished."""
 
 import contextlib
 import csv
@@ -11,11 +11,11 @@ from chargpt.runs.score import Monitor
 from chargpt.sweeps.formatting import short_path
 from chargpt.sweeps.plots.axis import escape_mathtext, score_label
 
-MAX_LEGEND_ENTRIES = 8  # curves that a legend can tell apart
+MAX_LEGEND_ENTRIES = 8
 
 
 def plot_curves(axes: Axes, runs: Sequence[RunRecord], monitor: Monitor) -> None:
-    """A curve a run, as far as it came."""
+    """Draws one curve per run, up to its last validation."""
     drawn = 0
     for run in runs:
         with contextlib.suppress(OSError, ValueError, csv.Error):

@@ -1,4 +1,4 @@
-"""The Pareto front: the runs that no other beats in score with as few training FLOPs."""
+"""The Pareto front: the rows for which no other has a better score with as few training FLOPs."""
 
 from collections.abc import Sequence
 from math import inf, log10
@@ -15,15 +15,15 @@ from chargpt.sweeps.plots.axis import escape_mathtext, score_label
 from chargpt.sweeps.ranking import Ranking, Row
 from chargpt.sweeps.swept_params import ABSENT
 
-LINE, LINES = 36, 3  # characters of a line of a label, and its lines
+LINE_LENGTH, MAX_LINES = 36, 3  # of a label, in characters and lines
 GAP = 7  # pixels between a point and its label
 
 
 def pareto_front(points: Sequence[tuple[float, float]], monitor: Monitor) -> list[int]:
-    """Which points have a better score than all that cost as little or less, the cheapest first.
+    """Indices of the points whose score is better than that of all points of equal or lower cost, cheapest first.
 
     Args:
-        points: cost and score of each.
+        points: (cost, score) pairs.
     """
     front: list[int] = []
     for n in sorted(range(len(points)), key=lambda n: (points[n][0], monitor.sort_key(points[n][1]))):
@@ -33,17 +33,17 @@ def pareto_front(points: Sequence[tuple[float, float]], monitor: Monitor) -> lis
 
 
 def plot_pareto(figure: Figure, axes: Axes, ranking: Ranking) -> None:
-    """Mean score of each row against its training FLOPs, the front as a step line with its rows named."""
+    """Plots the mean score of each row over its training FLOPs, and the front as a step line with labels."""
     rows = [row for row in ranking.scored if row.mean(lambda run: run.training_flops)]
     points = [(row.mean(lambda run: run.training_flops), row.score) for row in rows]
     left_out = [_label(row, ranking) for row in ranking.scored if row not in rows]
-    note = shorten(f"not on the axis, having none: {', '.join(left_out)}", 60, placeholder="…") if left_out else ""
+    note = shorten(f"not shown, without FLOPs: {', '.join(left_out)}", 60, placeholder="…") if left_out else ""
     axes.set_xlabel(f"training FLOPs\n{note}".strip())
     axes.set_ylabel(score_label(ranking.monitor))
-    axes.set_title("the best for each budget: Pareto front", fontsize=10)
+    axes.set_title("Pareto front: the best score for each FLOP budget", fontsize=10)
     axes.grid(alpha=0.3)
     if not rows:
-        axes.text(0.5, 0.5, "no run says its FLOPs", ha="center", va="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "no run reports its FLOPs", ha="center", va="center", transform=axes.transAxes)
         return
     front = pareto_front(points, ranking.monitor)
     costs, scores = zip(*points, strict=True)
@@ -53,7 +53,7 @@ def plot_pareto(figure: Figure, axes: Axes, ranking: Ranking) -> None:
     axes.step([*x, max(costs)], [*y, y[-1]], where="post", color="tab:red", linewidth=1.2)
     axes.scatter(x, y, s=30, color="tab:red", zorder=4)
     labels = [_label(rows[n], ranking) for n in front]
-    _name(figure, axes, [points[n] for n in front], labels, 1 if ranking.monitor.mode == "min" else -1)
+    _add_labels(figure, axes, [points[n] for n in front], labels, 1 if ranking.monitor.mode == "min" else -1)
 
 
 def _label(row: Row, ranking: Ranking) -> str:
@@ -62,18 +62,18 @@ def _label(row: Row, ranking: Ranking) -> str:
     for key in ranking.keys:
         value = row.values.get(key, ABSENT)
         if isinstance(value, str):
-            parts.append(key_text(value))  # a choice says by itself what it is
+            parts.append(key_text(value))  # an option is understood without its group
         elif value is not ABSENT:
             parts.append(f"{names[key]}={key_text(value)}")
     label = " ".join(parts) or short_path(row.runs[0].path, row.runs[0].path.parent)
-    return escape_mathtext(fill(label, LINE, max_lines=LINES, placeholder="…", break_on_hyphens=False))
+    return escape_mathtext(fill(label, LINE_LENGTH, max_lines=MAX_LINES, placeholder="…", break_on_hyphens=False))
 
 
-def _name(figure: Figure, axes: Axes, points: list[tuple[float, float]], labels: list[str], up: int) -> None:
-    """Writes each label to the left of its point and beyond it, where nothing lies, one after the other.
+def _add_labels(figure: Figure, axes: Axes, points: list[tuple[float, float]], labels: list[str], up: int) -> None:
+    """Adds the labels to the left of their points, on the side of better scores, where there are no other points.
 
     Args:
-        up: 1 if worse scores lie higher, and the labels below their points; -1 if it is the other way round.
+        up: 1 if lower scores are better, and labels are below their points; -1 if higher scores are better.
     """
     texts: list[Text] = []
     for label, point in zip(labels, points, strict=True):
@@ -93,30 +93,30 @@ def _name(figure: Figure, axes: Axes, points: list[tuple[float, float]], labels:
     boxes = [Text.get_window_extent(text) for text in texts]
     frame = axes.get_window_extent()
     left = min((max(box.width for box in boxes) + 3 * GAP) / frame.width, 0.7)
-    end = frame.y0 if up == 1 else -frame.y1
-    for room in (0.08, 0.16, 0.24, 0.32, 0.4, 0.5, 0.6):  # as little as will do
-        _make_room(axes, left, *((room, 0.05) if up == 1 else (0.05, room)))
+    limit = frame.y0 if up == 1 else -frame.y1
+    for margin in (0.08, 0.16, 0.24, 0.32, 0.4, 0.5, 0.6):  # the smallest in which all labels fit
+        _set_margins(axes, left, *((margin, 0.05) if up == 1 else (0.05, margin)))
         heights = [up * axes.transData.transform(point)[1] for point in points]
         tops, bottom = [], inf
         for box, height in zip(boxes, heights, strict=True):
             tops.append(min(height - GAP, bottom - 2))
             bottom = tops[-1] - box.height
-        if bottom > end:
+        if bottom > limit:
             break
     for text, top, height in zip(texts, tops, heights, strict=True):
         text.set_position((-GAP, up * (top - height)))
 
 
-def _make_room(axes: Axes, left: float, below: float, above: float) -> None:
-    """Sets limits such that these shares of the axes, left of all points, below and above them, are free."""
+def _set_margins(axes: Axes, left: float, below: float, above: float) -> None:
+    """Sets axis limits that leave these fractions of the axes free, left of, below and above all points."""
     points = [offset for collection in axes.collections for offset in collection.get_offsets()]
     logs, scores = [log10(x) for x, _ in points], [y for _, y in points]
-    wide, tall = max(max(logs) - min(logs), 0.3), max(max(scores) - min(scores), 0.02)
-    span, height = wide / (1 - left - 0.05), tall / (1 - below - above)
-    first, lowest = (max(logs) + min(logs) - wide) / 2, (max(scores) + min(scores) - tall) / 2
-    axes.set_xlim(10 ** (first - left * span), 10 ** (first + wide + 0.05 * span))
-    axes.set_ylim(lowest - below * height, lowest + tall + above * height)
-    subs = (1.0,) if span > 2 else (1.0, 2.0, 5.0) if span > 1 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    data_width, data_height = max(max(logs) - min(logs), 0.3), max(max(scores) - min(scores), 0.02)
+    width, height = data_width / (1 - left - 0.05), data_height / (1 - below - above)
+    x_min, y_min = (max(logs) + min(logs) - data_width) / 2, (max(scores) + min(scores) - data_height) / 2
+    axes.set_xlim(10 ** (x_min - left * width), 10 ** (x_min + data_width + 0.05 * width))
+    axes.set_ylim(y_min - below * height, y_min + data_height + above * height)
+    subs = (1.0,) if width > 2 else (1.0, 2.0, 5.0) if width > 1 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
     axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda flops, place: flops_text(flops).replace(".0e", "e"))
+    axes.xaxis.set_major_formatter(lambda flops, position: flops_text(flops).replace(".0e", "e"))

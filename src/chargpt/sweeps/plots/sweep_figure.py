@@ -1,4 +1,4 @@
-"""sweep.png: the scores against each key that varies, against two at once, and against training FLOPs."""
+"""sweep.png: the scores over each key that varies, over a pair of keys (heat map), and over training FLOPs."""
 
 from collections import Counter
 from itertools import pairwise
@@ -20,16 +20,16 @@ from chargpt.sweeps.ranking import Ranking, Row
 from chargpt.sweeps.swept_params import ABSENT, hashable
 
 DPI = 100
-WIDTH, HEIGHT = 12.0, 4.2  # inches of the sheet, and of a row of panels
+WIDTH, ROW_HEIGHT = 12.0, 4.2  # inches
 
-Points = list[tuple[Any, float]]  # value of a key, and score, of each run
+Points = list[tuple[Any, float]]  # (value of a key, score) of each run
 
 
 def plot_sweep(ranking: Ranking, name: str) -> Figure:
-    """All panels on one sheet; one that says so where no run has a score.
+    """Plots all panels in one figure; if no run has a score, the states and reasons of the runs instead.
 
     Args:
-        name: of the sweep, for the title.
+        name: the name of the sweep, for the title.
     """
     columns, monitor = _columns(ranking), ranking.monitor
     if not ranking.scored:
@@ -38,14 +38,14 @@ def plot_sweep(ranking: Ranking, name: str) -> Figure:
     last = ["pair", "pareto"] if pair else ["pareto"]
     curves = not columns and ranking.started
     rows = _rows(["curves"] if curves else list(columns), last)
-    figure = Figure(figsize=(WIDTH, HEIGHT * len(rows) + 0.4), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH, ROW_HEIGHT * len(rows) + 0.4), dpi=DPI, layout="constrained")
     figure.suptitle(_title(ranking, name), fontsize=11, x=0.01, ha="left")
-    lines = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    subfigures = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     names, first = short_names(columns), None
     legend: dict[str, Any] = {}
-    for line, row in zip(lines, rows, strict=True):
-        for place, panel in enumerate(row, 1):
-            axes = line.add_subplot(1, len(row), place, sharey=first if panel in columns else None)
+    for subfigure, row in zip(subfigures, rows, strict=True):
+        for position, panel in enumerate(row, 1):
+            axes = subfigure.add_subplot(1, len(row), position, sharey=first if panel in columns else None)
             if panel == "pareto":
                 plot_pareto(figure, axes, ranking)
             elif panel == "curves":
@@ -55,14 +55,14 @@ def plot_sweep(ranking: Ranking, name: str) -> Figure:
             else:
                 first = first or axes
                 _plot_key(axes, names[panel], columns[panel], monitor)
-                legend |= {label: mark for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+                legend |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if legend:
         figure.legend(legend.values(), legend.keys(), loc="outside upper right", ncols=4, fontsize=8)
     return figure
 
 
 def _columns(ranking: Ranking) -> dict[str, Points]:
-    """Key -> its value and the score of each finished run that has one, in one order of runs for all keys."""
+    """Key -> (value, score) of each finished run with a score; the order of the runs is the same for all keys."""
     scored = [(row, run, score_of(run.metrics, row.monitor)) for row in ranking.rows for run in row.finished]
     runs = [(row, run, score) for row, run, score in scored if score is not None]
     keys = ranking.keys or (["seed"] if len(runs) > 1 else [])
@@ -75,7 +75,7 @@ def _columns(ranking: Ranking) -> dict[str, Points]:
 
 
 def _rows(keys: list[str], last: list[str]) -> list[list[str]]:
-    """The panels line by line, three at most in one, evenly."""
+    """The panels of each row: at most three keys per row, evenly distributed; the `last` panels in the last row."""
     if len(keys) <= 1:
         return [[*keys, *last]]
     count = -(-len(keys) // 3)
@@ -93,41 +93,41 @@ def _title(ranking: Ranking, name: str) -> str:
 def _plot_key(axes: Axes, name: str, points: Points, monitor: Monitor) -> None:
     points = [(value, score) for value, score in points if value is not ABSENT]
     scale = make_scale(points, monitor)
-    places = np.array([scale.place(value) for value, _ in points])
+    positions = np.array([scale.position(value) for value, _ in points])
     scores = np.array([score for _, score in points])
-    axes.scatter(places, scores, s=22, color="C0", alpha=0.45, linewidth=0, label="a run", zorder=3)
-    _plot_means(axes, scale, places, scores)
+    axes.scatter(positions, scores, s=22, color="C0", alpha=0.45, linewidth=0, label="run", zorder=3)
+    _plot_means(axes, scale, positions, scores)
     set_ticks(axes, scale)
     axes.set_xlabel(name)
     axes.set_ylabel(score_label(monitor) if axes.get_subplotspec().is_first_col() else "")
     axes.grid(alpha=0.3)
 
 
-def _plot_means(axes: Axes, scale: Scale, places: np.ndarray, scores: np.ndarray) -> None:
-    if not scale.values:  # as many values as runs: a mean of one is no mean
+def _plot_means(axes: Axes, scale: Scale, positions: np.ndarray, scores: np.ndarray) -> None:
+    if not scale.values:  # too many values: about one run per value, nothing to average
         return
-    at = sorted(set(places.tolist()))
-    groups = [scores[places == place].tolist() for place in at]
+    x = sorted(set(positions.tolist()))
+    groups = [scores[positions == position].tolist() for position in x]
     means = np.array([mean(group) for group in groups])
     spreads = np.array([stdev(group) if len(group) > 1 else 0.0 for group in groups])
     if scale.ordered:
-        axes.plot(at, means, color="C0", marker="o", markersize=4, label="mean")
+        axes.plot(x, means, color="C0", marker="o", markersize=4, label="mean")
         if spreads.any():
             low, high = means - spreads, means + spreads
-            axes.fill_between(at, low, high, color="C0", alpha=0.15, linewidth=0, label="± standard deviation")
+            axes.fill_between(x, low, high, color="C0", alpha=0.15, linewidth=0, label="± standard deviation")
     else:
         label = "mean ± standard deviation" if spreads.any() else "mean"
         style = {"fmt": "_", "markersize": 16, "capsize": 4, "color": "C0", "label": label}
-        axes.errorbar(at, means, yerr=spreads if spreads.any() else None, **style)
+        axes.errorbar(x, means, yerr=spreads if spreads.any() else None, **style)
 
 
 def _plot_statuses(ranking: Ranking, name: str) -> Figure:
-    """A sheet for runs of which none has a score: how they stand, why, and how far they came."""
+    """A figure for runs without a score: their states and reasons, and their training curves."""
     curves = ranking.started
     figure = Figure(figsize=(8, 2 + 3 * curves), dpi=DPI, layout="constrained")
     states = Counter(run.state for run in ranking.runs)
-    lacking = f"has {ranking.monitor.name}" if states["finished"] else "has finished"
-    lines = [f"{name}: no run {lacking}", ", ".join(f"{count} {state}" for state, count in states.items())]
+    problem = f"has {ranking.monitor.name}" if states["finished"] else "has finished"
+    lines = [f"{name}: no run {problem}", ", ".join(f"{count} {state}" for state, count in states.items())]
     reasons = Counter(run.reason for run in ranking.runs if run.reason)
     lines += [f"{reason[:90]} ({count})" for reason, count in reasons.most_common(3)]
     figure.suptitle(escape_mathtext("\n".join(lines)), fontsize=10, linespacing=1.5)
