@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from chargpt.checkpoint import torch_file
+from chargpt.checkpoint.migrations import migrate_override
 from tests.conftest import REPO, Outcome, process
 from tests.sweeps.processes import finished, modification_times
 from tests.training import run_artifacts
@@ -28,7 +30,7 @@ COMMITS = {
     "0.1": "f303a50472d0fa7947070df4a8f291157e48de22",
     "0.2": "557f2bf41f43b9bb6ccd028a35aea37db53f4aee",
 }
-PATHS = ("src", "conf", "tests", "train.py")
+PATHS = ("src", "conf", "tests", "*.py")
 
 SHORT = ["data=text_file", "data.path=text.txt", "data.batch_size=8", "trainer=cpu", "trainer.max_steps=20"]
 SHORT += ["trainer.val_check_interval=10", "trainer.log_every_n_steps=5", "callbacks.samples.max_new_tokens=0"]
@@ -41,6 +43,9 @@ TWO = "model.n_layer=2"
 # The last of these is part of the name of a job's directory, the second is not, and the first was until 0.2.
 SETTINGS = ["trainer.compile=false", "trainer.devices=1", "data.batch_size=8"]
 LATER_SETTINGS = {"0.1": [], "0.2": ["on_divergence=rollback"]}
+
+# Part of a job's folder name, with names that 0.3 changed.
+RENAMED = ["model/n_grams=pairs", "model.n_grams.buckets=64"]
 
 STAGED = "+callbacks.end._target_=tests.training.staged"  # the name of the module in the earlier versions
 
@@ -66,9 +71,12 @@ class Version:
     work: Path
 
     def train(self, *overrides: str, code: int = 0) -> None:
-        """Runs `train.py` of the earlier version, which must exit with `code`."""
+        self.run("train", *overrides, code=code)
+
+    def run(self, name: str, *overrides: str, code: int = 0) -> None:
+        """Runs a command of the earlier version, which must exit with `code`."""
         done = subprocess.run(
-            [sys.executable, str(self.source / "train.py"), *overrides],
+            [sys.executable, str(self.source / f"{name}.py"), *overrides],
             cwd=self.work,
             env=os.environ | {"PYTHONPATH": str(self.source / "src")},
             capture_output=True,
@@ -80,11 +88,20 @@ class Version:
 
     def depths(self) -> list[str]:
         """The arguments of a sweep in which one job is killed, without the overrides that kill it."""
-        return ["-m", "model.n_layer=1,2", "name=depths", "optimizer=soap", *NANO]
+        return ["-m", "model.n_layer=1,2", "name=depths", "optimizer=soap", *NANO, *RENAMED]
 
     def settings(self) -> list[str]:
         """The arguments of a sweep that finishes."""
-        return ["-m", "optimizer=muon,soap", "name=settings", *NANO, TWO, *SETTINGS, *LATER_SETTINGS[self.version]]
+        return [
+            "-m",
+            "optimizer=muon,soap",
+            "name=settings",
+            *NANO,
+            *RENAMED,
+            TWO,
+            *SETTINGS,
+            *LATER_SETTINGS[self.version],
+        ]
 
     def runs(self) -> list[Callable[[], None]]:
         """Functions that each train a run or a sweep. They may run in parallel."""
@@ -95,10 +112,15 @@ class Version:
             shutil.copytree(self.work / "run", self.work / "extended")
             train("resume=extended", "trainer.max_steps=40", *signal_at("SIGTERM", batch=33), code=3)
 
+        def modern() -> None:
+            train(*MODERN, TWO, "hydra.run.dir=modern")
+            if (self.source / "export.py").exists():  # since 0.2
+                self.run("export", "run=modern", "file=modern.safetensors")
+
         return [
             extended,
             lambda: train(*NANO, TWO, "hydra.run.dir=stopped", *signal_at("SIGTERM", batch=13), code=3),
-            lambda: train(*MODERN, TWO, "hydra.run.dir=modern"),
+            modern,
             lambda: train(*MODERN, TWO, "hydra.run.dir=killed", *signal_at("SIGKILL", batch=13), code=-9),
             lambda: train(*SHORT, "model=bigram", "resume=auto", "hydra.run.dir=bigram"),
             lambda: train(*self.depths(), *KILL_DEEPER, code=1),
@@ -193,7 +215,7 @@ def test_an_interrupted_run_is_resumed_with_the_results_of_an_uninterrupted_one(
         assert results(resumed) == results(uninterrupted)
         histories = [run_artifacts.history(run, "step", "val_loss") for run in (resumed, uninterrupted)]
         assert histories[0] == histories[1]
-        weights = [run_artifacts.checkpoint(run)["state_dict"] for run in (resumed, uninterrupted)]
+        weights = [torch_file.read(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (resumed, uninterrupted)]
         assert not run_artifacts.differences(*weights)
     assert results(old.work / "killed") == approximately(results(old.work / "modern"))
 
@@ -235,6 +257,10 @@ def test_a_trained_model_gives_the_same_samples_and_losses(old):
         assert f"{run_artifacts.metrics(old.work / name)['val_loss']:.4f} nats" in evaluation.out
     assert "after 20 steps" in exported.out
     assert current(old.work, "sample", "run=exported.safetensors").out == sampled[1].out
+    shutil.copy(old.work / "modern" / "checkpoints" / "best.ckpt", old.work / "alone.ckpt")
+    assert current(old.work, "sample", "run=alone.ckpt").out == sampled[1].out
+    if old.version != "0.1":
+        assert current(old.work, "sample", "run=modern.safetensors").out == sampled[1].out
     pictures = {path.name for path in (old.work / "modern" / "pictures").iterdir()}
     assert pictures == {"surprise.png", "attention_layer_1.png", "attention_layer_2.png"}
     assert all(name in visualized.out for name in pictures)
@@ -243,7 +269,7 @@ def test_a_trained_model_gives_the_same_samples_and_losses(old):
 def test_a_sweep_resumes_the_killed_job_and_skips_the_finished_one(old):
     (shallow,) = finished(old.work / "outputs" / "depths").values()
     before = modification_times(shallow)
-    outcome = current(old.work, "train", *old.depths())
+    outcome = current(old.work, "train", *map(migrate_override, old.depths()))
     runs = finished(old.work / "outputs" / "depths")
     assert len(runs) == 2
     assert modification_times(shallow) == before
@@ -260,11 +286,12 @@ def test_a_finished_sweep_trains_nothing(old):
     runs = finished(directory)
     assert len(runs) == 2
     before = {name: modification_times(run) for name, run in runs.items()}
-    outcome = current(old.work, "train", *old.settings())
-    assert {path.name for path in directory.iterdir() if path.is_dir()} == {*runs}
-    assert {name: modification_times(run) for name, run in runs.items()} == before
-    for name in runs:
-        assert f"{name} is already finished" in outcome.err
+    for overrides in (old.settings(), [*map(migrate_override, old.settings())]):
+        outcome = current(old.work, "train", *overrides)
+        assert {path.name for path in directory.iterdir() if path.is_dir()} == {*runs}
+        assert {name: modification_times(run) for name, run in runs.items()} == before
+        for name in runs:
+            assert f"{name} is already finished" in outcome.err
     assert {row["run"] for row in rows(directory)} == {*runs}
 
 
