@@ -1,15 +1,6 @@
 """Train a model: python train.py --help"""
 
-from omegaconf import DictConfig
-
-from chargpt.cli.app import entry_point
-from chargpt.cli.train import train
-
-
-@entry_point("train")
-def main(config: DictConfig) -> None:
-    train(config)
-
+from chargpt.cli.commands import train as main
 
 if __name__ == "__main__":
     main()

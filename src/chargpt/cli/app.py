@@ -30,6 +30,7 @@ from chargpt.config.overrides import parse, quote, short_error
 from chargpt.config.schema import Groups
 from chargpt.distributed import env
 from chargpt.errors import DivergenceError, ExitCode, Interrupted, TrainingError, TrialPruned, UserError
+from chargpt.invocation import config_folder, localize, program_name
 from chargpt.sweeps.sweep import sweep
 from chargpt.version import __version__
 
@@ -60,7 +61,7 @@ def entry_point(config_name: str) -> Callable[[Command], Callable[[], None]]:
         @functools.wraps(command)
         def main() -> None:
             try:
-                code = _run(command, config_name, Path(sys.argv[0]).resolve())
+                code = _run(command, config_name)
             except SystemExit as error:
                 code = error.code if isinstance(error.code, int) else int(error.code is not None)
             except BaseException:
@@ -78,20 +79,20 @@ def entry_point(config_name: str) -> Callable[[Command], Callable[[], None]]:
     return decorate
 
 
-def _run(command: Command, config_name: str, script: Path) -> int:
+def _run(command: Command, config_name: str) -> int:
     _limit_openmp_spin()
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[_StderrHandler()])
     try:
         parser = _make_parser()
-        args = _parse_arguments(parser, script.name)
-        folder, name = script.parent / (args.config_path or "conf"), args.config_name or config_name
+        args = _parse_arguments(parser, config_name)
+        folder, name = Path(args.config_path or config_folder()).absolute(), args.config_name or config_name
         if not folder.is_dir():
-            raise UserError(f"--config-path={args.config_path} is not a folder (relative to {script.parent})")
+            raise UserError(f"--config-path={args.config_path} is not a folder (relative to {Path.cwd()})")
         overrides = [*searchpath(args.config_dir, args.overrides), *args.overrides]
         with hydra.initialize_config_dir(str(folder), job_name=config_name, version_base="1.3"):
             if args.multirun:
                 check_overrides(name, overrides, sweep=True)
-                return sweep(name, overrides, script, _job_flags(args, folder))
+                return sweep(name, overrides, _job_flags(args, folder))
             if flag := next((flag for flag in EXCLUSIVE_FLAGS[:-2] if getattr(args, flag)), None):
                 _print_info(flag, parser, args, name, overrides)
                 return ExitCode.DONE
@@ -101,7 +102,7 @@ def _run(command: Command, config_name: str, script: Path) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except tuple(EXIT_CODES) as error:
         return _print_error(
-            script, _error_line(error), next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+            _error_line(error), next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
         )
     return ExitCode.DONE
 
@@ -128,7 +129,7 @@ def _print_info(
         else:
             _, schema = check_overrides(name, overrides)
             config = compose_unchecked(name, overrides)
-            template = string.Template(HydraConfig.get().help.template)
+            template = string.Template(localize(HydraConfig.get().help.template))
             print(
                 template.substitute(APP_CONFIG_GROUPS=_group_options(schema.groups), CONFIG=OmegaConf.to_yaml(config))
             )
@@ -179,13 +180,13 @@ class _StderrHandler(logging.StreamHandler):
     stream = property(lambda self: sys.stderr, lambda self, stream: None)
 
 
-def _print_error(script: Path, message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and code not in (ExitCode.DONE, ExitCode.INTERRUPTED):
         raise  # noqa: PLE0704 - only called where an exception is handled
     if code == ExitCode.USER_ERROR:
         env.report_to_parent(message)
     if env.get_rank() == 0:  # the other ranks have the same error
-        sys.stderr.write(f"{script.name}: {message}\n")
+        sys.stderr.write(f"{program_name()}: {message}\n")
     return code
 
 
@@ -224,14 +225,14 @@ def _current_override(override: str) -> str:
     return current
 
 
-def _parse_arguments(parser: argparse.ArgumentParser, script_name: str) -> argparse.Namespace:
+def _parse_arguments(parser: argparse.ArgumentParser, command: str) -> argparse.Namespace:
     """Parses the command line and quotes its texts and paths."""
     args = parser.parse_intermixed_args()
     flags = [f"--{name.replace('_', '-')}" for name in EXCLUSIVE_FLAGS if getattr(args, name)]
     if len(flags) > 1:
         raise UserError(f"{' and '.join(flags)} cannot be combined: use one of them")
-    if args.multirun and script_name != "train.py":
-        raise UserError(f"-m is only for train.py: {script_name} takes one value per setting")
+    if args.multirun and command != "train":
+        raise UserError(f"-m is only for training: {program_name()} takes one value per setting")
     if not args.multirun:
         args.overrides = [quote(override) for override in args.overrides]
     args.overrides = [_current_override(override) for override in args.overrides]

@@ -27,6 +27,7 @@ from chargpt.distributed.env import (
     parent_exited,
 )
 from chargpt.errors import ExitCode
+from chargpt.invocation import child_command
 from chargpt.runs import lock
 from chargpt.runs.directory import RunDirectory
 
@@ -72,7 +73,7 @@ class WorkerGroup:
             LOCK_FD_ENV: str(descriptor),
             PARENT_PID_ENV: str(os.getpid()),
         }
-        self._command = [sys.executable, sys.argv[0], *arguments]
+        self._command = [*child_command(), *arguments]
         self._environment, self._descriptor = environment, descriptor
         self._processes: list[subprocess.Popen] = []
         self._killed: set[int] = set()

@@ -5,7 +5,6 @@ This module does not import torch, so that a run that is already finished is rep
 
 import logging
 import os
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ from chargpt.distributed.env import (
 )
 from chargpt.distributed.slurm import PREEMPTION_SIGNAL
 from chargpt.errors import ExitCode, UserError
+from chargpt.invocation import command_line, program_name
 from chargpt.runs import auto_resume, lock
 from chargpt.runs.directory import RunDirectory
 from chargpt.runs.reproduce import original_run
@@ -178,9 +178,9 @@ def _train_in_workers(count: int, resume: str, directory: RunDirectory) -> int:
     if code == ExitCode.INTERRUPTED and status["state"] == "running":  # during start-up, or by a second signal
         reason = "a second signal" if status["step"] else "before its first step"
         directory.write_status("interrupted", status["step"], reason)
-        override = shlex.quote(f"resume={directory.path}")
-        sys.stderr.write(f"train.py: interrupted. Resume with: python train.py {override}\n")
+        command = command_line("train", f"resume={directory.path}")
+        sys.stderr.write(f"{program_name()}: interrupted. Resume with: {command}\n")
     if code == ExitCode.FAILED and (reason := ranks.first_failure()):
         directory.write_status("failed", status["step"], reason)
-        sys.stderr.write(f"train.py: {reason}. The logs are in {directory.path}\n")
+        sys.stderr.write(f"{program_name()}: {reason}. The logs are in {directory.path}\n")
     return code

@@ -12,6 +12,7 @@ from chargpt.config.instantiate import instantiate
 from chargpt.data.tokenizer import Tokenizer
 from chargpt.errors import UserError
 from chargpt.inference.generate import generate
+from chargpt.invocation import command_line
 from chargpt.model.language_model import LanguageModel
 from chargpt.utils.paths import resolve_path
 
@@ -134,7 +135,9 @@ def latest_run(outputs: str | Path = "outputs") -> Path:
     """Returns the run under `outputs` that finished last."""
     finished = [p.parent for p in Path(outputs).rglob("metrics.json")]
     if not finished:
-        raise UserError(f"run=latest: there is no finished run in {outputs}/. Train a model first: python train.py")
+        raise UserError(
+            f"run=latest: there is no finished run in {outputs}/. Train a model first: {command_line('train')}"
+        )
     return max(finished, key=lambda run: (run / "metrics.json").stat().st_mtime)
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from chargpt.errors import UserError
+from chargpt.invocation import command_line
 from chargpt.runs.record import is_run
 from chargpt.utils.paths import resolve_path
 
@@ -32,7 +33,7 @@ def find_runs(spec: str) -> list[Path]:
         if not runs:
             raise UserError(
                 f"runs: {item} contains no run (a run directory contains status.json or metrics.json). Train first, "
-                f"python train.py -m model.n_layer=2,4, or name the folder of the runs, runs=FOLDER"
+                f"{command_line('train', '-m', 'model.n_layer=2,4')}, or name the folder of the runs, runs=FOLDER"
             )
         result |= {run.resolve(): run for run in reversed(runs)}
     return sorted(result.values())

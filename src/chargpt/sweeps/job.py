@@ -21,6 +21,7 @@ from chargpt.config.compose import SEARCHPATH, task_overrides
 from chargpt.config.overrides import quote_value
 from chargpt.distributed.env import ERROR_PIPE_ENV, PARENT_PID_ENV, SWEEP_ENV, forwarded_signals
 from chargpt.errors import ExitCode, UserError
+from chargpt.invocation import child_command, program_name
 from chargpt.runs import auto_resume
 from chargpt.runs.directory import RunDirectory
 from chargpt.sweeps import naming  # noqa: F401 - registers its resolver in the process where a launcher runs the job
@@ -34,12 +35,11 @@ class Job:
     """Hydra's task function in a sweep. It can be pickled, for launchers that run it in another process.
 
     Args:
-        script: the path of `train.py`.
         flags: Hydra's flags for each job.
     """
 
-    def __init__(self, script: Path, flags: list[str]):
-        self._command = [sys.executable, str(script), *flags]
+    def __init__(self, flags: list[str]):
+        self._program, self._command = program_name(), [*child_command(), *flags]
 
     def __call__(self, config: DictConfig) -> dict[str, Any]:
         """Runs the job, unless its run is already done.
@@ -68,15 +68,14 @@ class Job:
                 result["metrics"] = json.loads(directory.metrics.read_text())
         return result
 
-    @staticmethod
-    def _skip(config: DictConfig, directory: RunDirectory) -> tuple[int | None, str]:
+    def _skip(self, config: DictConfig, directory: RunDirectory) -> tuple[int | None, str]:
         """The exit code of a job that is skipped or refused, None for one that must run; the reason of a refusal."""
         if config.resume != "auto":
             return None, ""
         try:
             decision = auto_resume.inspect(config, directory)
         except UserError as error:
-            sys.stderr.write(f"train.py: {error}\n")
+            sys.stderr.write(f"{self._program}: {error}\n")
             return ExitCode.USER_ERROR, str(error)
         if decision not in (auto_resume.Decision.SKIP_FINISHED, auto_resume.Decision.SKIP_FAILED):
             return None, ""

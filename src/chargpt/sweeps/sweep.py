@@ -16,18 +16,18 @@ from hydra.types import RunMode
 
 from chargpt.config.overrides import short_error
 from chargpt.errors import ExitCode, Interrupted, UserError
+from chargpt.invocation import program_name
 from chargpt.runs.discover import common_folder
 from chargpt.sweeps.job import Job
 
 log = logging.getLogger(__name__)
 
 
-def sweep(config_name: str, overrides: list[str], script: Path, flags: list[str]) -> int:
+def sweep(config_name: str, overrides: list[str], flags: list[str]) -> int:
     """Runs every job that is not yet done, also if other jobs fail, and compares the runs.
 
     Args:
         overrides: the checked overrides of the command line.
-        script: the path of `train.py`.
         flags: Hydra's flags for each job.
 
     Returns:
@@ -44,7 +44,7 @@ def sweep(config_name: str, overrides: list[str], script: Path, flags: list[str]
         overrides = [*overrides, *default_overrides(overrides, HydraConfig.get().sweeper.get("params") or {})]
         folder = Path(HydraConfig.get().sweep.dir)
         created = [path for path in (folder, *folder.parents) if not path.exists()]
-        batches = GlobalHydra.instance().hydra.multirun(config_name, Job(script, flags), overrides)
+        batches = GlobalHydra.instance().hydra.multirun(config_name, Job(flags), overrides)
     except HydraException as error:
         raise UserError(short_error(error)) from error
     except (KeyboardInterrupt, SystemExit) as error:
@@ -65,7 +65,7 @@ def sweep(config_name: str, overrides: list[str], script: Path, flags: list[str]
         if result["code"] == ExitCode.USER_ERROR:
             sys.stderr.write(f"refused: {Path(result['directory']).name}: {result['reason']}\n")
     if any(codes):
-        sys.stderr.write(f"train.py: {sum(map(bool, codes))} of {len(codes)} jobs did not succeed\n")
+        sys.stderr.write(f"{program_name()}: {sum(map(bool, codes))} of {len(codes)} jobs did not succeed\n")
     return ExitCode.FAILED if any(codes) else ExitCode.DONE
 
 

@@ -2,11 +2,11 @@
 
 import contextlib
 import os
-import shlex
 from collections.abc import Callable, Iterator
 
 from chargpt.distributed import env
 from chargpt.errors import DivergenceError, ExitCode, Interrupted, TrainingError, TrialPruned, UserError
+from chargpt.invocation import command_line
 from chargpt.training.callbacks.recorder import RunRecorder
 from chargpt.training.setup import Run
 
@@ -56,7 +56,7 @@ def record_outcome(run: Run, recorder: RunRecorder) -> Iterator[None]:
 
 def _write_outcome(run: Run, error: BaseException, write: Callable[[str, str], None]) -> BaseException:
     """Writes the outcome of the run. Returns the exception to raise."""
-    command = f"python train.py {shlex.quote(f'resume={run.directory.path}')}"
+    command = command_line("train", f"resume={run.directory.path}")
     if isinstance(error, KeyboardInterrupt):  # before the first step, or after the last one, during sampling
         write("interrupted", "SIGINT")
         return Interrupted(f"interrupted. Resume with: {command}")

@@ -3,7 +3,6 @@
 import logging
 import os
 import shlex
-import shutil
 import sys
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from chargpt.distributed import env
+from chargpt.invocation import command_line, python
 from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.setup import Run
 from chargpt.training.trainer import device_name
@@ -49,16 +49,13 @@ def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
         console.print(sample, markup=False, soft_wrap=True)
         console.rule(style="dim")
     path = run.directory.path
-    run_argument, resume_argument = shlex.quote(f"run={path}"), shlex.quote(f"resume={path}")
-    # The commands must work in this shell: plain `python` only if the PATH resolves to this interpreter.
-    python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
-    tensorboard = "tensorboard" if python == "python" else f"{python} -m tensorboard.main"
+    tensorboard = ["tensorboard"] if python() == ["python"] else [*python(), "-m", "tensorboard.main"]
     longer = f"trainer.max_steps={2 * metrics['steps']}"
     if run.timer.time_used() >= 1:
         longer = f"trainer.max_time={2 * round(parse_duration(run.config['trainer']['max_time']))}"
     # The first word of the sample is a prompt that the vocabulary of this run contains.
     first_word = next((word for word in sample.split() if word.isalpha()), "")
-    prompt = f" prompt={first_word}" if first_word else ""
+    prompt = [f"prompt={first_word}"] if first_word else []
     logdir = path.parent if path.is_absolute() else path.parts[0]
     mfu = f", {run.metrics_callback.mfu:.0%} of the device's peak" if run.metrics_callback.mfu else ""
     rows = {
@@ -68,9 +65,9 @@ def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
         "time": f"{metrics['steps']:,} steps in {metrics['train_seconds']:.0f} s of training, "
         f"{metrics['tokens_per_second']:,.0f} tokens/s{mfu}",
         "run": escape(f"{path}"),
-        "sample": escape(f"{python} sample.py {run_argument}{prompt}"),
-        "metrics": escape(f"{tensorboard} --logdir {shlex.quote(str(logdir))}"),
-        "resume": escape(f"{python} train.py {resume_argument} {longer}"),
+        "sample": escape(command_line("sample", f"run={path}", *prompt)),
+        "metrics": escape(shlex.join([*tensorboard, "--logdir", str(logdir)])),
+        "resume": escape(command_line("train", f"resume={path}", longer)),
     }
     for name, line in rows.items():
         if name in ("loss", "time") or not in_sweep:

@@ -1,7 +1,6 @@
 """Handles Ctrl-C, SIGTERM, Slurm's SIGUSR1 and the exit of the parent process: finishes the step, saves and exits."""
 
 import contextlib
-import shlex
 import signal
 import sys
 from types import FrameType
@@ -14,6 +13,7 @@ from chargpt.distributed.async_reduce import AsyncMaxReduce
 from chargpt.distributed.env import parent_exited, received_signals
 from chargpt.distributed.slurm import PREEMPTION_SIGNAL, requeue
 from chargpt.errors import Interrupted
+from chargpt.invocation import command_line
 from chargpt.runs.directory import RunDirectory
 from chargpt.training.callbacks.checkpoint import CheckpointCallback
 from chargpt.training.callbacks.divergence import NonFiniteLossDetector, mean_losses
@@ -72,7 +72,7 @@ class InterruptHandler(L.Callback):
                 self._run.write_status("interrupted", step, signal.Signals(number).name)
                 if number == PREEMPTION_SIGNAL:
                     requeue()
-            command = f"python train.py {shlex.quote(f'resume={self._run.path}')}"
+            command = command_line("train", f"resume={self._run.path}")
             raise Interrupted(f"interrupted after step {step}, checkpoint saved. Resume with: {command}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
