@@ -49,7 +49,7 @@ def test_the_process_group_has_the_settings_of_lightning_except_the_store(monkey
     trainer = L.Trainer(
         accelerator="cpu",
         devices=2,
-        strategy=make_strategy(name, several=True),
+        strategy=make_strategy(name, distributed=True),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -106,7 +106,7 @@ def _check_progress(run: Run, checkpoint: dict[str, Any]) -> None:
     planned = checkpoint["chargpt"]["config"]["trainer"]["max_steps"]
     if -1 != max_steps < planned:
         raise UserError(
-            f"{path} was planned for {planned} steps: trainer.max_steps={max_steps} would make it another run; "
+            f"{path} was planned for {planned} steps: trainer.max_steps={max_steps} would make this a different run; "
             f"increase it, or leave it out"
         )
     budget = parse_duration(run.config["trainer"]["max_time"])
