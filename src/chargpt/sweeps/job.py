@@ -51,9 +51,7 @@ class Job:
         settings = HydraConfig.get()
         sequential = settings.launcher._target_.endswith(SEQUENTIAL_LAUNCHER)
         folder, cwd = Path(settings.runtime.output_dir), Path.cwd()
-        if sequential and folder.is_relative_to(
-            cwd
-        ):  # for shorter messages; other launchers may change the working directory
+        if sequential and folder.is_relative_to(cwd):  # for shorter messages; other launchers may change cwd
             folder = folder.relative_to(cwd)
         directory = RunDirectory(folder)
         code, reason = self._skip(config, directory)

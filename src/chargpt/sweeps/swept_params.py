@@ -10,14 +10,8 @@ from typing import Any
 from chargpt.runs.identity import NOT_IDENTITY, NOT_IDENTITY_GROUPS, OLDER_DEFAULTS
 from chargpt.runs.record import RunRecord
 
-SECTIONS = (
-    "seed",
-    "model",
-    "optimizer",
-    "schedule",
-    "data",
-    "trainer",
-)  # of keys with the same value by interpolation, the first is shown
+# If one key refers to another by interpolation, only the first in this order is shown.
+SECTIONS = ("seed", "model", "optimizer", "schedule", "data", "trainer")
 # If one group determines another, only the first is shown; groups not listed here, such as `lecture`, precede these.
 _GROUPS = ("model", "recipe", "optimizer", "schedule", "data")
 
