@@ -1,7 +1,7 @@
 """Parses overrides with Hydra's grammar and checks them against the config.
 
-Hydra alone reports a mistyped key in ten lines and accepts values of any type. Here each error is one line with the
-nearest valid name.
+Hydra itself reports a mistyped key in ten lines and accepts values of any type. Here each error is one line, with the
+nearest valid names.
 """
 
 import contextlib

@@ -17,8 +17,8 @@ Batch = tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]
 class RandomBlockLoader:
     """An endless iterator over batches of random blocks: inputs, and targets shifted by one token.
 
-    Global batch k is a pure function of (seed, k). Rank r of W gets blocks r, r + W, r + 2W, ... of it, so that any
-    number of processes trains on the same data.
+    Global batch k is a pure function of (seed, k). Rank r of W gets blocks r, r + W, r + 2W, ... of it, so that the
+    data does not depend on the number of processes.
 
     Args:
         tokens_N: the split, on the training device.

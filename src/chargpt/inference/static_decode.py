@@ -31,7 +31,7 @@ class StaticDecodeStep:
         self._model = model
         self.tokens_B1 = torch.zeros(batch_size, 1, dtype=torch.long, device=model.device)
         self.position_1 = torch.zeros(1, dtype=torch.long, device=model.device)
-        # Row t is added to the scores of the token at t. Each layer would convert a boolean mask to this form.
+        # Row t is added to the attention scores at position t. A boolean mask would be converted to this in each layer.
         weight = next(model.parameters())
         self._masks_TT = weight.new_full((model.block_size, model.block_size), -float("inf")).triu(1)
         self._mask_1T = self._masks_TT[:1].clone()

@@ -1,4 +1,4 @@
-"""Reads the record of a run from its directory, in any state; damaged files are reported, not raised."""
+"""Reads the record of a run, in any state, from its directory. Damaged files are listed in its `reason`."""
 
 import contextlib
 import csv
@@ -30,7 +30,7 @@ class RunRecord:
         metrics: metrics.json; empty if it is missing.
         config: the resolved config; empty if it cannot be read.
         choices: config group -> selected option.
-        overrides: its command line.
+        overrides: the overrides of its command line.
         monitor: the metric by which the run is compared; None if neither its metrics nor its config can be read.
         last_values: the last step and value in history.csv of the monitored metric and of bits per character, by name.
     """

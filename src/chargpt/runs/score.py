@@ -21,7 +21,7 @@ class Monitor:
         mode: `min` if lower is better, `max` if higher is better.
 
     Raises:
-        UserError: `mode` is neither.
+        UserError: `mode` is neither `min` nor `max`.
     """
 
     name: str = "val_loss"
@@ -29,7 +29,7 @@ class Monitor:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise UserError(f"mode={self.mode}: must be one of {', '.join(MODES)}")
+            raise UserError(f"mode={self.mode}: it must be one of {', '.join(MODES)}")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Monitor":

@@ -76,7 +76,7 @@ class Compilation(L.Callback):
         worthwhile = not sharded and is_worthwhile(device_type, trainer.max_steps, self._max_seconds)
         if not requested and not (self._setting == "auto" and worthwhile):
             return
-        # The next replay of a CUDA graph overwrites its outputs, so gradients can be neither accumulated nor reduced.
+        # Each replay of a CUDA graph overwrites its outputs, so gradients cannot be accumulated, or reduced over ranks.
         supports_graphs = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
         best = "reduce-overhead" if device_type == "cuda" and supports_graphs else "inductor"
         self._mode = self._setting if self._setting in COMPILE_MODES else best
@@ -113,7 +113,7 @@ class Compilation(L.Callback):
 
     @staticmethod
     def _warm_up(loss: Loss, trainer: L.Trainer, pl_module: L.LightningModule, passes: int) -> None:
-        """Runs forward and backward passes on batches laid out as in training, so that nothing is compiled later."""
+        """Runs forward and backward passes on batches of all shapes of the run, so that nothing is compiled later."""
         batches: RandomBlockLoader = trainer.train_dataloader
         parameters = [p for p in pl_module.parameters() if p.requires_grad]
         for inputs_BT, targets_BT in batches.layouts():

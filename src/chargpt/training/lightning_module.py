@@ -54,7 +54,7 @@ class LanguageModeling(L.LightningModule):
         self.train_losses: list[Tensor] = []
         self.grad_norm: Tensor | None = None
         self.lr_scale: Callable[[], float] = lambda: 1.0  # halved by each rollback
-        self.time_used: Callable[[], float] = lambda: 0.0  # fraction of the time budget; set by `TrainingTimer`
+        self.time_used: Callable[[], float] = lambda: 0.0  # fraction of the time budget; from `TrainingTimer`
         self.train_loss = self.loss  # `Compilation` replaces it by its compiled version
         self.batches, self.in_step = 0, False
         self._step = 0  # the last completed step
@@ -87,8 +87,8 @@ class LanguageModeling(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_device(fold_in(self._seed, STEP, self.batches, self.global_rank), self.device)
         if not self.in_step:
-            # Lightning frees the gradients after the forward pass. Freed before it, their memory, still in the cache,
-            # is reused for the activations (2 % of a small model's step on a CPU).
+            # Lightning frees the gradients after the forward pass. If they are freed before it, the activations reuse
+            # their memory, which is still in the CPU's cache: 2 % of the time of a step of a small model.
             self.trainer.optimizers[0].zero_grad(set_to_none=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

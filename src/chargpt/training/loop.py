@@ -65,7 +65,7 @@ def train(config: dict[str, Any], directory: RunDirectory) -> None:
         directory: the run directory.
 
     Raises:
-        UserError: nothing has been written yet.
+        UserError: a setting or a file is invalid; the run has not started.
         Interrupted: after a signal; the run is saved and can be resumed.
         DivergenceError: the loss is NaN or infinite.
     """
@@ -89,7 +89,7 @@ def _train(config: dict[str, Any], directory: RunDirectory, diverged_at: list[in
         logging.getLogger().removeHandler(messages)
         raise
     with record_outcome(run, recorder):
-        if not run.origin.resumed:  # a resumed run is written to only after its first step has succeeded
+        if not run.origin.resumed:  # the directory of a resumed run is opened after the first step
             recorder.open(run.trainer, run.module)
         if run.trainer.is_global_zero:
             report.log_header(run)

@@ -28,8 +28,8 @@ def find_state(resume: Path) -> tuple[RunDirectory, Path | None, dict[str, Any] 
     If `last.ckpt` is damaged, it falls back to `previous.ckpt`, then to `best.ckpt`.
 
     Returns:
-        The run, and the path and content of the checkpoint; None twice for a run that was interrupted before its
-        first checkpoint.
+        The run, and the path and content of the checkpoint; both are None if the run was interrupted before its first
+        checkpoint.
 
     Raises:
         UserError: there is no such run, it has no intact checkpoint, or the given file is damaged.
@@ -54,7 +54,7 @@ def find_state(resume: Path) -> tuple[RunDirectory, Path | None, dict[str, Any] 
 
 @contextmanager
 def run_state(path: Path) -> Iterator[None]:
-    """Raises `UserError` for errors in code that uses the content of a checkpoint, which may be an untrusted file."""
+    """Converts errors in code that uses the content of a checkpoint, which may be an untrusted file, to `UserError`."""
     try:
         yield
     except CONSTRUCTOR_ERRORS as error:
@@ -65,7 +65,7 @@ def run_state(path: Path) -> Iterator[None]:
 
 
 def best_is_intact(directory: RunDirectory, checkpoint: dict[str, Any]) -> bool:
-    """Whether `best.ckpt` as of `checkpoint` is intact, does not exist yet, or is about to be copied from it."""
+    """Whether the best checkpoint recorded in `checkpoint` is intact, is `checkpoint` itself, or does not exist yet."""
     with run_state(directory.last):
         best = MetricsCallback.best_step_in(checkpoint)
     if best in (0, checkpoint["global_step"]):

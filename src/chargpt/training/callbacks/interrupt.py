@@ -1,4 +1,4 @@
-"""Handles Ctrl-C, SIGTERM, Slurm's SIGUSR1 and the exit of the parent process: finishes the step, saves and exits."""
+"""Stops a run between two steps: after a signal or the exit of the parent process, and if the loss is not finite."""
 
 import contextlib
 import shlex
@@ -22,10 +22,10 @@ from chargpt.training.callbacks.timer import TrainingTimer
 
 
 class InterruptHandler(L.Callback):
-    """Saves and stops the run between two steps after the first signal; a second signal kills it.
+    """Saves a checkpoint and stops the run after a signal; stops it without saving if a loss is NaN or infinite.
 
-    The handler only sets a flag, because a signal in the middle of a step must not change the model. With several
-    ranks, an asynchronous all-reduce that overlaps with the previous step makes all ranks stop before the same step,
+    The signal handler only sets a flag, because a step must not be interrupted; a second signal kills the process.
+    With several ranks, an asynchronous all-reduce during the previous step makes all ranks stop before the same step
     and agree on whether a loss is not finite and on the time used.
     """
 

@@ -10,7 +10,7 @@ ACTIVITIES = ("train", "validation", "checkpoint", "compilation", "setup")
 
 
 class TrainingTimer(L.Callback):
-    """Measures the time of each activity, and stops the run at its last step, followed by a validation.
+    """Measures the time of each activity, and stops the run after its last step and a final validation.
 
     At any time exactly one of `ACTIVITIES` is measured: training steps; validation; checkpoints, including samples;
     compilation; and setup, from the construction of this timer to the first step. The device is synchronized
@@ -48,7 +48,7 @@ class TrainingTimer(L.Callback):
     def set_time_used(self, used: float) -> None:
         """Sets the result of `time_used` to the fraction that rank 0 measured one step ago.
 
-        With the time of its own clock, a rank could use another learning rate or stop at another step.
+        If each rank used its own clock, the ranks could use different learning rates or stop at different steps.
         """
         self._used = used
 
