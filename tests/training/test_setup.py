@@ -97,7 +97,7 @@ def test_a_required_monitor_defaults_to_the_score(metrics_callback):
         ({"_target_": "collections.Counter"}, "must be a Callback"),
         ({"_target_": f"{MODULE}.CustomCallback", "fctor": 1.0}, "did you mean factor"),
         ({"_target_": f"{MODULE}.CustomCallbak"}, "did you mean CustomCallback"),
-        ({}, "is not an allowed target"),
+        ({}, "import path"),
     ],
 )
 def test_a_callback_that_cannot_be_instantiated_is_a_user_error(metrics_callback, config, message):

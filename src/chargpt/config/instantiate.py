@@ -108,8 +108,10 @@ class _Partial(functools.partial):
 
 def locate(name: Any, path: str, trusted: bool = False) -> Any:
     """Imports the class or function of a `_target_`. Raises `UserError` if it is not allowed or does not exist."""
-    name = migrate_target(name) if isinstance(name, str) else name
-    if not isinstance(name, str) or not (trusted or (name.startswith(ALLOWED_PREFIXES) and "._" not in name)):
+    if not isinstance(name, str):
+        raise UserError(f"{path}._target_={name!r}: it must be the import path of a class or function")
+    name = migrate_target(name)
+    if not trusted and (not name.startswith(ALLOWED_PREFIXES) or "._" in name):
         raise UserError(
             f"{path}._target_={name!r} is not an allowed target. Allowed are "
             f"{', '.join(prefix + '*' for prefix in ALLOWED_PREFIXES)}"

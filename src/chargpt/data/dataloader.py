@@ -63,7 +63,7 @@ class RandomBlockLoader:
             return inputs_BT, targets_BT
         return inputs_BT.reshape(-1, length), targets_BT.reshape(-1, length)
 
-    def layouts(self) -> Iterator[Batch]:
+    def one_batch_per_length(self) -> Iterator[Batch]:
         """One batch of each block length among the remaining batches."""
         first = self._first()
         batch_of_length = {self.length(k): k for k in range(first, max(first, self._warmup) + 1)}

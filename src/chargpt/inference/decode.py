@@ -123,8 +123,8 @@ def _attention(module: CausalSelfAttention, B: int, linear: LinearFactory) -> Ca
             qk_BHTD.copy_(rotate(qk_BHTD, context.rotation))
         qkv_B3HD = qkv_BC.view(B, 3, H, -1)
         start, layer_cache.length = layer_cache.length, layer_cache.length + 1
-        layer_cache.both_2BHTD[:, :, :, start] = qkv_B3HD[:, 1:].transpose(0, 1)
-        keys_BHSD, values_BHSD = layer_cache.both_2BHTD[:, :, :, : layer_cache.length]
+        layer_cache.keys_values_2BHTD[:, :, :, start] = qkv_B3HD[:, 1:].transpose(0, 1)
+        keys_BHSD, values_BHSD = layer_cache.keys_values_2BHTD[:, :, :, : layer_cache.length]
         y_BH1D = F.scaled_dot_product_attention(qkv_B3HD[:, 0, :, None], keys_BHSD, values_BHSD)
         return out_proj(y_BH1D.reshape(B, -1))
 

@@ -21,8 +21,8 @@ class LayerKVCache:
         both_2BHTD: the buffer for the keys and values of up to T tokens.
     """
 
-    def __init__(self, both_2BHTD: Float[Tensor, "2 B H T D"]):
-        self.both_2BHTD = both_2BHTD
+    def __init__(self, keys_values_2BHTD: Float[Tensor, "2 B H T D"]):
+        self.keys_values_2BHTD = keys_values_2BHTD
         self.length = 0
 
     def append(
@@ -30,16 +30,16 @@ class LayerKVCache:
     ) -> Float[Tensor, "2 B H S D"]:
         """Appends T tokens; returns the keys and values of all S tokens so far (a view)."""
         start, self.length = self.length, self.length + keys_BHTD.shape[2]
-        self.both_2BHTD[0, :, :, start : self.length] = keys_BHTD
-        self.both_2BHTD[1, :, :, start : self.length] = values_BHTD
-        return self.both_2BHTD[:, :, :, : self.length]
+        self.keys_values_2BHTD[0, :, :, start : self.length] = keys_BHTD
+        self.keys_values_2BHTD[1, :, :, start : self.length] = values_BHTD
+        return self.keys_values_2BHTD[:, :, :, : self.length]
 
     def mask(self, T: int) -> Tensor | None:
         """The mask of the S tokens that each of the newest T attends to (T x S); None if `is_causal` is enough."""
         S = self.length
         if T in (1, S):
             return None
-        return torch.ones(T, S, dtype=torch.bool, device=self.both_2BHTD.device).tril(S - T)
+        return torch.ones(T, S, dtype=torch.bool, device=self.keys_values_2BHTD.device).tril(S - T)
 
 
 class CausalSelfAttention(nn.Module):

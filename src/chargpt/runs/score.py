@@ -70,11 +70,11 @@ def score_of(metrics: Mapping[str, Any], monitor: Monitor) -> float | None:
         metrics: metrics.json of the run.
     """
     if "score" in metrics and monitor == Monitor.of(metrics):
-        return number(metrics["score"])
-    return number(metrics.get(monitor.name))
+        return finite_float(metrics["score"])
+    return finite_float(metrics.get(monitor.name))
 
 
-def number(value: Any) -> float | None:
+def finite_float(value: Any) -> float | None:
     """A value of a JSON file as a float; None if it is not a finite number."""
     # In Python a bool is an int, JSON may contain NaN, and an integer may be too large for a float.
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -11,7 +11,7 @@ from chargpt.training.lightning_module import LanguageModeling
 from chargpt.utils.memory import available_memory
 
 PARAMETER_BYTES = 16  # float32: the weight, its gradient, and two averages of an optimizer such as AdamW
-SMALL_TENSOR = 4096  # tokens; the activations of a smaller forward pass are not measured
+SMALL_BATCH_TOKENS = 4096  # tokens; the activations of a smaller forward pass are not measured
 # The sizes in the error message of torch's CUDA allocator.
 TRIED_PATTERN, CAPACITY_PATTERN = r"Tried to allocate ([\d.]+ \w+)", r"total capacity of ([\d.]+ \w+)"
 
@@ -30,7 +30,7 @@ def check(module: LanguageModeling, batch_size: int, block_size: int, processes:
         UserError: the first step would need more memory than is available.
     """
     parameters = PARAMETER_BYTES * sum(p.numel() for p in module.parameters())
-    small = batch_size * block_size <= SMALL_TENSOR
+    small = batch_size * block_size <= SMALL_BATCH_TOKENS
     needed = parameters if small else estimate(module, batch_size // processes, block_size)
     if (available := available_memory()) < needed * processes:
         message = describe(module, batch_size, block_size, processes, passes)

@@ -53,7 +53,7 @@ def find_state(resume: Path) -> tuple[RunDirectory, Path | None, dict[str, Any] 
 
 
 @contextmanager
-def run_state(path: Path) -> Iterator[None]:
+def invalid_state_as_user_error(path: Path) -> Iterator[None]:
     """Converts errors in code that uses the content of a checkpoint, which may be an untrusted file, to `UserError`."""
     try:
         yield
@@ -66,7 +66,7 @@ def run_state(path: Path) -> Iterator[None]:
 
 def best_is_intact(directory: RunDirectory, checkpoint: dict[str, Any]) -> bool:
     """Whether the best checkpoint recorded in `checkpoint` is intact, is `checkpoint` itself, or does not exist yet."""
-    with run_state(directory.last):
+    with invalid_state_as_user_error(directory.last):
         best = MetricsCallback.best_step_in(checkpoint)
     if best in (0, checkpoint["global_step"]):
         return True
@@ -84,7 +84,7 @@ def check_state(run: Run, checkpoint: dict[str, Any]) -> None:
         UserError: the run cannot be resumed.
     """
     _check_weights(run, checkpoint)
-    with run_state(run.origin.checkpoint_path):
+    with invalid_state_as_user_error(run.origin.checkpoint_path):
         _check_progress(run, checkpoint)
 
 

@@ -54,13 +54,13 @@ class InterruptHandler(L.Callback):
             return
         number = self._signal or (signal.SIGTERM if parent_exited() else 0)
         newest = pl_module.train_losses[-trainer.accumulate_grad_batches :]
-        used = self._timer.fraction_of_time() if trainer.is_global_zero else 0.0
+        used = self._timer.local_time_fraction() if trainer.is_global_zero else 0.0
         reduced = self._reduce.exchange([number, self._detector.is_non_finite(newest), used])
         if reduced is None:
             return
         number, diverged, used = int(reduced[0]), bool(reduced[1]), reduced[2]
         if trainer.world_size > 1:
-            self._timer.set_time_used(used)
+            self._timer.set_time_fraction(used)
         if number and pl_module.train_losses:  # the losses of the newest steps may not have been checked
             diverged = diverged or not torch.isfinite(mean_losses(trainer, pl_module)).all()
         if diverged:
