@@ -35,7 +35,7 @@ def test_a_rerun_has_the_metrics_of_the_run_in_a_new_directory(run_cli, run, tmp
     assert outcome.code == 0, outcome.err
     repeated = new_run(tmp_path)
     assert non_timing_metrics(repeated) == non_timing_metrics(run)
-    assert not run_artifacts.differences(run_artifacts.learned(repeated), run_artifacts.learned(run))
+    assert not run_artifacts.differences(run_artifacts.training_state(repeated), run_artifacts.training_state(run))
     assert "all non-timing metrics equal those of run" in caplog.text
     assert repeated.parent.name == yaml.safe_load((run / ".hydra" / "config.yaml").read_text())["name"]
     assert (repeated / ".hydra" / "overrides.yaml").read_text() == (run / ".hydra" / "overrides.yaml").read_text()
