@@ -20,7 +20,7 @@ def listening_addresses(folder: Path) -> dict[str, list[str]]:
     return {file.stem: file.read_text().split() for file in folder.glob("listening_*.txt")}
 
 
-def test_a_run_on_one_device_does_not_listen(run_cli, tiny, tmp_path: Path):
+def test_a_run_on_one_device_opens_no_listening_socket(run_cli, tiny, tmp_path: Path):
     outcome = run_cli("train", *tiny, RECORD, f"+callbacks.record.folder={tmp_path}", "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     assert listening_addresses(tmp_path) == {"listening_0": []}

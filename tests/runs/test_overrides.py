@@ -260,8 +260,8 @@ def test_a_damaged_checkpoint_never_becomes_the_previous_one(interrupted, run_cl
     run = copy(interrupted["ctrl-c"].run)
     damage(run / "checkpoints" / "last.ckpt")
     step = run_artifacts.checkpoint(run, "previous")["global_step"]
-    signal_at = "+callbacks.cut._target_=tests.training.fault_injection.SignalAt"
-    at = ["+callbacks.cut.name=SIGTERM", f"+callbacks.cut.batch={step + 3}"]
+    signal_at = "+callbacks.signal._target_=tests.training.fault_injection.SignalAt"
+    at = ["+callbacks.signal.name=SIGTERM", f"+callbacks.signal.batch={step + 3}"]
     assert run_cli("train", QUIET, "resume=run", signal_at, *at).code == 3
     assert run_artifacts.checkpoint(run, "previous")["global_step"] == step
     assert run_artifacts.checkpoint(run, "last")["global_step"] == step + 3

@@ -164,7 +164,7 @@ def test_runs_with_different_tokenizers_are_plotted_by_bits_per_character_withou
         ([None, 1.0], "even"),
     ],
 )
-def test_the_scale_separates_the_values(values, kind):
+def test_the_kind_of_a_scale_follows_from_the_values(values, kind):
     assert make_scale([(value, 2.0) for value in values], Monitor()).kind == kind
 
 
