@@ -88,9 +88,9 @@ SETTINGS = {
     "no devices": ("trainer.devices=0", "devices=0"),
     "99 devices": ("trainer.devices=99", "multiple of 99"),
     "a batch that is not divisible by the devices": ("trainer.devices=3", "multiple of 3"),
-    "a batch that is not divisible by the members": ("model=gpt_ensemble data.batch_size=8", "make it a multiple of 3"),
+    "a batch that is not divisible by the members": ("model=gpt_ensemble data.batch_size=8", "use a multiple of 3"),
     "no members": ("model=gpt_ensemble model.members=0", "model.members=0"),
-    "a strategy that starts processes": ("trainer.strategy=ddp_notebook", "take ddp or fsdp"),
+    "a strategy that starts processes": ("trainer.strategy=ddp_notebook", "use ddp or fsdp"),
     "invalid precision": ("trainer.precision=17", "bf16-mixed"),
     "invalid accelerator": ("trainer.accelerator=quantum", "quantum"),
     # components

@@ -97,7 +97,7 @@ def test_a_required_monitor_defaults_to_the_score(metrics_callback):
         ({"_target_": "collections.Counter"}, "must be a Callback"),
         ({"_target_": f"{MODULE}.CustomCallback", "fctor": 1.0}, "did you mean factor"),
         ({"_target_": f"{MODULE}.CustomCallbak"}, "did you mean CustomCallback"),
-        ({}, "is not one of"),
+        ({}, "is not an allowed target"),
     ],
 )
 def test_a_callback_that_cannot_be_instantiated_is_a_user_error(metrics_callback, config, message):
@@ -146,7 +146,7 @@ def test_the_monitor_selects_the_best_checkpoint_also_after_resuming(run_cli, ti
 def test_a_resumed_run_cannot_change_its_monitor(run_cli, finished):
     outcome = run_cli("train", f"resume={finished}", "monitor=val_bpc", "trainer.max_steps=40")
     assert outcome.code == 2
-    assert "another run" in outcome.err
+    assert "a different run" in outcome.err
 
 
 def test_a_run_fails_at_the_first_validation_if_no_callback_logs_its_monitor(run_cli, tiny):
