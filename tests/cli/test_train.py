@@ -1,4 +1,4 @@
-"""train.py: run directories, also of runs that start at the same time, and resume=auto."""
+"""train.py: the run directories of runs that start at the same time, and resume=auto."""
 
 import subprocess
 import sys

@@ -29,7 +29,7 @@ def test_training_flops_include_all_micro_batches(run):
     assert read_run(run("triple", "trainer.accumulate_grad_batches=3", loss=2.0)).training_flops == 3 * single
 
 
-def test_an_unfinished_run_has_its_last_value(run):
+def test_an_unfinished_run_is_read_with_its_last_value(run):
     history = [(1, None), (5, 3.0), (10, 2.5), (11, None)]
     read = read_run(run("a", state="diverged", reason="the loss\nis nan", history=history))
     assert (read.state, read.reason, read.finished) == ("diverged", "the loss is nan", False)
