@@ -28,10 +28,10 @@ lint: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
-# Recreated only when the dependencies change.
+# .venv is recreated only when the dependencies change.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "chargpt needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 2; }
+		{ echo "chargpt needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Select another: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@

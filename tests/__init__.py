@@ -1,4 +1,4 @@
-"""The tests, and the type checker of their runs: beartype, to which a whole number is a number (PEP 484)."""
+"""The tests, and the type checker for them: beartype, which accepts an int for a float (PEP 484)."""
 
 from beartype import BeartypeConf, beartype
 

@@ -1,4 +1,4 @@
-"""Fixtures of many tests: a small text, commands in this process, and commands as separate processes."""
+"""Fixtures of many tests: a small text, and commands in this process or as separate processes."""
 
 import importlib
 import logging
@@ -15,7 +15,7 @@ from hypothesis import settings
 # Small models run faster on one thread, and parallel tests do not compete for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# No deadlines: other programs on the machine make the time of an example vary.
+# No deadlines: the time of an example depends on other programs on the machine.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 

@@ -18,7 +18,7 @@ MODULES = {module_name(file): file for file in sorted(SOURCE.rglob("*.py"))}
 
 
 def imported(file: Path) -> set[str]:
-    """All names that a file imports, also inside functions and for type checkers."""
+    """All names that a file imports, including those inside functions and for type checkers."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):

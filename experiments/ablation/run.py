@@ -1,12 +1,12 @@
 """Trains the default recipe with one change at a time, 3 seeds each; writes ablation.csv and README.md's table.
 
     python experiments/ablation/run.py                  # an hour and a half on two cores; resumes
-    python experiments/ablation/seconds.py              # the time of a step of each variant
+    python experiments/ablation/seconds.py              # the step time of each variant
     python experiments/ablation/run.py "the recipe" SOAP AdamW
 
 Each run is `python train.py ... seed=...`, 300 steps of the default recipe, on the training split only: its last
 tenth is held out, and the validation split is not used. All variants take the same steps on the same batches.
-seconds.py measures the time of a step separately, because these runs are in parallel with each other and other work.
+seconds.py measures the step times separately, because these runs share the machine with each other and other work.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Measures the time of a step of each variant of the ablation, interleaved in one process; writes seconds.csv.
+"""Measures the step time of each variant of the ablation, interleaved in one process; writes seconds.csv.
 
     python experiments/ablation/seconds.py           # three minutes on a quiet core
 
@@ -26,7 +26,7 @@ from chargpt.model.loss import cross_entropy
 from chargpt.utils.csv_io import write_rows
 
 VOCAB_SIZE = 65
-# Changes outside of these three, or only to the schedule: the step time is that of the recipe.
+# Variants that do not change the step, or only change the schedule: their step time is that of the recipe.
 NOT_MEASURED = ("cosine schedule", "decay over the last 20 %", "block warm-up of 100 steps", "EMA of the weights")
 
 

@@ -69,7 +69,7 @@ class Signal(L.Callback):
 
 
 class Fault(L.Callback):
-    """Sets a learning rate that makes the loss NaN at step `step`, if the rate is above a limit."""
+    """If the learning rate is above a limit, sets one at which the weights overflow in step `step`."""
 
     def __init__(self, step: int, above: float = 0.0, lr: float = 1e30):
         self.step, self.above, self.lr = step, above, lr

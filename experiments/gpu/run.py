@@ -1,4 +1,4 @@
-"""Tests and measures the bench on one GPU in at most 480 s; each result is a row of results.csv.
+"""Tests and measures this project on one GPU in at most 480 s; each result is a row of results.csv.
 
     python experiments/gpu/run.py --out results             # on a machine with a CUDA GPU
     python experiments/gpu/run.py --out results --dry       # the same code with tiny models on two CPU cores

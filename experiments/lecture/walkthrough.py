@@ -18,8 +18,8 @@
 #
 # The argument of the lecture ["Let's build GPT: from scratch, in code, spelled
 # out"](https://www.youtube.com/watch?v=kCc8FmEb1nY), in a notebook that runs in about a minute on a CPU. What the
-# lecture derives by hand is derived by hand here, and then shown to be equal to the package `chargpt`; the rest is
-# imported. Each `assert` is a claim that is checked when you run it.
+# lecture derives by hand is derived by hand here, and then compared with the package `chargpt`; the rest is
+# imported. Each `assert` verifies a claim when you run the notebook.
 #
 # Letters in shapes: B batch, T time (positions in a block), C channels, H heads, D head size, V vocabulary.
 
@@ -72,8 +72,8 @@ assert len(vocabulary) == 65
 # %% [markdown]
 # ## 2. Characters to numbers
 #
-# The simplest tokenizer maps each character to its index in the sorted vocabulary. Two dictionaries do it by hand; the
-# package's `CharTokenizer` does the same for a hundred megabytes in seconds.
+# The simplest tokenizer maps each character to its index in the sorted vocabulary. By hand, this takes two
+# dictionaries; the package's `CharTokenizer` encodes a hundred megabytes in seconds.
 
 # %%
 stoi = {character: i for i, character in enumerate(vocabulary)}
@@ -248,8 +248,8 @@ axes.set_title("The bigram model")
 plt.show()
 
 # %% [markdown]
-# The model has learned which letters follow which, and nothing else, because its context is one character. The tokens
-# need to communicate.
+# The model has learned only which letters follow which, because its context is one character. The tokens need to
+# communicate.
 #
 # ## 6. The mathematical trick: averages over the past, in three versions
 #
@@ -427,7 +427,7 @@ assert attention(changed_BTC)[1:].equal(attention(x_BTC)[1:])
 assert not attention(changed_BTC)[0].equal(attention(x_BTC)[0])
 
 # %% [markdown]
-# 4. **Encoder or decoder** differ by one line: without the mask all positions communicate (an encoder, for example for
+# 4. **Encoder and decoder** differ by one line: without the mask all positions communicate (an encoder, for example for
 #    sentiment analysis); with it no position depends on the future (a decoder, which can generate text). The gradient of
 #    position 3 with respect to later positions is exactly 0.
 
@@ -453,7 +453,7 @@ print("queries of 8 positions, keys of 11:", tuple(scores_BTS.shape), "->", tupl
 assert cross_BTD.shape == (B, T, D)
 
 # %% [markdown]
-# 6. **Scaled**, as section 8 has shown: the variance of the scores is 1, and the softmax stays soft.
+# 6. **The scores are scaled**, as section 8 has shown: their variance is 1, so the softmax is not sharp.
 #
 # ## 10. Multi-head attention
 #
@@ -535,7 +535,7 @@ assert with_residuals[0] > 1e-2 * with_residuals[-1]
 #
 # Batch norm gives each *column* (a channel, over the batch) mean 0 and variance 1: examples depend on each other, and
 # inference requires running means. Layer norm does the same for each *row* (one position, over its channels): no
-# running statistics, no difference between training and inference. The change is one index.
+# running statistics, no difference between training and inference. The code differs by one index.
 
 
 # %%
@@ -576,7 +576,7 @@ assert F.dropout(ones, 0.2, training=False).equal(ones)
 # %% [markdown]
 # ## 15. Scaled up
 #
-# All components are in place. The rest is size: `python train.py +lecture=scaled_up`, 5000 steps, minutes on a GPU.
+# All components are in place. Only the size changes: `python train.py +lecture=scaled_up`, 5000 steps, minutes on a GPU.
 
 # %%
 import csv

@@ -90,7 +90,7 @@ def best_size(law: Law, sizes: Array, seconds_per_token: Array, seconds: float) 
 
 
 def _interpolate(x: Array, at: Array, values: Array) -> Array:
-    """Piecewise linear, also beyond the points."""
+    """Piecewise linear interpolation, and extrapolation beyond the points."""
     order = np.argsort(at)
     at, values = at[order], values[order]
     i = np.clip(np.searchsorted(at, x) - 1, 0, len(at) - 2)

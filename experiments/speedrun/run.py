@@ -22,7 +22,7 @@ from chargpt.utils.csv_io import write_rows
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 TARGETS = {"laptop": 1.88, "cpu": 1.48, "gpu": 1.48, "lowest": 1.44}
-NANOGPT_SETTINGS = {"laptop": "laptop", "gpu": "gpu"}  # of the tracks whose target nanoGPT's settings aim at
+NANOGPT_SETTINGS = {"laptop": "laptop", "gpu": "gpu"}  # tracks for which nanoGPT's settings have the same target
 KEYS = ("seed", "final_val_loss", "train_seconds", "compilation_seconds", "steps", "parameters")
 
 

@@ -20,16 +20,16 @@ class UserError(ValueError):
 
 
 class Interrupted(Exception):
-    """Training was stopped by a signal (Ctrl-C, SIGTERM) and has saved a checkpoint: exit code 3."""
+    """A signal (Ctrl-C, SIGTERM) stopped the command, which can be resumed: exit code 3."""
 
 
 class TrainingError(Exception):
-    """The run cannot continue, and no user error is the cause: one line, exit code 1."""
+    """The run cannot continue for a reason other than a user error: one line, exit code 1."""
 
 
 class TrialPruned(Exception):
-    """The pruner of a search has stopped this trial: exit code 0, because this is no failure."""
+    """The pruner of a search has stopped this trial: exit code 0, because this is not a failure."""
 
 
 class DivergenceError(Exception):
-    """The loss is NaN or infinite: exit code 1; the last good checkpoint is kept."""
+    """The loss or a weight is NaN or infinite: exit code 1; the last good checkpoint is kept."""

@@ -1,3 +1,3 @@
-"""The version of this package; checkpoints carry it."""
+"""The version of this package; it is saved in checkpoints."""
 
 __version__ = "0.2.0"

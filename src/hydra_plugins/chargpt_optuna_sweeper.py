@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 DIRECTORY_KEY = "home"  # user attribute of a trial: its run directory
 DIRECTION = {"min": "minimize", "max": "maximize"}
-MAX_DRAWS = 200  # of values that were already tried, before the search space counts as exhausted
+MAX_DRAWS = 200  # repeated draws after which the search space is considered exhausted
 
 
 class OptunaSweeper(Sweeper):
@@ -100,7 +100,7 @@ class OptunaSweeper(Sweeper):
         return monitor.between_tokenizers if tokenizers_differ else monitor
 
     def _study_name(self, fixed: list[str], space: dict) -> str:
-        """Different searches, and the same search of different models, are different studies in the same file."""
+        """The name of the study: a function of the search space, the fixed overrides, the sampler and the pruner."""
         settings = [OmegaConf.to_yaml(config) if config else "" for config in (self._sampler, self._pruner)]
         if self._monitor != Monitor():  # versions before 0.3 had only the default monitor
             settings.append(str(self._monitor))

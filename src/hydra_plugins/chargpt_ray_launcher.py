@@ -1,7 +1,7 @@
 """hydra/launcher=gpus: runs the jobs of a sweep in parallel, each on its own devices, scheduled by Ray.
 
-Each job requests the resources that its config requires, and logs one line when it starts and one when it ends. Hydra's
-Ray launcher gives all jobs of a sweep the same resources and prints all their output.
+Each job requests the resources that its config requires, and logs one line when it starts and one when it ends. With
+Hydra's Ray launcher, all jobs of a sweep have the same resources, and all their output is printed.
 """
 
 import logging
@@ -27,8 +27,8 @@ from chargpt.runs.score import Monitor, score_of
 
 log = logging.getLogger(__name__)
 
-# No usage statistics; no lower priority than a run without Ray; and a job is not killed together with the worker that
-# waits for it, so that it can save a checkpoint.
+# No usage statistics; devices stay visible to jobs without GPUs; the priority of a run without Ray; and a job is not
+# killed together with the worker that waits for it, so that it can save a checkpoint.
 RAY_ENV = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 RAY_ENV |= {"RAY_worker_niceness": "0", "RAY_kill_child_processes_on_worker_exit": "0"}
 POLL_SECONDS = 0.5  # between two checks of which jobs have started

@@ -1,4 +1,4 @@
-"""Token labels are visible, and every character has a class."""
+"""Labels show every character visibly, and every character has a class."""
 
 import unicodedata
 
@@ -39,7 +39,7 @@ def test_labels_follow_the_order_of_the_tokens():
         ("愛ا\x07", "other"),
     ],
 )
-def test_character_class(characters, expected):
+def test_characters_have_the_expected_class(characters, expected):
     assert {character_class(c) for c in characters} == {expected}
 
 

@@ -38,7 +38,7 @@ def test_moved_targets_exist_under_their_new_name(old, new):
 
 
 @pytest.mark.parametrize("target", ["chargpt.model.transformer.Transformer", "torch.nn.GELU", "plain", ""])
-def test_other_targets_are_unchanged(target):
+def test_targets_that_were_not_moved_are_unchanged(target):
     assert migrate_target(target) == target
 
 
@@ -112,7 +112,7 @@ def test_overrides_are_translated_to_the_current_names_and_back(old, new):
         "",
     ],
 )
-def test_other_overrides_are_unchanged(override):
+def test_overrides_without_old_names_are_unchanged(override):
     assert migrate_override(override) == legacy_override(override) == override
 
 

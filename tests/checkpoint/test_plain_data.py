@@ -28,7 +28,7 @@ def test_json_values_are_plain(value):
         (b"bytes", "config is a bytes"),
     ],
 )
-def test_other_values_are_reported_with_their_path(value, message):
+def test_values_that_are_not_plain_are_reported_with_their_path(value, message):
     assert find_non_plain(value, "config").startswith(message)
 
 

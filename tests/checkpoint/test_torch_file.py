@@ -54,7 +54,7 @@ def test_truncated_and_extended_files_are_detected(finished, tmp_path: Path):
         torch_file.read(path)
 
 
-def test_another_torch_file_is_refused(tmp_path: Path):
+def test_a_torch_file_of_another_program_is_refused(tmp_path: Path):
     torch.save({"state_dict": {}, "global_step": 1}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="not a chargpt checkpoint"):
         torch_file.read(tmp_path / "a.ckpt")

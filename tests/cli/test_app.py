@@ -19,7 +19,7 @@ from tests.conftest import REPO, process
 
 @pytest.fixture
 def run_command(monkeypatch, tmp_path, capsys):
-    """Runs sample.py with another command: its exit code and its output on stderr."""
+    """Runs a function as the command of sample.py; returns the exit code and the output on stderr."""
 
     def run(command, *overrides: str) -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
@@ -31,7 +31,7 @@ def run_command(monkeypatch, tmp_path, capsys):
     return run
 
 
-def test_a_successful_command_gets_the_config_and_exits_with_0(run_command):
+def test_a_successful_command_receives_the_config_and_exits_with_0(run_command):
     configs = []
     assert run_command(configs.append, "seed=7", "prompt=What, ho (again) = {this}!") == (0, "")
     (config,) = configs
@@ -129,7 +129,7 @@ def test_a_text_needs_no_quotes_on_the_command_line(text):
 @pytest.mark.parametrize(
     "override", ["prompt='quoted, already'", 'prompt="too"', "prompt=null", "model.n_layer=1,2", "+x=[1,2]", "--help"]
 )
-def test_other_overrides_are_not_quoted(override):
+def test_quoted_texts_and_other_settings_are_not_quoted(override):
     assert quote(override) == override
 
 
@@ -184,7 +184,7 @@ def test_config_path_and_config_name_select_another_config(run_cli, tmp_path):
     assert (outcome.code, outcome.out) == (0, "answer: 42\n"), outcome.err
 
 
-def test_sys_argv_is_not_changed(run_cli, tmp_path):
+def test_sys_argv_is_not_changed(run_cli):
     run_cli("sample", "run=nowhere", "prompt=What, ho!")
     assert sys.argv[1:] == ["run=nowhere", "prompt=What, ho!"]
 

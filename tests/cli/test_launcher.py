@@ -84,7 +84,7 @@ def test_ranks_of_srun_share_one_run_directory(tiny, single_process, tmp_path):
 
 
 def test_slurms_variables_do_not_change_a_run_without_srun(tiny, tmp_path):
-    """As in a batch script, or with submitit, where one task has two GPUs."""
+    """A batch script or submitit sets them, where one task has two GPUs."""
     slurm = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train"}
     outcome = process(tmp_path, "train", *tiny, QUIET, "trainer.devices=2", **slurm)
     assert outcome.code == 0, outcome.err
@@ -171,7 +171,7 @@ time.sleep(100)
 """
 
 
-def test_a_rank_that_handles_no_signals_exits_after_its_parent(tmp_path):
+def test_a_rank_that_handles_no_signals_exits_after_its_parent():
     start = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
     parent = subprocess.Popen([sys.executable, "-c", start, CHILD], stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
@@ -241,8 +241,8 @@ time.sleep({seconds})
 
 @pytest.mark.parametrize(("code", "seconds", "expected"), [(3, 100, 1), (0, 5, 0)])
 def test_rank_0_is_killed_only_if_another_rank_has_failed(tmp_path, monkeypatch, code, seconds, expected):
-    """If a signal stops a rank during its imports, rank 0 would wait for it in a C++ call for half an hour; if a rank
-    has finished, rank 0 still writes the sample."""
+    """Rank 0 would wait half an hour, in a C++ call, for a rank that a signal stopped during its imports. If the other
+    rank has finished, rank 0 still writes the sample."""
     script = tmp_path / "train.py"
     script.write_text(TWO_RANKS.format(code=code, seconds=seconds))
     monkeypatch.setattr(sys, "argv", [str(script)])

@@ -34,7 +34,7 @@ def test_several_samples_are_separated_by_a_line_and_start_with_the_prompt(run_c
     assert all(sample.startswith("The") for sample in samples)
 
 
-def test_latest_is_the_run_in_outputs(run_cli, finished, tmp_path):
+def test_by_default_the_latest_run_in_outputs_is_sampled(run_cli, finished, tmp_path):
     (tmp_path / "outputs").symlink_to(finished.parent.parent)
     outcome = run_cli("sample", "max_new_tokens=5", "temperature=0")
     assert outcome.code == 0, outcome.err

@@ -1,4 +1,4 @@
-"""train.py: run directories, also of runs that start at the same time, and resume=auto."""
+"""train.py: the run directories of runs that start at the same time, and resume=auto."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def test_only_one_of_several_runs_trains_in_the_same_directory(tiny, tmp_path, d
     outcomes = train_in_parallel(tmp_path, overrides, overrides, overrides)
     assert sorted(code for code, _ in outcomes) == [0, 2, 2], outcomes
     for _, line in (outcome for outcome in outcomes if outcome[0] == 2):
-        assert "is being trained by another process" in line or "already exists" in line
+        assert "another process is training in" in line or "already exists" in line
     assert [row["step"] for row in run_artifacts.history(tmp_path / "run")] == ["1", "5", "10", "15", "20"]
 
 

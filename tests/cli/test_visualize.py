@@ -21,7 +21,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def test_it_draws_every_layer_and_the_surprisal(run_cli, run):
+def test_visualize_draws_the_attention_of_every_layer_and_the_surprisal(run_cli, run):
     outcome = run_cli("visualize", f"run={run}", f"text={TEXT}")
     assert outcome.code == 0, outcome.err
     names = {"surprise.png", "attention_layer_1.png", "attention_layer_2.png"}
@@ -35,7 +35,7 @@ def test_it_draws_every_layer_and_the_surprisal(run_cli, run):
     assert "of the first 16 characters" in outcome.out
 
 
-def test_it_logs_images_and_token_embeddings_to_tensorboard(run_cli, run):
+def test_visualize_logs_images_and_token_embeddings_to_tensorboard(run_cli, run):
     for _ in range(2):  # a second call replaces the first
         assert run_cli("visualize", f"run={run}", f"text={TEXT}").code == 0
     log_dir = run / "tensorboard"

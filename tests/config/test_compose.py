@@ -76,7 +76,7 @@ def compatible(one: tuple[str, str], other: tuple[str, str]) -> bool:
 
 
 def pairwise_combinations(groups: dict[str, list[str]]) -> Iterator[Options]:
-    """A small set of combinations that contains each compatible pair of options of different groups."""
+    """A small set of combinations that contains every compatible pair of options of different groups."""
     options = [[(group, name) for name in names] for group, names in groups.items()]
     missing = {frozenset(pair) for a, b in combinations(options, 2) for pair in product(a, b) if compatible(*pair)}
     while missing:
@@ -171,7 +171,7 @@ def test_each_model_has_its_own_recipe(compose, model):
     assert HydraConfig.get().runtime.choices["recipe"] == model
 
 
-def test_gpt_small_is_the_lectures_run(compose):
+def test_gpt_small_has_the_settings_of_the_lecture(compose):
     config = compose("model=gpt_small")
     model = config.model
     assert (model.n_layer, model.n_head, model.n_embd, model.block_size, model.dropout) == (6, 6, 384, 256, 0.2)
@@ -199,7 +199,7 @@ def test_an_optimizer_has_its_own_settings(compose, optimizer):
 
 
 @pytest.mark.parametrize("schedule", GROUPS["schedule"])
-def test_the_command_line_overrides_the_schedule(compose, schedule):
+def test_a_schedule_has_its_own_settings(compose, schedule):
     config = compose("model=gpt_small", f"schedule={schedule}")
     assert config.schedule == compose_option(f"schedule/{schedule}")
 

@@ -45,7 +45,7 @@ def test_the_group_has_the_models_of_the_lecture_and_one_for_a_laptop():
         ("scaled_up", 5000, 64, 256, 3e-4),
     ],
 )
-def test_it_has_the_recipe_of_the_lecture(compose, name, steps, batch, block, lr):
+def test_each_model_has_the_recipe_of_the_lecture(compose, name, steps, batch, block, lr):
     config = compose(f"+lecture={name}")
     assert config.trainer.max_steps == steps
     assert (config.data.batch_size, config.data.block_size, config.data.train_fraction) == (batch, block, 0.9)
@@ -70,12 +70,12 @@ def test_it_has_the_recipe_of_the_lecture(compose, name, steps, batch, block, lr
         ("scaled_up", 10_788_929),  # what the lecture's gpt.py prints: 10.788929 M
     ],
 )
-def test_it_has_as_many_parameters_as_in_the_lecture(build, name, parameters):
+def test_each_model_has_as_many_parameters_as_in_the_lecture(build, name, parameters):
     assert sum(p.numel() for p in build(name)[1].parameters()) == parameters
 
 
 @pytest.mark.parametrize("name", LECTURE)
-def test_it_has_the_components_of_its_lecture_step(build, name):
+def test_each_model_has_the_components_of_its_lecture_step(build, name):
     config, model = build(name)
     step = LECTURE.index(name)
     assert isinstance(model, Bigram if name == "bigram" else Transformer)
@@ -98,7 +98,7 @@ def test_it_has_the_components_of_its_lecture_step(build, name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_it_has_pytorchs_default_initialization(build, name):
+def test_each_model_has_pytorchs_default_initialization(build, name):
     _, model = build(name)
     table = model.table if name == "bigram" else model.token_embedding
     assert table.weight.std().item() == pytest.approx(1, abs=0.1)
@@ -115,7 +115,7 @@ def test_scaled_up_is_gpt_small_with_its_recipe(compose):
 
 
 @pytest.mark.parametrize("name", [*LECTURE, "scaled_up_cpu"])
-def test_its_file_is_a_short_difference_to_the_previous_one(name):
+def test_each_config_is_a_short_difference_to_the_previous_one(name):
     content = (CONF / "lecture" / f"{name}.yaml").read_text()
     assert len(content.splitlines()) < 15
     header, *_ = re.split(r"^\w", content, maxsplit=1, flags=re.MULTILINE)

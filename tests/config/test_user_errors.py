@@ -88,9 +88,9 @@ SETTINGS = {
     "no devices": ("trainer.devices=0", "devices=0"),
     "99 devices": ("trainer.devices=99", "multiple of 99"),
     "a batch that is not divisible by the devices": ("trainer.devices=3", "multiple of 3"),
-    "a batch that is not divisible by the members": ("model=gpt_ensemble data.batch_size=8", "make it a multiple of 3"),
+    "a batch that is not divisible by the members": ("model=gpt_ensemble data.batch_size=8", "use a multiple of 3"),
     "no members": ("model=gpt_ensemble model.members=0", "model.members=0"),
-    "a strategy that starts processes": ("trainer.strategy=ddp_notebook", "take ddp or fsdp"),
+    "a strategy that starts processes": ("trainer.strategy=ddp_notebook", "use ddp or fsdp"),
     "invalid precision": ("trainer.precision=17", "bf16-mixed"),
     "invalid accelerator": ("trainer.accelerator=quantum", "quantum"),
     # components
@@ -187,7 +187,7 @@ SAMPLES = {
     "weights of another program": ("run=FILES/others.safetensors", "not written by chargpt"),
 }
 
-MEASURES = {
+EVALUATIONS = {
     "an unknown split": ("run=RUN split=test", "val"),
     "mistyped option of data": ("run=RUN data=text_fil", "did you mean text_file?"),
     "null for data": ("run=RUN data=null", "The options of data are"),
@@ -269,7 +269,6 @@ def files(text: str, finished: Path, tmp_path_factory: pytest.TempPathFactory) -
         "path": str(folder / "written"),
     }
     invalid = {
-        "hollow_file": b"",
         "half": intact[: len(intact) // 2],
         "garbage": b"garbage " * 1000,
         "others": saved({"state_dict": {"weight": torch.zeros(3)}}),
@@ -326,37 +325,37 @@ def cases(table: dict[str, tuple[str, str]]) -> pytest.MarkDecorator:
 
 
 @cases(FLAGS)
-def test_train_rejects_flags(assert_user_error, arguments, message):
+def test_train_rejects_invalid_flags(assert_user_error, arguments, message):
     assert_user_error("train", arguments, message)
 
 
 @cases(SETTINGS)
-def test_train_rejects_a_setting(assert_user_error, tiny, arguments, message):
+def test_train_rejects_invalid_settings(assert_user_error, tiny, arguments, message):
     assert_user_error("train", [*tiny, *arguments], message)
 
 
 @cases(TEXTS)
-def test_train_rejects_a_text_or_run(assert_user_error, arguments, message):
+def test_train_rejects_invalid_texts_and_runs(assert_user_error, arguments, message):
     assert_user_error("train", arguments, message)
 
 
 @cases(SAMPLES)
-def test_sample_rejects(assert_user_error, arguments, message):
+def test_sample_rejects_invalid_arguments(assert_user_error, arguments, message):
     assert_user_error("sample", arguments, message)
 
 
-@cases(MEASURES)
-def test_evaluate_rejects(assert_user_error, arguments, message):
+@cases(EVALUATIONS)
+def test_evaluate_rejects_invalid_arguments(assert_user_error, arguments, message):
     assert_user_error("evaluate", arguments, message)
 
 
 @cases(EXPORTS)
-def test_export_rejects(assert_user_error, arguments, message):
+def test_export_rejects_invalid_arguments(assert_user_error, arguments, message):
     assert_user_error("export", arguments, message)
 
 
 @cases(COMPARISONS)
-def test_compare_rejects(assert_user_error, arguments, message):
+def test_compare_rejects_invalid_arguments(assert_user_error, arguments, message):
     assert_user_error("compare", arguments, message)
 
 

@@ -24,7 +24,7 @@ PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 
 @pytest.fixture
 def corpus(tmp_path, monkeypatch) -> TinyShakespeare:
-    """A Tiny Shakespeare of one line with an empty cache folder; the download and the rebuild fail."""
+    """Tiny Shakespeare replaced by one line, with an empty cache folder; the download and the rebuild fail."""
     monkeypatch.setattr(TinyShakespeare, "sha256", hashlib.sha256(PLAY.encode()).hexdigest())
     disable_source(monkeypatch, "_download")
     disable_source(monkeypatch, "_rebuild")
@@ -130,7 +130,7 @@ def test_if_all_sources_fail_the_message_names_the_path_and_the_alternatives(cor
 
 
 def test_a_failed_read_releases_the_lock(corpus, monkeypatch):
-    with pytest.raises(UserError) as error:  # like a notebook, keeps the last error and all that it refers to
+    with pytest.raises(UserError) as error:  # keeps the error and its frames alive, as a notebook does
         corpus.read()
     with FileLock(corpus.path.with_suffix(".lock"), timeout=0):
         pass
@@ -186,7 +186,7 @@ def serve():
 
 @pytest.fixture
 def downloading(tmp_path, monkeypatch) -> TinyShakespeare:
-    """A Tiny Shakespeare that downloads from its URL; the rebuild is disabled."""
+    """The same with a download from its URL; the rebuild is disabled."""
     monkeypatch.setattr(TinyShakespeare, "sha256", hashlib.sha256(PLAY.encode()).hexdigest())
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     disable_source(monkeypatch, "_rebuild")
@@ -248,7 +248,7 @@ def index(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def rebuilding(tmp_path, monkeypatch) -> TinyShakespeare:
-    """A Tiny Shakespeare that is rebuilt with pip; the download is disabled."""
+    """The same, rebuilt with pip; the download is disabled."""
     monkeypatch.setattr(TinyShakespeare, "sha256", hashlib.sha256(PLAY.encode()).hexdigest())
     disable_source(monkeypatch, "_download")
     return TinyShakespeare(tmp_path / "cache")

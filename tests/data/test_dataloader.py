@@ -194,6 +194,6 @@ def test_blocks_double_after_each_third_of_the_warmup():
 @pytest.mark.parametrize(("first", "lengths"), [(0, [8, 16, 32, 64]), (3, [16, 32, 64]), (6, [64]), (9, [64])])
 def test_layouts_are_those_of_the_remaining_batches(first, lengths):
     blocks = RandomBlockLoader(POSITIONS_N, 64, 4, seed=3, warmup=6, first=first)
-    assert [inputs_BT.shape for inputs_BT, _ in blocks.layouts()] == [(4 * 64 // n, n) for n in lengths]
+    assert [inputs_BT.shape for inputs_BT, _ in blocks.one_batch_per_length()] == [(4 * 64 // n, n) for n in lengths]
     expected = {(batch[0].shape, batch[0].stride()) for batch in itertools.islice(blocks, 10)}
-    assert {(batch[0].shape, batch[0].stride()) for batch in blocks.layouts()} == expected
+    assert {(batch[0].shape, batch[0].stride()) for batch in blocks.one_batch_per_length()} == expected

@@ -47,7 +47,7 @@ def test_the_first_nine_tenths_are_for_training_and_the_rest_for_validation(text
     assert data.characters == length
 
 
-def test_the_train_fraction_is_a_setting(text):
+def test_the_train_fraction_determines_the_split(text):
     assert len(prepared(text[:1000], train_fraction=0.25).split("train")) == 250
 
 

@@ -42,7 +42,7 @@ def test_a_direction_before_the_first_line_empties_the_speech(direction):
     assert tiny_shakespeare.play_text(markdown) == "A:\n\nB:\nThree."
 
 
-def test_ghosts_keep_their_full_name():
+def test_the_speaker_name_of_a_ghost_is_joined():
     markdown = "**A**  \nOne.\n\nGhost\n\n**of B**  \nTwo."
     assert tiny_shakespeare.play_text(markdown) == "A:\nOne.\n\nGhost of B:\nTwo."
 
@@ -71,7 +71,7 @@ def test_the_message_names_a_missing_play(tmp_path):
         tiny_shakespeare.rebuild(wheel)
 
 
-def test_other_plays_are_an_error(tmp_path):
+def test_plays_with_another_text_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="not once"):
         tiny_shakespeare.rebuild(write_wheel(tmp_path / "some.whl", tiny_shakespeare.PLAYS))
 

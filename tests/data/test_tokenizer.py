@@ -42,7 +42,7 @@ def test_the_vocabulary_is_that_of_the_lecture(text):
 
 
 @pytest.mark.parametrize("text", [UNUSUAL, "a", "\0", "\U0010ffff", "a\r\nb\rc\n"])
-def test_unusual_characters_round_trip(text):
+def test_unusual_characters_are_decoded_unchanged(text):
     tokenizer = CharTokenizer.from_text(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -95,7 +95,7 @@ def test_the_message_shows_only_a_part_of_a_large_vocabulary():
 
 
 @pytest.mark.parametrize("size", [1, 2, 65, 256, 257, 40_000])
-def test_vocabularies_of_any_size_round_trip(size):
+def test_vocabularies_of_any_size_are_decoded_unchanged(size):
     characters = "".join(map(chr, range(0x10000, 0x10000 + size)))
     tokenizer = CharTokenizer(characters)
     tokens_N = tokenizer.encode(characters)

@@ -1,4 +1,4 @@
-"""The number of processes, and the forwarded signals."""
+"""The number of processes of a run, and the signals that are forwarded to them."""
 
 import signal
 
@@ -12,7 +12,7 @@ from chargpt.distributed.env import forwarded_signals, num_processes
     ("devices", "count"),
     [(2, 2), ("3", 3), ([0, 2], 2), ("0,1", 2), ("1,", 1), ("auto", None), (-1, None), ("two", 1)],
 )
-def test_num_processes(devices, count):
+def test_num_processes_is_the_number_of_devices(devices, count):
     assert num_processes(devices) == count
     assert num_processes(OmegaConf.create({"devices": devices}).devices) == count
 

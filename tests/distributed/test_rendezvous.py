@@ -17,13 +17,13 @@ RECORD = "+callbacks.record._target_=tests.training.fault_injection.RecordListen
 
 def listening_addresses(folder: Path) -> dict[str, list[str]]:
     """The addresses on which each rank listened during training."""
-    return {file.stem: file.read_text().split() for file in folder.glob("ears_*.txt")}
+    return {file.stem: file.read_text().split() for file in folder.glob("listening_*.txt")}
 
 
-def test_a_run_on_one_device_does_not_listen(run_cli, tiny, tmp_path: Path):
+def test_a_run_on_one_device_opens_no_listening_socket(run_cli, tiny, tmp_path: Path):
     outcome = run_cli("train", *tiny, RECORD, f"+callbacks.record.folder={tmp_path}", "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
-    assert listening_addresses(tmp_path) == {"ears_0": []}
+    assert listening_addresses(tmp_path) == {"listening_0": []}
 
 
 @pytest.mark.slow
@@ -32,8 +32,8 @@ def test_two_processes_listen_on_the_loopback_interface_only(tiny, tmp_path: Pat
     outcome = process(tmp_path, "train", *tiny, *overrides)
     assert outcome.code == 0, outcome.err
     addresses = listening_addresses(tmp_path)
-    assert addresses.keys() == {"ears_0", "ears_1"}
-    assert addresses["ears_0"], "gloo listens"
+    assert addresses.keys() == {"listening_0", "listening_1"}
+    assert addresses["listening_0"], "gloo listens on rank 0"
     assert {address for of_rank in addresses.values() for address in of_rank} == {"127.0.0.1"}
     assert run_artifacts.metrics(tmp_path / "run")["devices"] == 2
 
@@ -49,7 +49,7 @@ def test_the_process_group_has_the_settings_of_lightning_except_the_store(monkey
     trainer = L.Trainer(
         accelerator="cpu",
         devices=2,
-        strategy=make_strategy(name, several=True),
+        strategy=make_strategy(name, distributed=True),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -44,7 +44,7 @@ def test_table_curves_and_figure_are_generated_from_runs(lecture_runs, tmp_path)
     assert f"| 2.50 | {sum(losses[:2]) / 2:.3f} ± " in bigram and "| 2 |" in bigram
     assert f"| 2.08 | {losses[2]:.3f} |" in residual
     assert "| 1.48 | not measured here |" in scaled_up
-    assert "**residual** Three blocks deep" in readme
+    assert "**residual** Three blocks. Residual connections" in readme
     with (here / "curves.csv").open(newline="") as file:
         points = list(csv.DictReader(file))
     assert [(p["model"], p["seed"], p["step"]) for p in points[:3]] == [

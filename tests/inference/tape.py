@@ -8,9 +8,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class Tape(TorchDispatchMode):
-    """Records operations and their memory, like a CUDA graph, but no Python code.
+    """Records operations and their memory, but no Python code, like a CUDA graph.
 
-    A number that Python computed keeps its recorded value, and so does a tensor outside of static memory.
+    A replay uses the recorded value of a number that Python computed, and of a tensor outside static memory.
     """
 
     def __init__(self):

@@ -54,7 +54,7 @@ def test_greedy_tokens_are_equal_with_and_without_a_graph(overrides, recorder, w
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3])
-def test_short_blocks(block_size):
+def test_greedy_tokens_are_equal_for_short_blocks(block_size):
     model = build_model(["model=gpt_modern"], block_size=block_size)
     assert torch.equal(sample(model, temperature=0), sample_without_graph(model, temperature=0))
 

@@ -143,7 +143,7 @@ def test_the_undocumented_operator_for_int8_weights_is_a_scaled_product():
     torch.testing.assert_close(actual_BC.float(), expected_BC, atol=0.1, rtol=0.02)
 
 
-def test_several_rows_without_mkl(monkeypatch):
+def test_logits_of_several_rows_are_equal_without_mkl(monkeypatch):
     monkeypatch.setattr(decode, "_has_mkl", lambda: False)
     model, tokens_B = build_model([NANO]), torch.tensor([1, 2, 3])
     step = DecodeStep(model, 3)

@@ -60,7 +60,7 @@ def test_reused_memory_is_zeroed(monkeypatch):
     def cache_of_nans(self, batch_size):
         cache = new_cache(self, batch_size)
         for layer in cache.layers:
-            layer.both_2BHTD.fill_(torch.nan)
+            layer.keys_values_2BHTD.fill_(torch.nan)
         return cache
 
     monkeypatch.setattr(type(model), "new_cache", cache_of_nans)

@@ -47,7 +47,7 @@ def test_in_training_each_member_gets_the_gradient_of_its_share_of_the_batch():
             torch.testing.assert_close(gradient, p.grad / 3)
 
 
-def test_only_in_training_the_batch_must_be_divisible_by_the_members():
+def test_the_batch_must_be_divisible_by_the_members_only_in_training():
     model, tokens_BT = ensemble(3), torch.zeros(2, 8, dtype=torch.long)
     with pytest.raises(ValueError, match="2 sequences cannot be split equally among 3 members"):
         model(tokens_BT)

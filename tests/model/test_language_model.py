@@ -30,5 +30,5 @@ def test_the_device_is_that_of_the_parameters():
     assert SharedWeights().to("meta").device == torch.device("meta")
 
 
-def test_the_default_is_no_kv_cache():
+def test_a_model_has_no_kv_cache_by_default():
     assert SharedWeights().new_cache(1) is None

@@ -101,7 +101,7 @@ def test_the_factor_of_a_run_limited_by_time_does_not_depend_on_the_step():
 
 
 @given(schedules, st.integers(1, 400), st.integers(0, 400), fractions)
-def test_of_two_limits_the_larger_progress_counts(schedule, max_steps, step, time):
+def test_the_factor_follows_the_limit_with_the_larger_progress(schedule, max_steps, step, time):
     by_steps = schedule(step, max_steps, 0.0)
     both = schedule(step, max_steps, time)
     assert both <= by_steps
@@ -111,7 +111,7 @@ def test_of_two_limits_the_larger_progress_counts(schedule, max_steps, step, tim
         assert both <= schedule(step, max_steps, step / max_steps)
 
 
-def test_the_factor_follows_time_if_time_is_ahead_of_the_steps():
+def test_the_factor_follows_time_if_its_progress_is_larger():
     schedule = WarmupCosine(warmup_steps=0, final=0.1)
     assert schedule(100, 1000, 0.7) == pytest.approx(schedule(700, 1000, 0.0))
     assert schedule(700, 1000, 0.1) == schedule(700, 1000, 0.0)

@@ -51,7 +51,7 @@ def test_orthogonalization_keeps_singular_vectors_and_makes_singular_values_abou
 
 @pytest.mark.parametrize("shape", [(12, 128, 128), (4, 512, 128), (4, 128, 512)])
 def test_singular_values_stay_near_one_in_bfloat16(shape):
-    """Without the safety factor some would be 3."""
+    """Without the safety factor, some of them would be 3."""
     draw = torch.Generator().manual_seed(0)
     s = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=draw), dtype=torch.bfloat16))
     assert s.max() < 1.2

@@ -46,7 +46,7 @@ def orthogonal(size: int) -> Tensor:
 
 
 def test_training_is_equivariant_under_rotations():
-    """Unlike Adam, which depends on the coordinates."""
+    """Training with Adam is not: it depends on the coordinates."""
     weight, u, v = torch.randn(5, 5), orthogonal(5), orthogonal(5).flip(1)
     original, rotated = OneMatrix(weight), OneMatrix(u @ weight @ v)
     settings = dict(lr=0.01, frequency=3, weight_decay=0.1)

@@ -18,7 +18,7 @@ def differences(run: Path, other: Path) -> list[str]:
     """Describes each difference in one line."""
     result = []
     for name in ("last", "best"):
-        states = [run_artifacts.learned(each, name) for each in (run, other)]
+        states = [run_artifacts.training_state(each, name) for each in (run, other)]
         result += [f"{name}.ckpt{difference}" for difference in run_artifacts.differences(*states)]
     pairs = {
         "history.csv": [run_artifacts.history(each, *COLUMNS) for each in (run, other)],

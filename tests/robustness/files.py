@@ -1,9 +1,10 @@
 """Loads damaged, foreign and hostile checkpoints with each command that reads checkpoints; writes files.csv.
 
 Each checkpoint is passed to sample.py, evaluate.py and train.py resume=. A checkpoint that is merely damaged is also
-tried as last.ckpt alone, where resuming must fall back to previous.ckpt. Counted are tracebacks, invalid checkpoints
-that a command accepted, executed code (which creates a canary file), files modified by a command that failed, and
-commands that ran for more than a minute. Hostile checkpoints carry a correct checksum, as an attacker's would.
+tried as last.ckpt alone, where resuming must fall back to previous.ckpt. The table counts tracebacks, invalid
+checkpoints that a command accepted, executed code (which creates a canary file), files modified by a command that
+failed, and commands that ran for more than a minute. The checksums of hostile checkpoints are correct, as an
+attacker's would be.
 """
 
 import argparse
@@ -29,7 +30,7 @@ class Case:
     """One invalid checkpoint.
 
     Attributes:
-        refused_by: the commands that must refuse it; the others may not depend on what is wrong.
+        refused_by: the commands that must refuse it; the others may accept it.
         last_only: whether to try it as last.ckpt alone, too.
     """
 
@@ -104,7 +105,7 @@ def attempts(case: Case) -> list[tuple[str, list[str], tuple[str, ...]]]:
 
 
 def run_case(case: Case, number: int, scratch: Path) -> list[tuple[dict[str, int], str]]:
-    """For each attempt: counters, and a report that allows to repeat it; the report is empty without a fault."""
+    """For each attempt: counters, and a report with the command that repeats it (empty without a fault)."""
     results = []
     for attempt, (command, template, replaced) in enumerate(attempts(case)):
         folder = fork_server.empty_folder(scratch / f"{number:04d}_{attempt}")

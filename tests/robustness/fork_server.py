@@ -71,7 +71,7 @@ def start() -> None:
     parser.parse_overrides(["a=1", "+b.c='d'", "~e", "f={a:1}", "g=[1,2.5,x]", "h=${i}"])
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of a case become children of this process
     gc.freeze()
-    assert threading.active_count() == 1 == len([*Path("/proc/self/task").iterdir()]), "threads do not survive a fork"
+    assert threading.active_count() == 1 == len([*Path("/proc/self/task").iterdir()]), "a fork does not copy threads"
 
 
 def run(

@@ -143,7 +143,7 @@ def test_a_user_error_leaves_no_directory(run_cli, tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_different_run_is_not_cleared(run_cli, tiny, run):
+def test_a_failed_run_with_other_settings_is_not_deleted(run_cli, tiny, run):
     (run / "metrics.json").unlink()
     set_state(run, "failed")
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != ".lock"}
@@ -188,7 +188,7 @@ def test_a_run_interrupted_before_its_first_checkpoint_can_be_resumed_by_name(ru
 
 
 def test_a_run_older_than_a_setting_is_the_same_run(run_cli, tiny, run, log):
-    """As long as the setting has its older default."""
+    """The setting must have its older default."""
     file = run / ".hydra" / "config.yaml"
     config = yaml.safe_load(file.read_text())
     assert config["data"].pop("block_warmup") == 0

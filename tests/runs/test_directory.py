@@ -1,4 +1,4 @@
-"""The run directory: claimed by one run, also if several processes request the same name."""
+"""The run directory: each is claimed by one run, even if several processes request the same name."""
 
 import json
 import os

@@ -32,7 +32,7 @@ def test_a_second_process_is_refused_with_a_message(tmp_path):
     process = start_holder(tmp_path, "time.sleep(60)")
     try:
         assert lock.is_held(tmp_path)
-        with pytest.raises(UserError, match="is being trained by another process"):
+        with pytest.raises(UserError, match="another process is training in"):
             lock.acquire(tmp_path, timeout=0.3)
     finally:
         process.kill()

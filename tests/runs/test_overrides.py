@@ -1,4 +1,4 @@
-"""Resuming: an interrupted or killed run ends bit for bit like the uninterrupted run."""
+"""Resuming: the results equal those of an uninterrupted run bit for bit, and only some settings may change."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ def non_timing_metrics(run: Path) -> dict:
 def assert_same(run: Path, reference: Path) -> None:
     """Compares the state in each checkpoint, the training curves and the non-timing metrics."""
     for name in ("last", "previous", "best"):
-        states = [run_artifacts.learned(directory, name) for directory in (run, reference)]
+        states = [run_artifacts.training_state(directory, name) for directory in (run, reference)]
         assert not run_artifacts.differences(*states), name
     assert run_artifacts.history(run, *COLUMNS) == run_artifacts.history(reference, *COLUMNS)
     assert non_timing_metrics(run) == non_timing_metrics(reference)
@@ -80,7 +80,7 @@ class RunProcess:
             time.sleep(0.01)
 
     def send(self, number: int, group: bool) -> None:
-        (os.killpg if group else os.kill)(self._process.pid, number)  # it leads its process group
+        (os.killpg if group else os.kill)(self._process.pid, number)  # its pid is that of its process group
 
     def exit_code(self) -> int:
         return self._process.wait(timeout=120)
@@ -192,7 +192,7 @@ def test_a_run_killed_after_its_last_step_only_writes_its_results(run_cli, finis
     outcome = run_cli("train", QUIET, "resume=run")
     assert outcome.code == 0, outcome.err
     for name in ("last", "previous", "best"):
-        states = [run_artifacts.learned(directory, name) for directory in (run, finished)]
+        states = [run_artifacts.training_state(directory, name) for directory in (run, finished)]
         assert not run_artifacts.differences(*states), name
     assert (run / "history.csv").read_text() == (finished / "history.csv").read_text()
     assert non_timing_metrics(run) == non_timing_metrics(finished)
@@ -256,12 +256,12 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_previous_one(
 
 
 def test_a_damaged_checkpoint_never_becomes_the_previous_one(interrupted, run_cli, copy):
-    """Interrupted shortly after the fallback, the run keeps the checkpoint that it was resumed from."""
+    """A run that is interrupted shortly after the fallback keeps the checkpoint from which it was resumed."""
     run = copy(interrupted["ctrl-c"].run)
     damage(run / "checkpoints" / "last.ckpt")
     step = run_artifacts.checkpoint(run, "previous")["global_step"]
-    signal_at = "+callbacks.cut._target_=tests.training.fault_injection.SignalAt"
-    at = ["+callbacks.cut.name=SIGTERM", f"+callbacks.cut.batch={step + 3}"]
+    signal_at = "+callbacks.signal._target_=tests.training.fault_injection.SignalAt"
+    at = ["+callbacks.signal.name=SIGTERM", f"+callbacks.signal.batch={step + 3}"]
     assert run_cli("train", QUIET, "resume=run", signal_at, *at).code == 3
     assert run_artifacts.checkpoint(run, "previous")["global_step"] == step
     assert run_artifacts.checkpoint(run, "last")["global_step"] == step + 3
@@ -496,7 +496,7 @@ def test_an_interrupted_run_of_two_processes_resumes_bit_for_bit(tiny, tmp_path:
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_repeatedly_equals_the_uninterrupted_run(tiny, uninterrupted, tmp_path: Path):
-    """Killed at different moments, also during checkpoints and validations."""
+    """The kills happen at different moments, possibly during checkpoints and validations."""
     overrides, step = [*tiny, *LONG, "hydra.run.dir=run"], 45
     for _ in range(4):
         running = RunProcess(tmp_path, *overrides)
@@ -510,5 +510,7 @@ def test_a_run_that_is_killed_repeatedly_equals_the_uninterrupted_run(tiny, unin
     running = RunProcess(tmp_path, "resume=run", QUIET)
     assert running.exit_code() == 0, running.err
     reference = uninterrupted(*LONG)
-    assert not run_artifacts.differences(run_artifacts.learned(running.run), run_artifacts.learned(reference))
+    assert not run_artifacts.differences(
+        run_artifacts.training_state(running.run), run_artifacts.training_state(reference)
+    )
     assert run_artifacts.history(running.run, *COLUMNS) == run_artifacts.history(reference, *COLUMNS)

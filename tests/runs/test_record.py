@@ -29,7 +29,7 @@ def test_training_flops_include_all_micro_batches(run):
     assert read_run(run("triple", "trainer.accumulate_grad_batches=3", loss=2.0)).training_flops == 3 * single
 
 
-def test_an_unfinished_run_has_its_last_value(run):
+def test_an_unfinished_run_is_read_with_its_last_value(run):
     history = [(1, None), (5, 3.0), (10, 2.5), (11, None)]
     read = read_run(run("a", state="diverged", reason="the loss\nis nan", history=history))
     assert (read.state, read.reason, read.finished) == ("diverged", "the loss is nan", False)
@@ -101,7 +101,7 @@ def test_the_monitor_and_the_score_are_read_and_default_to_the_validation_loss(r
 
 def test_an_invalid_mode_and_a_score_that_is_nan_are_reported(run, accurate):
     read = read_run(run("a", loss=2.0, monitor="accuracy", mode="up", score=0.5))
-    assert (read.monitor, read.finished, read.reason) == (None, False, "mode=up: must be one of min, max")
+    assert (read.monitor, read.finished, read.reason) == (None, False, "mode=up: it must be one of min, max")
     read = read_run(accurate("b", float("nan")))
     assert (read.finished, read.reason) == (False, "metrics.json has no score")
 

@@ -35,7 +35,7 @@ def test_a_rerun_has_the_metrics_of_the_run_in_a_new_directory(run_cli, run, tmp
     assert outcome.code == 0, outcome.err
     repeated = new_run(tmp_path)
     assert non_timing_metrics(repeated) == non_timing_metrics(run)
-    assert not run_artifacts.differences(run_artifacts.learned(repeated), run_artifacts.learned(run))
+    assert not run_artifacts.differences(run_artifacts.training_state(repeated), run_artifacts.training_state(run))
     assert "all non-timing metrics equal those of run" in caplog.text
     assert repeated.parent.name == yaml.safe_load((run / ".hydra" / "config.yaml").read_text())["name"]
     assert (repeated / ".hydra" / "overrides.yaml").read_text() == (run / ".hydra" / "overrides.yaml").read_text()
@@ -44,9 +44,9 @@ def test_a_rerun_has_the_metrics_of_the_run_in_a_new_directory(run_cli, run, tmp
 
 
 def test_an_interrupted_rerun_can_be_resumed(run_cli, run, tmp_path: Path):
-    cut = ["+callbacks.cut._target_=tests.training.fault_injection.SignalAt", "+callbacks.cut.name=SIGTERM"]
-    place = "hydra.run.dir=again"
-    assert run_cli("train", "rerun=run", QUIET, place, *cut, "+callbacks.cut.batch=13").code == 3
+    sigterm = ["+callbacks.signal._target_=tests.training.fault_injection.SignalAt", "+callbacks.signal.name=SIGTERM"]
+    directory = "hydra.run.dir=again"
+    assert run_cli("train", "rerun=run", QUIET, directory, *sigterm, "+callbacks.signal.batch=13").code == 3
     assert run_cli("train", "resume=again", QUIET).code == 0
     assert non_timing_metrics(tmp_path / "again") == non_timing_metrics(run)
 
@@ -70,7 +70,7 @@ def test_different_metrics_and_environments_are_reported(run_cli, run, caplog):
         (["rerun=run", "hydra.run.dir=run"], "run already exists"),
     ],
 )
-def test_an_impossible_rerun_is_a_user_error(run_cli, run, overrides, message):
+def test_an_invalid_rerun_is_a_user_error(run_cli, run, overrides, message):
     before = run_artifacts.content(run)
     outcome = run_cli("train", *overrides)
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
@@ -96,7 +96,7 @@ def test_an_interpolation_in_a_saved_config_is_not_resolved(run_cli, run, monkey
     assert "config.yaml is missing or damaged" in outcome.err
 
 
-def test_the_text_may_be_moved(run_cli, run, text, tmp_path: Path):
+def test_a_rerun_finds_the_moved_text_by_an_override(run_cli, run, text, tmp_path: Path):
     (tmp_path / "moved.txt").write_text(text)
     outcome = run_cli("train", "rerun=run", "data.path=moved.txt", QUIET)
     assert outcome.code == 0, outcome.err

@@ -62,7 +62,7 @@ def write_run(
 
     Args:
         overrides: `model.n_layer=4` changes the config; the override of a group is only recorded.
-        loss: the validation loss; of a finished run only.
+        loss: the validation loss of a finished run.
         choices: selected options of groups, in addition to `CHOICES`.
         settings: changes of the config without an override, such as those that follow from an option.
         history: steps and validation losses, or values of another `column`.
@@ -105,7 +105,7 @@ WORD_PIECES = {"data.tokenizer": {"_target_": "chargpt.data.tokenizer.WordPieces
 
 @pytest.fixture
 def accurate(run: Callable[..., Path]) -> Callable[..., Path]:
-    """`accurate("a", 0.5)` writes a run with the monitor accuracy; without a score, a failed one."""
+    """`accurate("a", 0.5)` writes a run with the monitor accuracy; a failed run if the score is None."""
 
     def write(name: str, score: float | None, *overrides: str, **arguments: Any) -> Path:
         arguments = {"loss": 2.0, "settings": ACCURACY, "column": "accuracy"} | arguments

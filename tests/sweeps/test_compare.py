@@ -34,7 +34,7 @@ def test_compare_prints_the_table_and_writes_two_files_next_to_the_runs(run_cli,
     with (outputs / "sweep.csv").open(newline="") as file:
         assert [row["run"] for row in csv.DictReader(file)] == ["+lecture=x,n_layer=2", "+lecture=x,n_layer=1"]
     assert_image(outputs / "sweep.png")
-    assert run_cli("compare").out == outcome.out, "its files are not taken for runs"
+    assert run_cli("compare").out == outcome.out, "its files are not read as runs"
 
 
 def test_a_path_with_commas_and_equals_signs_needs_no_quotes(run_cli, run, tmp_path):

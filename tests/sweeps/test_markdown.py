@@ -13,7 +13,7 @@ def test_a_table_has_a_header_a_rule_and_one_line_per_row():
     assert table(rows) == "| run | loss |\n| --- | --- |\n| a | 1.5 |\n| b | 1.25 |\n"
 
 
-def test_mean_and_standard_deviation_over_seeds():
+def test_the_spread_is_the_standard_deviation_over_seeds():
     values = [1.5, 1.75, 1.85]
     assert mean_and_spread(values) == f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
     assert mean_and_spread([1.5], digits=2) == "1.50"

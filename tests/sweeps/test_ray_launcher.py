@@ -27,11 +27,11 @@ def sweep(tiny, tmp_path):
     """Runs five jobs on simulated GPUs; returns the outcome and what each job observed."""
 
     def run(*overrides: str):
-        folder = tmp_path / "witness"
+        folder = tmp_path / "records"
         folder.mkdir()
         common = [override for override in tiny if not override.startswith("model.n_layer")]
-        common += ["+callbacks.witness._target_=tests.training.fault_injection.RecordDevices"]
-        common += [f"+callbacks.witness.folder={folder}", "hydra/launcher=gpus", "seed=1,2,3,4,5"]
+        common += ["+callbacks.record._target_=tests.training.fault_injection.RecordDevices"]
+        common += [f"+callbacks.record.folder={folder}", "hydra/launcher=gpus", "seed=1,2,3,4,5"]
         outcome = process(tmp_path, "train", "-m", *common, "model.n_layer=1", *overrides, timeout=200)
         assert outcome.code == 0, outcome.err
         return outcome, [json.loads(file.read_text()) for file in folder.glob("*.json")]

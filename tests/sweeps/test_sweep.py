@@ -15,7 +15,7 @@ from tests.training import run_artifacts
 
 pytestmark = pytest.mark.slow
 
-DIE = "+callbacks.die._target_=tests.training.fault_injection.FailRank"
+FAIL = "+callbacks.fail._target_=tests.training.fault_injection.FailRank"
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ def test_a_job_on_two_devices_has_two_processes_one_directory_and_the_loss_of_a_
 
 @pytest.mark.parametrize(("rank", "how"), [(1, "raise"), (1, "SIGKILL"), (0, "SIGKILL")])
 def test_a_failed_rank_ends_its_job_and_not_the_sweep(overrides, tmp_path, rank, how):
-    die = [DIE, f"+callbacks.die.rank={rank}", "+callbacks.die.step=7", f"+callbacks.die.how={how}"]
-    die += ["+callbacks.die.value=${model.n_layer}", "+callbacks.die.where=2"]
-    sweep = Sweep(tmp_path, "model.n_layer=1,2,3", *overrides, "trainer.devices=2", *die)
+    fail = [FAIL, f"+callbacks.fail.rank={rank}", "+callbacks.fail.step=7", f"+callbacks.fail.how={how}"]
+    fail += ["+callbacks.fail.value=${model.n_layer}", "+callbacks.fail.where=2"]
+    sweep = Sweep(tmp_path, "model.n_layer=1,2,3", *overrides, "trainer.devices=2", *fail)
     assert sweep.wait() == 1, sweep.output
     assert not sweep.alive()
     states = {}

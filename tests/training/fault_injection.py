@@ -46,7 +46,7 @@ class FakeClock:
 
 
 class Durations(L.Callback):
-    """A forward and backward pass takes `batch` seconds of `FakeClock`, a validation step `validation` seconds."""
+    """Advances `FakeClock` by `batch` seconds per training batch, and by `validation` seconds per validation batch."""
 
     def __init__(self, batch: float, validation: float):
         self.batch, self.validation = batch, validation
@@ -59,7 +59,7 @@ class Durations(L.Callback):
 
 
 class Fault(L.Callback):
-    """Sets the learning rate of one step to `lr` if it is above `above`; by default the weights overflow."""
+    """Sets the learning rate of one step to `lr` if it is above `above`; with the default, the weights overflow."""
 
     def __init__(self, step: int, lr: float = 1e30, above: float = 0.0):
         self.step, self.lr, self.above = step, lr, above
@@ -189,4 +189,4 @@ class RecordListeningSockets(L.Callback):
                         packed = bytes.fromhex(local.split(":")[0])
                         words = [packed[i : i + 4][::-1] for i in range(0, len(packed), 4)]
                         addresses.append(str(ipaddress.ip_address(b"".join(words))))
-            (self.folder / f"ears_{trainer.global_rank}.txt").write_text("\n".join(addresses))
+            (self.folder / f"listening_{trainer.global_rank}.txt").write_text("\n".join(addresses))

@@ -37,7 +37,7 @@ def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
     return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
 
 
-def learned(run: Path, name: str = "last") -> dict[str, Any]:
+def training_state(run: Path, name: str = "last") -> dict[str, Any]:
     """The training state: weights, optimizer, schedule, counters."""
     state = checkpoint(run, name)
     keys = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "loops")

@@ -40,11 +40,11 @@ NANO = [*SHORT, *SIZES, "model=gpt_nano", "model.dropout=0.2", "+model.attention
 MODERN = [*SHORT, *SIZES, "model=gpt_modern"]  # Muon, n-gram and value embeddings
 TWO = "model.n_layer=2"
 
-# The last of these is part of the name of a job's directory, the second is not, and the first was until 0.2.
+# In the name of a job's directory: data.batch_size always, trainer.devices never, trainer.compile until 0.2.
 SETTINGS = ["trainer.compile=false", "trainer.devices=1", "data.batch_size=8"]
 LATER_SETTINGS = {"0.1": [], "0.2": ["on_divergence=rollback"]}
 
-# Part of a job's folder name, with names that 0.3 changed.
+# Part of a job's folder name. 0.3 renamed these settings.
 RENAMED = ["model/n_grams=pairs", "model.n_grams.buckets=64"]
 
 STAGED = "+callbacks.end._target_=tests.training.staged"  # the name of the module in the earlier versions
@@ -281,7 +281,7 @@ def test_a_sweep_resumes_the_killed_job_and_skips_the_finished_one(old):
     assert {(row["run"], row["state"]) for row in table} == {(name, "finished") for name in runs}
 
 
-def test_a_finished_sweep_trains_nothing(old):
+def test_repeating_a_finished_sweep_trains_nothing(old):
     directory = old.work / "outputs" / "settings"
     runs = finished(directory)
     assert len(runs) == 2

@@ -57,7 +57,7 @@ def test_a_cpu_requires_the_compiler_of_cxx_or_the_default_one(monkeypatch, tmp_
     assert unavailable_reason("cpu", "cudagraphs") is None
 
 
-def test_inductor_uses_the_same_compiler():
+def test_inductor_uses_the_compiler_of_cxx_or_the_default_one():
     assert torch._inductor.config.cpp.cxx[-1] == os.environ.get("CXX", DEFAULT)
 
 

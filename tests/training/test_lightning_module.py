@@ -37,7 +37,7 @@ def validation_losses(run: Path) -> tuple[chargpt.inference.pretrained.Pretraine
 
 
 def test_the_validation_loss_weights_every_token_equally(run_cli, tiny, odd_text, tmp_path: Path):
-    """Also if the last batch contains a short block and padding (torchmetrics' MeanMetric ignored its weights)."""
+    """The last batch contains a short block and padding. (torchmetrics' MeanMetric ignored its weights.)"""
     overrides = [f"data.path={odd_text}", "data.validation_tokens=64", "hydra.run.dir=run"]
     overrides += ["optimizer.lr=0.01", "trainer.max_steps=60"]  # long enough to be confident in wrong predictions
     outcome = run_cli("train", *tiny, *overrides)
@@ -127,7 +127,7 @@ def test_validations_and_samples_do_not_affect_training(run_cli, tiny, tmp_path:
     never = ["trainer.val_check_interval=6", "callbacks.samples.max_new_tokens=0", "hydra.run.dir=never"]
     for overrides in (often, never):
         assert run_cli("train", *tiny, "trainer.max_steps=6", *overrides).code == 0
-    often, never = (run_artifacts.learned(tmp_path / name) for name in ("often", "never"))
+    often, never = (run_artifacts.training_state(tmp_path / name) for name in ("often", "never"))
     assert not run_artifacts.differences(often, never)
 
 

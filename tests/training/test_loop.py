@@ -194,7 +194,7 @@ def test_an_exception_is_recorded_in_the_status(run_cli, tiny, tmp_path: Path):
     assert run_artifacts.checkpoint(tmp_path / "run")["global_step"] == 10
 
 
-def test_a_full_disk_fails_the_run_and_keeps_the_previous_checkpoint(run_cli, tiny, tmp_path: Path, monkeypatch):
+def test_on_a_full_disk_the_run_fails_and_its_last_checkpoint_remains(run_cli, tiny, tmp_path: Path, monkeypatch):
     remaining = [2]  # checkpoints that fit on the disk
 
     @contextlib.contextmanager

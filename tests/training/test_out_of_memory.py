@@ -1,4 +1,4 @@
-"""Out of memory: one line with the memory needed and settings that need less."""
+"""Out of memory: the message has one line, with the required memory and settings that require less."""
 
 import resource
 import subprocess
@@ -15,7 +15,7 @@ from chargpt.training.out_of_memory import describe, describe_gpu, estimate, is_
 from tests.conftest import REPO
 
 
-def module(n_layer: int = 2) -> LanguageModeling:
+def module() -> LanguageModeling:
     config = yaml.safe_load((REPO / "conf" / "model" / "bigram.yaml").read_text())
     config.pop("defaults", None)
     model = instantiate(config, "model", vocab_size=65)

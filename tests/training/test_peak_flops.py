@@ -68,7 +68,7 @@ def test_known_devices_have_their_peak(name, teraflops):
         "",
     ],
 )
-def test_slices_variants_and_unknown_devices_have_none(name):
+def test_slices_variants_and_unknown_devices_have_no_peak(name):
     assert peak_flops(name) is None
 
 
@@ -78,7 +78,7 @@ def test_any_name_returns_a_positive_number_or_none(name):
     assert peak is None or peak > 0
 
 
-def test_names_are_unique():
+def test_device_names_are_unique():
     names = [name for peak in PEAKS for name in peak.names]
     assert len(names) == len(set(names))
 

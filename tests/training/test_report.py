@@ -40,7 +40,7 @@ def test_the_printed_metrics_are_those_of_metrics_json(results, tmp_path: Path):
 
 
 def test_the_printed_sample_command_works(results, run_cli):
-    """Also if the vocabulary lacks the letters of the default prompt."""
+    """The vocabulary lacks letters of the default prompt."""
     _, script, *overrides = shlex.split(results["sample"])
     assert script == "sample.py"
     outcome = run_cli("sample", *overrides, "max_new_tokens=5")

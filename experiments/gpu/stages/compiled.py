@@ -12,7 +12,7 @@ from runs import Run, run_all
 SECONDS = 40
 STEPS = 10
 NAMES = {"small": ["model=gpt_small"], "modern": ["model=gpt_modern", "optimizer.orthogonalization_dtype=float32"]}
-# Two layers of the full width: a compiled block, and that it is compiled once for both.
+# Two layers at full width: enough to test that a block is compiled once for all layers.
 SIZES = ["model.n_layer=2", "data.batch_size=8"]
 TINY = ["model.n_layer=1", "model.n_head=1", "model.n_embd=32", "model.block_size=16", "data.batch_size=2"]
 PRECISIONS = {"float32": ("32-true", "<= 1e-4"), "bf16": ("bf16-mixed", "<= 1e-3")}
@@ -23,7 +23,7 @@ DROPOUT = {"small": ["model.dropout=0.2"], "modern": ["model.dropout=0.2"]}
 
 
 def on_cpu(model: str, precision: str) -> bool:
-    """Whether a dry run includes this case. Only one: compiling takes half a minute on a CPU."""
+    """Whether a dry run includes this case. It includes only one: compiling takes half a minute on a CPU."""
     return (model, precision) == ("small", "float32")
 
 

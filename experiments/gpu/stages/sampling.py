@@ -1,4 +1,4 @@
-"""Characters per second on GPU and CPU, also of nanoGPT, and whether the texts are equal."""
+"""Characters per second of this project and nanoGPT on GPU and CPU, and whether the texts are equal."""
 
 import inspect
 import itertools

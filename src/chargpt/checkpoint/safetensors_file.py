@@ -1,7 +1,7 @@
 """Reads and writes exported models: safetensors files with the config and tokenizer in the metadata.
 
 Any safetensors reader can open them. The format has no checksum, so the metadata contains a digest of the content.
-The digest detects damage, not manipulation. Against untrusted files, the metadata is JSON, and the config in it is
+The digest detects damage, not manipulation. Because files may be untrusted, the metadata is JSON, and its config is
 checked like that of a checkpoint (`chargpt.checkpoint.torch_file.check`, `chargpt.config.instantiate`).
 """
 
@@ -42,7 +42,7 @@ def save(content: dict[str, Any], path: Path) -> str:
     """Writes the file atomically and returns the digest of its content.
 
     Args:
-        content: as `read` returns it, with weights that share no memory: a tied weight under one of its names.
+        content: as `read` returns it. No two weights may share memory: a tied weight has only one of its names.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full.
@@ -59,7 +59,7 @@ def save(content: dict[str, Any], path: Path) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Reads a file. Returns its content under the keys of a checkpoint, but the weights by their names in the model.
+    """Reads a file. Returns its content with the keys of a checkpoint; the weights have their names in the model.
 
     Raises:
         UserError: the file is unreadable, damaged, from a later version, or not written by chargpt.

@@ -1,8 +1,8 @@
 """Reads and writes checkpoints: files of `torch.save` with plain data and tensors, followed by a SHA-256 checksum.
 
 The checksum is stored as the comment of the ZIP archive, so `torch.load` reads the file unchanged. It is verified
-before anything else is read. It detects damage, not manipulation. Against untrusted files, no code in a checkpoint is
-ever run (`weights_only`, `chargpt.config.instantiate`).
+before anything else is read. It detects damage, not manipulation. Because files may be untrusted, no code in a
+checkpoint is ever run (`weights_only`, `chargpt.config.instantiate`).
 """
 
 import hashlib
@@ -64,7 +64,7 @@ def read(path: Path) -> dict[str, Any]:
     except _DigestMismatch:
         raise UserError(_damaged(path, "its checksum does not match its content")) from None
     try:
-        with warnings.catch_warnings(action="ignore"):  # about a pickle that chargpt did not write
+        with warnings.catch_warnings(action="ignore"):  # warnings about a pickle that chargpt did not write
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if not verified and _version(checkpoint).startswith(VERSION_WITHOUT_DIGEST):
             with zipfile.ZipFile(path) as archive:  # which has a checksum for each tensor

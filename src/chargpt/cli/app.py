@@ -1,4 +1,4 @@
-"""The command line: parses it, composes the config with Hydra, runs a command and returns its exit code.
+"""Parses the command line, composes the config with Hydra, runs a command and returns its exit code.
 
 User errors are reported before a directory is created. In a sweep the parent process does not train: each job is an
 ordinary run in a separate process, so that jobs share no state.
@@ -167,8 +167,8 @@ def _error_line(error: BaseException) -> str:
 def _limit_openmp_spin() -> None:
     """Makes OpenMP threads that wait for each other sleep after about a millisecond. Call it before torch is imported.
 
-    By default they spin so long that with one other busy program on two cores a step takes 18 times as long; with this
-    limit 9 times, and without other programs as long as before (experiments/speed).
+    By default they spin for longer: on two cores with one other busy program, a step takes 18 times as long, with this
+    limit 9 times. Without other programs, the limit has no effect (experiments/speed).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "50000")
@@ -195,7 +195,7 @@ def _argument_error(reason: str) -> NoReturn:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    """Hydra's flags."""
+    """The parser of the command line, with Hydra's flags."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.error = _argument_error
     parser.add_argument("overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE")
@@ -237,6 +237,6 @@ def _parse_arguments(parser: argparse.ArgumentParser, command: str) -> argparse.
         args.overrides = [quote(override) for override in args.overrides]
     args.overrides = [_current_override(override) for override in args.overrides]
     if any(override.startswith(("resume=", "rerun=")) for override in args.overrides):
-        # data.path is then the new location of the run's text, although this command line's own data has no path.
+        # Then data.path is the new location of the run's text; ++, because data.path may not exist in this config.
         args.overrides = [re.sub(r"^data\.path=", "++data.path=", override) for override in args.overrides]
     return args

@@ -24,7 +24,7 @@ def evaluate(run: str, split: str, device: str, data: DictConfig | None = None) 
         raise UserError(f"split={split}: it must be one of {', '.join(SPLITS)}")
     trained = load(latest_run() if run == "latest" else run, resolve_device(device))
     settings = data_config(trained.config) if data is None else OmegaConf.to_container(data)
-    blocks = {"block_size": 1, "batch_size": 1, "seed": 0}  # only the text is used, of any length
+    blocks = {"block_size": 1, "batch_size": 1, "seed": 0}  # only the text is used; it may be short
     text = instantiate({**settings, **blocks}, "data", TextDataModule)
     text.read(trained.tokenizer)
     tokens_N = text.split(split)

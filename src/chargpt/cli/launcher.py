@@ -32,13 +32,13 @@ from chargpt.runs import lock
 from chargpt.runs.directory import RunDirectory
 
 GRACE_SECONDS = 8.0  # after one rank has failed, time for the others to exit before they are killed
-KILL_SECONDS = 3.0  # the same after a second signal
+KILL_SECONDS = 3.0  # the time before they are killed after a second signal
 
 
 @contextmanager
 def block_signals() -> Iterator[None]:
-    """Blocks stop signals in this context, and in a process that is started in it until `unblock_signals`, so that no
-    process is killed before it has installed its handlers."""
+    """Blocks stop signals in this context. A process started in it inherits the blocking until `unblock_signals`, so
+    that no signal kills it before it has installed its handlers."""
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -56,7 +56,7 @@ class WorkerGroup:
     Args:
         count: number of processes.
         resume: the directory of the run to resume, or `never`.
-        directory: of the run, locked by this process; the ranks inherit the lock.
+        directory: the run directory, locked by this process; the ranks inherit the lock.
     """
 
     def __init__(self, count: int, resume: str, directory: RunDirectory):
@@ -86,8 +86,8 @@ class WorkerGroup:
         os.close(ready)
 
     def _start(self, rank: int, environment: dict[str, str], descriptors: list[int]) -> None:
-        # Rank 0 writes to the terminal, the others to a log file. Each rank has its own process group: it receives a
-        # Ctrl-C at the terminal once, from this process.
+        # Rank 0 writes to the terminal, the others to a log file. Each rank has its own process group, so that it
+        # receives a Ctrl-C at the terminal only once, forwarded by this process.
         with block_signals(), self._logs[rank].open("wb") if rank else nullcontext() as output:
             self._processes.append(
                 subprocess.Popen(
@@ -122,11 +122,11 @@ class WorkerGroup:
             while None in (codes := [process.poll() for process in self._processes]):
                 self._start_others_when_ready()
                 exited = [code for code in codes if code is not None]
-                # Rank 0 has more to do than the others: it writes the sample and the metrics.
+                # Rank 0 usually exits last, after writing the sample and the metrics.
                 # A failed rank may never exit: under NCCL it can wait for the others.
                 failed = any(exited) or bool(self._directory.first_rank_error())
                 if failed or codes[0] is not None:
-                    self._terminate(GRACE_SECONDS if failed else 5 * GRACE_SECONDS)
+                    self._set_deadline(GRACE_SECONDS if failed else 5 * GRACE_SECONDS)
                 if time.monotonic() > self._deadline:
                     self._kill()
                 if not orphaned and parent_exited():
@@ -151,7 +151,7 @@ class WorkerGroup:
         return ExitCode.USER_ERROR if set(codes) <= {ExitCode.DONE, ExitCode.USER_ERROR} else ExitCode.FAILED
 
     def first_failure(self) -> str:
-        """The rank that failed first and the reason; empty if the run has reported it itself."""
+        """The rank that failed first and the reason; empty if the rank itself has reported it."""
         for rank, process in enumerate(self._processes):
             if process.returncode < 0 and rank not in self._killed:
                 return f"rank {rank} was killed by {signal.Signals(-process.returncode).name}"
@@ -170,7 +170,7 @@ class WorkerGroup:
                 process.kill()
                 process.wait()
 
-    def _terminate(self, seconds: float) -> None:
+    def _set_deadline(self, seconds: float) -> None:
         if self._deadline == float("inf"):
             self._deadline = time.monotonic() + seconds
 

@@ -1,4 +1,4 @@
-"""sample.py: generates text and prints it, and nothing else, to standard output."""
+"""sample.py: generates text. Only the text is printed to standard output."""
 
 import sys
 

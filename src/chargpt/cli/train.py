@@ -46,7 +46,7 @@ def train(config: DictConfig) -> None:
         exit_with_parent()
         _train_in_process(config, RunDirectory(HydraConfig.get().run.dir))
         return
-    is_rank_zero = get_rank() == 0  # other ranks (of torchrun or srun) decide the same and write nothing
+    is_rank_zero = get_rank() == 0  # other ranks (of torchrun or srun) decide alike, without writing
     original = original_run(config.rerun, config.resume)
     directory = RunDirectory(_resolve_run_dir(config, original))
     try:
@@ -74,14 +74,14 @@ def _resolve_run_dir(config: DictConfig, original: RunDirectory | None) -> Path:
     """The directory of the run; `original` is the run that is repeated.
 
     Raises:
-        UserError: a run is to be resumed in another directory than its own.
+        UserError: hydra.run.dir is not the directory of the resumed run.
     """
     settings = HydraConfig.get()
     planned = Path(settings.run.dir)
     if config.resume not in ("never", "auto"):
         directory = auto_resume.run_directory_of(config.resume)
         if has_explicit_run_dir() and planned.resolve() != directory.resolve():
-            raise UserError(f"resume={directory} continues in that directory: remove hydra.run.dir")
+            raise UserError(f"resume={directory} continues in its own directory: remove hydra.run.dir")
         return directory
     if has_explicit_run_dir():
         return planned
@@ -123,7 +123,7 @@ def _train_in_process(config: DictConfig, directory: RunDirectory, claim: bool =
     Args:
         claim: whether to create and lock the directory first.
     """
-    # Until training has its own handlers.
+    # Used until training installs its own handlers.
     handlers = {
         number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM, PREEMPTION_SIGNAL)
     }
@@ -172,7 +172,7 @@ def _train_in_workers(count: int, resume: str, directory: RunDirectory) -> int:
             _claim_directory(directory)
         ranks = WorkerGroup(count, resume, directory)
     code = ranks.wait()
-    if code in (ExitCode.USER_ERROR, ExitCode.INTERRUPTED):  # the directory is unused if training had not started
+    if code in (ExitCode.USER_ERROR, ExitCode.INTERRUPTED):  # then training may not have started
         directory.remove_if_unused()
     status = directory.read_status()
     if code == ExitCode.INTERRUPTED and status["state"] == "running":  # during start-up, or by a second signal

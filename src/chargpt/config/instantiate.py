@@ -18,7 +18,7 @@ from chargpt.errors import UserError
 COMPONENTS = ("model", "data", "optimizer", "schedule", "trainer")
 SAVED_KEYS = ("name", "seed", *COMPONENTS)
 SAVED_KEYS_SINCE_0_3 = ("monitor", "mode")  # missing in older checkpoints
-# Modules that only construct objects. Not all of chargpt.training: it contains functions that write files.
+# Modules that only construct objects. chargpt.training is not included: it contains functions that write files.
 ALLOWED_PREFIXES = ("chargpt.data.datamodule.", "chargpt.data.tokenizer.", "chargpt.model.")
 ALLOWED_PREFIXES += (
     "chargpt.optim.adamw.",
@@ -31,7 +31,7 @@ ALLOWED_PREFIXES += ("chargpt.optim.soap.", "torch.nn.", "torch.optim.")
 # Keys that are not arguments. Hydra's `_convert_` has no effect: arguments are always plain data.
 HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
-# What a constructor may raise for invalid values, which may come from an untrusted file.
+# Exceptions that a constructor may raise for invalid values, which may come from an untrusted file.
 CONSTRUCTOR_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -108,8 +108,10 @@ class _Partial(functools.partial):
 
 def locate(name: Any, path: str, trusted: bool = False) -> Any:
     """Imports the class or function of a `_target_`. Raises `UserError` if it is not allowed or does not exist."""
-    name = migrate_target(name) if isinstance(name, str) else name
-    if not isinstance(name, str) or not (trusted or (name.startswith(ALLOWED_PREFIXES) and "._" not in name)):
+    if not isinstance(name, str):
+        raise UserError(f"{path}._target_={name!r}: it must be the import path of a class or function")
+    name = migrate_target(name)
+    if not trusted and (not name.startswith(ALLOWED_PREFIXES) or "._" in name):
         raise UserError(
             f"{path}._target_={name!r} is not an allowed target. Allowed are "
             f"{', '.join(prefix + '*' for prefix in ALLOWED_PREFIXES)}"
@@ -135,7 +137,7 @@ def locate(name: Any, path: str, trusted: bool = False) -> Any:
 
 
 def _is_component(target: Any) -> bool:
-    """Whether it is a class or function of chargpt, or one of torch's modules or optimizers."""
+    """Whether `target` is a class or function of chargpt, or one of torch's modules or optimizers."""
     module = getattr(target, "__module__", None) or ""
     if module.startswith("chargpt."):
         return callable(target)

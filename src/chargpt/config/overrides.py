@@ -1,7 +1,7 @@
 """Parses overrides with Hydra's grammar and checks them against the config.
 
-Hydra alone reports a mistyped key in ten lines and accepts values of any type. Here each error is one line with the
-nearest valid name.
+Hydra itself reports a mistyped key in ten lines and accepts values of any type. Here each error is one line, with the
+nearest valid names.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from chargpt.errors import UserError
 # Texts and paths that need no quotes: their values are used as typed.
 RAW_KEYS = ("prompt", "text", "run", "runs", "resume", "rerun", "file", "folder", "data.path", "data.cache_dir")
 # Settings that exist only with a certain option of a group.
-OPTION_OF_SETTING = {"data.path": "data=text_file"}
+REQUIRED_OPTION = {"data.path": "data=text_file"}
 # Groups without a default: their options are added with a plus sign.
 OPTIONAL_GROUPS = ("lecture", "grid", "speedrun")
 
@@ -136,7 +136,7 @@ def _values(override: Override) -> Iterable[Any]:
     return [value.text if isinstance(value, QuotedString) else value for value in values]
 
 
-def _no_sweep(override: Override, sweep: bool) -> None:
+def _check_no_sweep(override: Override, sweep: bool) -> None:
     if override.is_sweep_override() and not sweep:
         raise UserError(
             f"{override.input_line} gives {override.key_or_group} more than one value: add -m for a sweep (train.py), "
@@ -154,7 +154,7 @@ def _check_delete(override: Override) -> None:
 
 
 def _check_option(override: Override, groups: Groups, sweep: bool) -> None:
-    _no_sweep(override, sweep)
+    _check_no_sweep(override, sweep)
     group = override.key_or_group
     if group in OPTIONAL_GROUPS and not (override.is_add() or override.is_delete()):
         raise UserError(f"{override.input_line}: add options of {group} with a plus sign: +{override.input_line}")
@@ -186,12 +186,12 @@ def _check_value(override: Override, schema: Schema, sweep: bool) -> None:
     key = override.key_or_group
     if key.split(".")[0].split("/")[0] == "hydra":
         return
-    _no_sweep(override, sweep)
+    _check_no_sweep(override, sweep)
     if key not in schema.keys:
         if override.is_add() or override.is_force_add():
             schema.check_parents(key)
             return
-        if option := OPTION_OF_SETTING.get(key):
+        if option := REQUIRED_OPTION.get(key):
             raise UserError(f"{key} requires {option}: add {option}")
         raise UserError(
             f"{key} is not a setting of this command{_nearest(key, schema.keys)} "

@@ -99,7 +99,7 @@ class Schema:
             raise UserError(f"{key}={shown}: it must be {_describe_types(accepted)}, not {actual}{hint}")
 
     def check_parents(self, key: str) -> None:
-        """Raises `UserError` if a setting is added to a setting that is no group of settings."""
+        """Raises `UserError` if `key` adds a setting below one that is not a group of settings."""
         while "." in key:
             key, _, name = key.rpartition(".")
             if (accepted := self._accepted(key)) and dict not in accepted:

@@ -17,8 +17,8 @@ Batch = tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]
 class RandomBlockLoader:
     """An endless iterator over batches of random blocks: inputs, and targets shifted by one token.
 
-    Global batch k is a pure function of (seed, k). Rank r of W gets blocks r, r + W, r + 2W, ... of it, so that any
-    number of processes trains on the same data.
+    Global batch k is a pure function of (seed, k). Rank r of W gets blocks r, r + W, r + 2W, ... of it, so that the
+    data does not depend on the number of processes.
 
     Args:
         tokens_N: the split, on the training device.
@@ -63,7 +63,7 @@ class RandomBlockLoader:
             return inputs_BT, targets_BT
         return inputs_BT.reshape(-1, length), targets_BT.reshape(-1, length)
 
-    def layouts(self) -> Iterator[Batch]:
+    def one_batch_per_length(self) -> Iterator[Batch]:
         """One batch of each block length among the remaining batches."""
         first = self._first()
         batch_of_length = {self.length(k): k for k in range(first, max(first, self._warmup) + 1)}

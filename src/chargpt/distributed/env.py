@@ -18,7 +18,7 @@ LOCK_FD_ENV = "CHARGPT_LOCK_FD"  # file descriptor of the lock that ranks of `Wo
 SWEEP_ENV = "CHARGPT_SWEEP"  # set for the jobs of a sweep
 ERROR_PIPE_ENV = "CHARGPT_ERROR_PIPE"  # pipe to the parent process for the message of a user error
 RENDEZVOUS_FILE_ENV = "CHARGPT_RENDEZVOUS_FILE"  # file for the rendezvous of ranks of `WorkerGroup`
-READY_PIPE_ENV = "CHARGPT_READY_PIPE"  # pipe by which rank 0 reports that the other ranks may start
+READY_PIPE_ENV = "CHARGPT_READY_PIPE"  # pipe through which rank 0 reports that the other ranks may start
 # Signals that stop a run; Slurm sends the last one before the time limit of a job.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -26,8 +26,8 @@ received_signals: list[int] = []  # stop signals received before training has it
 
 
 def request_stop(number: int, frame: object) -> None:
-    """The signal handler during imports and set-up. If a library's `except:` swallows the exception, the run stops at
-    its first step."""
+    """The signal handler during imports and set-up. If a library catches the exception, the run stops at its first
+    step."""
     received_signals.append(number)
     raise KeyboardInterrupt
 
@@ -105,9 +105,9 @@ def exit_process(code: int) -> NoReturn:
 
 
 def exit_with_parent(grace: float = 60.0) -> None:
-    """Makes this process exit after its parent: by SIGTERM, which saves the run (Linux), then by force.
+    """Makes this process exit after its parent: on Linux by SIGTERM, which saves the run, and later by `os._exit`.
 
-    The thread is for a rank that waits for another one in a C++ call, where it handles no signals.
+    The thread that calls `os._exit` is needed for a rank that waits in a C++ call and handles no signals.
 
     Args:
         grace: seconds to save a checkpoint.

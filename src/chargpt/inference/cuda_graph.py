@@ -43,8 +43,8 @@ def capture(func: Func, reset: Func, device: torch.device) -> Func:
     https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
     Args:
-        func: uses static memory only, and never synchronizes with the GPU.
-        reset: restores a state of that memory that `func` can start from; called before each warm-up run.
+        func: must use only static memory, and must not synchronize with the GPU.
+        reset: puts that memory into a valid initial state for `func`; called before each warm-up run.
     """
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()

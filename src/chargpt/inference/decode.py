@@ -35,7 +35,7 @@ class DecodeStep:
         model: in eval mode, made of modules that `supports` accepts. Its weights are copied for B > 1.
         batch_size: B.
         quantize: "int8" rounds the weights of linear layers to 8 bits, with one scale per row, and their inputs to
-            bfloat16. A token then reads a third as much memory. CPU only.
+            bfloat16. Each token then requires a third of the memory traffic. CPU only.
     """
 
     def __init__(self, model: Transformer, batch_size: int, quantize: str | None = None):
@@ -123,8 +123,8 @@ def _attention(module: CausalSelfAttention, B: int, linear: LinearFactory) -> Ca
             qk_BHTD.copy_(rotate(qk_BHTD, context.rotation))
         qkv_B3HD = qkv_BC.view(B, 3, H, -1)
         start, layer_cache.length = layer_cache.length, layer_cache.length + 1
-        layer_cache.both_2BHTD[:, :, :, start] = qkv_B3HD[:, 1:].transpose(0, 1)
-        keys_BHSD, values_BHSD = layer_cache.both_2BHTD[:, :, :, : layer_cache.length]
+        layer_cache.keys_values_2BHTD[:, :, :, start] = qkv_B3HD[:, 1:].transpose(0, 1)
+        keys_BHSD, values_BHSD = layer_cache.keys_values_2BHTD[:, :, :, : layer_cache.length]
         y_BH1D = F.scaled_dot_product_attention(qkv_B3HD[:, 0, :, None], keys_BHSD, values_BHSD)
         return out_proj(y_BH1D.reshape(B, -1))
 
@@ -147,7 +147,7 @@ def _norm(module: nn.Module | None) -> Callable[[Rows], Rows] | None:
 
 
 def _with_time_axis(module: nn.Module) -> Callable[[Rows], Rows]:
-    """Adapts a module that takes x_BTC to rows."""
+    """Wraps a module that expects x_BTC, so that it accepts and returns rows x_BC."""
     return lambda x_BC: module.forward(x_BC[:, None])[:, 0]
 
 
@@ -156,7 +156,7 @@ def _linear(module: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
     weight, bias = module.weight, module.bias
     if batch_size > 1 and weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_mkl():
         return _packed_linear(weight, bias, batch_size)
-    # One row reads the stored layout at full memory bandwidth; several rows are faster with a transposed copy.
+    # For one row, the stored layout is fast (limited by memory bandwidth); for several, a transposed copy is faster.
     weight = weight.t() if batch_size == 1 else weight.t().contiguous()
     out_BC = weight.new_empty(batch_size, module.out_features)
     if bias is None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-MIN_TEMPERATURE = 1e-6  # practically greedy, and still a float32
+MIN_TEMPERATURE = 1e-6  # practically greedy, and representable in float32
 
 
 def sample_token(

@@ -31,7 +31,7 @@ class StaticDecodeStep:
         self._model = model
         self.tokens_B1 = torch.zeros(batch_size, 1, dtype=torch.long, device=model.device)
         self.position_1 = torch.zeros(1, dtype=torch.long, device=model.device)
-        # Row t is added to the scores of the token at t. Each layer would convert a boolean mask to this form.
+        # Row t is added to the attention scores at position t. A boolean mask would be converted to this in each layer.
         weight = next(model.parameters())
         self._masks_TT = weight.new_full((model.block_size, model.block_size), -float("inf")).triu(1)
         self._mask_1T = self._masks_TT[:1].clone()
@@ -76,7 +76,7 @@ class StaticKVCache(KVCache):
     """
 
     def __init__(self, plain: KVCache, position_1: Integer[Tensor, " 1"], mask_1T: Float[Tensor, "1 T"]):
-        layers = [StaticLayerKVCache(layer.both_2BHTD.zero_(), position_1, mask_1T) for layer in plain.layers]
+        layers = [StaticLayerKVCache(layer.keys_values_2BHTD.zero_(), position_1, mask_1T) for layer in plain.layers]
         super().__init__(layers, plain.previous_BR.clone())
         self._position_1 = position_1
 
@@ -92,12 +92,12 @@ class StaticLayerKVCache(LayerKVCache):
 
     def __init__(
         self,
-        both_2BHTD: Float[Tensor, "2 B H T D"],
+        keys_values_2BHTD: Float[Tensor, "2 B H T D"],
         position_1: Integer[Tensor, " 1"],
         mask_1T: Float[Tensor, "1 T"],
     ):
-        super().__init__(both_2BHTD)
-        self._keys_BHTD, self._values_BHTD = both_2BHTD
+        super().__init__(keys_values_2BHTD)
+        self._keys_BHTD, self._values_BHTD = keys_values_2BHTD
         self._position_1, self._mask_1T = position_1, mask_1T
 
     def append(
@@ -106,7 +106,7 @@ class StaticLayerKVCache(LayerKVCache):
         """Writes one token and returns the keys and values of the full block."""
         self._keys_BHTD.index_copy_(2, self._position_1, keys_BHTD)
         self._values_BHTD.index_copy_(2, self._position_1, values_BHTD)
-        return self.both_2BHTD
+        return self.keys_values_2BHTD
 
     def mask(self, T: int) -> Float[Tensor, "1 S"]:
         return self._mask_1T

@@ -21,8 +21,8 @@ class LayerKVCache:
         both_2BHTD: the buffer for the keys and values of up to T tokens.
     """
 
-    def __init__(self, both_2BHTD: Float[Tensor, "2 B H T D"]):
-        self.both_2BHTD = both_2BHTD
+    def __init__(self, keys_values_2BHTD: Float[Tensor, "2 B H T D"]):
+        self.keys_values_2BHTD = keys_values_2BHTD
         self.length = 0
 
     def append(
@@ -30,16 +30,16 @@ class LayerKVCache:
     ) -> Float[Tensor, "2 B H S D"]:
         """Appends T tokens; returns the keys and values of all S tokens so far (a view)."""
         start, self.length = self.length, self.length + keys_BHTD.shape[2]
-        self.both_2BHTD[0, :, :, start : self.length] = keys_BHTD
-        self.both_2BHTD[1, :, :, start : self.length] = values_BHTD
-        return self.both_2BHTD[:, :, :, : self.length]
+        self.keys_values_2BHTD[0, :, :, start : self.length] = keys_BHTD
+        self.keys_values_2BHTD[1, :, :, start : self.length] = values_BHTD
+        return self.keys_values_2BHTD[:, :, :, : self.length]
 
     def mask(self, T: int) -> Tensor | None:
         """The mask of the S tokens that each of the newest T attends to (T x S); None if `is_causal` is enough."""
         S = self.length
         if T in (1, S):
             return None
-        return torch.ones(T, S, dtype=torch.bool, device=self.both_2BHTD.device).tril(S - T)
+        return torch.ones(T, S, dtype=torch.bool, device=self.keys_values_2BHTD.device).tril(S - T)
 
 
 class CausalSelfAttention(nn.Module):
@@ -49,7 +49,7 @@ class CausalSelfAttention(nn.Module):
         n_embd: C.
         n_head: H, must divide C; the head size D is C / H.
         dropout: probability for the attention weights and for the output.
-        weights_dropout: whether dropout applies to the attention weights; on the output alone it is cheaper.
+        weights_dropout: whether dropout also applies to the attention weights; False is faster.
         projection: whether the concatenated heads pass through a linear layer (the lecture adds it together with
             the residual connections).
         qkv_bias: whether the queries, keys and values have a bias (in the lecture they do not).
@@ -117,7 +117,7 @@ class CausalSelfAttention(nn.Module):
         return dropout(y_BTC, self.dropout, self.training)
 
     def _uses_dropout_attention(self, q_BHTD: Tensor, cache: LayerKVCache | None) -> bool:
-        """Whether to use our own kernel, because torch has no fused attention with dropout on the CPU."""
+        """Whether to use `dropout_attention`, because torch has no fused attention with dropout on the CPU."""
         drops = self.training and self.weights_dropout > 0 and cache is None and not torch.compiler.is_compiling()
         return drops and q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.float32
 
@@ -137,7 +137,7 @@ class CausalSelfAttention(nn.Module):
         self, x_BTC: Tensor, rotation: Rotation | None, context: BlockContext | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         B, T, C = x_BTC.shape
-        # Splitting before the heads are separated joins the gradients in one pass instead of two.
+        # Split before the heads are separated: the backward pass then concatenates the gradients once, not twice.
         q_BTC, k_BTC, v_BTC = self.qkv_proj(x_BTC).split(C, dim=-1)
         if context is not None and context.value_mixer is not None:
             v_BTC = context.value_mixer(v_BTC, context)

@@ -61,7 +61,7 @@ def zero_projections(model: Transformer, std: float = 0.02, head: bool = False) 
 
 @torch.no_grad()
 def unit_embedding(model: Transformer, gain: float = 0.5, head: bool | None = None) -> None:
-    """Scales each weight so that its output has a size of about `gain` at any width; biases 0.
+    """Scales the weights so that a layer's output has a root mean square of about `gain` at any width; biases 0.
 
     Embeddings are N(0, 1); matrices, and embeddings tied to the head, are N(0, gain^2 / fan in), as in muP (Yang et
     al. 2022); projections into the residual stream are zero, as in `zero_projections`.

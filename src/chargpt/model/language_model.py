@@ -50,7 +50,7 @@ class LanguageModel(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def tied_weight_names(self) -> dict[str, str]:
-        """For weights with several names in the state dict: each further name, with the first name of that weight."""
+        """Maps each additional name of a weight in the state dict to the first name of that weight."""
         first_names: dict[int, str] = {}
         named = self.state_dict(keep_vars=True).items()
         names = {name: first_names.setdefault(id(weight), name) for name, weight in named}

@@ -1,4 +1,4 @@
-"""Embeddings of n-grams: one table look-up for the last n tokens together."""
+"""Embeddings of n-grams: each sequence of n tokens has its own row in a table."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ MAX_N = 64  # V^n is computed exactly: n from an untrusted file must not take mi
 class NGramEmbedding(nn.Module):
     """Adds to each token's embedding the embeddings of the bigram, trigram, ... that ends at the token.
 
-    The tables are initialized to 0. The table of the n-grams has V^n rows, or `buckets` if that is fewer: then n-grams
+    The tables are initialized to 0. The table for each n has V^n rows, but at most `buckets`: more n-grams than that
     share rows by hashing (Svenstrup et al. 2017, "Hash Embeddings"). A text is padded on the left with token 0.
 
     Args:
@@ -25,8 +25,8 @@ class NGramEmbedding(nn.Module):
         n_embd: C.
         lengths: the values of n, integers.
         buckets: the largest number of rows of a table.
-        dropout: in [0, 1), the probability that an n-gram's complete embedding is dropped. Over many epochs the
-            tables memorize the text, and without dropout the blocks would learn nothing else.
+        dropout: in [0, 1), the probability that an n-gram's complete embedding is dropped. Without dropout, the
+            tables memorize the text over many epochs, and the blocks learn little.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A decoder-only Transformer whose submodules are built by the callables that it is given."""
+"""A decoder-only Transformer whose submodules are built by callables passed to its constructor."""
 
 from collections.abc import Callable, Iterable
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class UNetSkips(nn.Module):
-    """Adds to the input of block L - 1 - i the output of block i, times a learned weight.
+    """Adds the output of block i, times a learned weight, to the input of block L - 1 - i.
 
     As in modded-nanogpt's U-net pattern (2024), which is based on Ronneberger et al. 2015, section 2.
 

@@ -14,7 +14,7 @@ class Constant:
         self.warmup_steps = warmup_steps
 
     def __call__(self, step: int, max_steps: int = -1, time: float = 0.0) -> float:
-        """The factor for the next step after `step` completed steps.
+        """Returns the factor for the step that follows `step` completed steps.
 
         Args:
             max_steps: the total number of steps; -1 if the run is limited only by time.

@@ -13,12 +13,12 @@ from chargpt.optim.parameter_groups import check_betas, check_rate
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
-    """Both rules in one optimizer: with two optimizers, Lightning does not support gradient clipping and accumulation,
-    and counts each step twice.
+    """Applies a rule for matrices and AdamW in one optimizer: with two optimizers, Lightning does not support gradient
+    clipping and accumulation, and counts each step twice.
 
     Args:
-        model: a subclass updates its `matrix_parameters`. `maps` of a parameter group is the number of linear maps
-            stacked in each of its matrices; it is 0 in the group of the other parameters.
+        model: `matrix_step` of a subclass updates its `matrix_parameters`. The entry `maps` of a parameter group is the
+            number of linear maps stacked in each of its matrices; 0 in the group that AdamW updates.
         matrices: the settings of the matrix rule.
         lr, betas, weight_decay, eps: the settings of AdamW, for embeddings, head and vectors.
 

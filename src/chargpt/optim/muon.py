@@ -33,7 +33,7 @@ def orthogonalize(
 ) -> Float[Tensor, "N O I"]:
     """Approximates U V^T of each matrix's singular value decomposition U S V^T: singular values become 1 +- 0.15.
 
-    Singular values below a thousandth of the matrix's norm become smaller than that.
+    Singular values below a thousandth of the matrix's norm remain smaller than 1 - 0.15.
 
     Args:
         steps: the number of iterations, 1 to 5.
@@ -57,7 +57,7 @@ def orthogonalize(
 def _iteration_factor(square: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
     """The matrix by which the complete iteration multiplies x, computed from x x^T: long rows of x are read only twice.
 
-    Only in float32: a coarser type would lose the smallest singular values of x x^T in the rounding.
+    Only in float32: the smallest singular values of x x^T would be lost in the rounding of a 16-bit type.
     """
     steps: list[Tensor] = []
     for a, b, c in polynomials:

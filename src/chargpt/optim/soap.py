@@ -39,7 +39,7 @@ class SOAP(MatrixOptimizer):
     def _update(self, p: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
         gradient, (beta1, beta2) = p.grad.float(), group["matrix_betas"]
         if "taken" not in state:
-            if gradient.any():  # the first gradient is 0 behind projections initialized to 0: no eigenvectors yet
+            if gradient.any():  # a gradient of 0, as before projections initialized to 0, has no eigenvectors
                 self._start(state, gradient)
             return
         state["taken"] += 1
@@ -75,7 +75,7 @@ class BatchedSOAP(SOAP):
     """
 
     def update_matrices(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        # The bias correction and the refresh depend on the number of steps taken, so a batch has only one such number.
+        # All matrices of a batch have taken the same number of steps: the bias correction and the refresh depend on it.
         batches = defaultdict(list)
         for p in parameters:
             batches[p.shape, self.state[p].get("taken")].append(p)
@@ -98,7 +98,7 @@ class BatchedSOAP(SOAP):
         states = [self.state[p] for p in parameters]
         for state in states:
             state["taken"] = taken
-            for name in ("left_basis", "right_basis"):  # column-major from eigh: stacking takes many kernels
+            for name in ("left_basis", "right_basis"):  # eigh returns column-major matrices, slow to stack
                 state[name] = state[name].contiguous()
         lists = {name: [state[name] for state in states] for name in STATE_KEYS}
         gradients, (beta1, beta2) = [p.grad.float() for p in parameters], group["matrix_betas"]

@@ -1,4 +1,4 @@
-"""Validation of an optimizer state from a file, before torch's fused kernels access memory according to it."""
+"""Checks an optimizer state from a file, because torch's fused kernels do not check the sizes of its tensors."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -26,7 +26,7 @@ def check_optimizer_state(saved: Mapping[str, Any], optimizer: torch.optim.Optim
             raise ValueError(f"the optimizer's amsgrad is {old['amsgrad']}")
         for name in new.keys() & old.keys() - {"params"}:
             if not _same_type(old[name], new[name]):
-                raise ValueError(f"the optimizer's {name} is {old[name]!r}, where its config gives {new[name]!r}")
+                raise ValueError(f"the optimizer's {name} is {old[name]!r}, but its config sets {new[name]!r}")
     numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
     parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for number, parameter in zip(numbers, parameters, strict=True):

@@ -55,7 +55,7 @@ def resolve(config: DictConfig, directory: RunDirectory) -> Decision:
         directory.remove_parents()
         raise UserError(f"the run directory {directory.path} cannot be created: {error.strerror}") from error
     if lock.is_held(directory.path):
-        log.info("%s is being trained by another process: waiting for it", directory.path)
+        log.info("another process is training in %s: waiting for it", directory.path)
     # Under torchrun or srun the other ranks inspect the directory without the lock, and then wait for this one.
     lock.acquire(directory.path, timeout=1.0 if launched_as_rank() else math.inf)
     try:
@@ -125,13 +125,13 @@ def _describe_status(directory: RunDirectory) -> str:
 def _check_same_run(directory: RunDirectory, saved: DictConfig, requested: DictConfig) -> None:
     old, new = identity(saved), identity(requested)
     different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    if {"seed", "model.block_size"} & set(different):  # `data` interpolates them: report each once
+    if {"seed", "model.block_size"} & set(different):  # `data` refers to them: report each once
         different = [key for key in different if key not in ("data.seed", "data.block_size")]
     if different:
         shown = ", ".join(f"{key}={old.get(key)} there, {new.get(key)} here" for key in different[:3])
         more = f", and {len(different) - 3} more" if len(different) > 3 else ""
         raise UserError(
-            f"{directory.path} contains a different run: {shown}{more}. Choose another name=, or delete that run"
+            f"{directory.path} contains a different run: {shown}{more}. Choose another name=, or delete that directory"
         )
 
 
@@ -144,12 +144,12 @@ def _check_same_text(directory: RunDirectory, requested: DictConfig) -> None:
     if digest != saved_digest:
         raise UserError(
             f"{directory.path} was trained on another text: corpus sha256 {saved_digest[:12]}..., "
-            f"now {digest[:12]}... Choose another name=, or delete that run"
+            f"now {digest[:12]}... Choose another name=, or delete that directory"
         )
 
 
 def _is_extended(directory: RunDirectory, saved: DictConfig, requested: DictConfig) -> bool:
-    """Whether a finished run is to train for more steps or more time. Raises `UserError` if for less."""
+    """Whether more steps or more time are requested than for the finished run. Raises `UserError` if less is."""
     old, new = _run_length(saved), _run_length(requested)
     for key, end in new.items():
         if end < old[key]:

@@ -56,7 +56,7 @@ class RunDirectory:
         self.new = False
 
     def claim(self, chosen: bool) -> None:
-        """Creates the directory for this run; appends a suffix if another run has the name.
+        """Creates the directory; appends a number to its name if the name is taken and not `chosen`.
 
         Args:
             chosen: whether the user chose the path.
@@ -105,7 +105,7 @@ class RunDirectory:
         """Removes the files of a run so that it can start again; train.log is kept and appended to."""
         for folder in (self.checkpoints, self.tensorboard, self.hydra):
             shutil.rmtree(folder, ignore_errors=True)
-        # status.json last: it marks the directory as that of a run, also if this method is interrupted.
+        # status.json is removed last: if this method is interrupted, the directory is still recognized as a run.
         (self.path / "provenance.json").unlink(missing_ok=True)
         for file in (self.history, self.metrics, self.metrics_before, self.sample, self.status_file):
             file.unlink(missing_ok=True)
@@ -127,7 +127,7 @@ class RunDirectory:
                 self.remove_parents()
 
     def remove_parents(self) -> None:
-        """Removes the parent folders that were created for it and are empty."""
+        """Removes the parent folders that were created for this directory and are empty."""
         for folder in self._created_parents:
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -163,7 +163,7 @@ class RunDirectory:
         write_json(self.status_file, status | {"pid": os.getpid(), "host": platform.node()})
 
     def read_status(self) -> dict[str, Any]:
-        """The content of status.json. A state `running` without a lock is read as `interrupted`: kill -9."""
+        """Returns status.json. The state `running` without a lock, as after kill -9, is read as `interrupted`."""
         try:
             status = json.loads(self.status_file.read_text())
             if status["state"] == "running" and lock.is_held(self.path) is False:
@@ -188,7 +188,7 @@ def write_hydra(folder: Path, config: DictConfig, hydra: DictConfig) -> None:
 
 
 def provenance(corpus: str, corpus_sha256: str, device: str, devices: int, threads: int) -> dict[str, Any]:
-    """What reproducing a run requires besides its config: versions, hardware, corpus."""
+    """The information needed to reproduce a run besides its config: versions, hardware, corpus."""
     packages = ("chargpt", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

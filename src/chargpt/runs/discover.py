@@ -46,7 +46,7 @@ def common_folder(runs: list[Path]) -> Path:
 
 
 def _items(spec: str) -> list[str]:
-    """The elements of `[one,another]`. Names of runs contain commas: the longest name that exists is one element."""
+    """The elements of `[one,another]`. Names of runs may contain commas: an element is the longest existing name."""
     text = spec.strip()
     if text[0] != "[" or text[-1] != "]" or Path(text).exists():
         return [spec]

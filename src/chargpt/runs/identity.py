@@ -1,6 +1,6 @@
 """Which settings identify a run: one list for resuming, for the folder names of sweeps and for tables.
 
-The identity is model, recipe (optimizer, schedule, batches), data and seed: all `SAVED_KEYS` but the settings below.
+The identity is model, recipe (optimizer, schedule, batches), data and seed: `SAVED_KEYS` without the settings below.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from chargpt.config.instantiate import SAVED_KEYS, SAVED_KEYS_SINCE_0_3
 
-# What `trainer=OPTION` changes in a resumed run. The rest of `trainer` belongs to the recipe.
+# The settings that `trainer=OPTION` changes in a resumed run. The other settings of `trainer` belong to the recipe.
 MACHINE = (
     "trainer.accelerator",
     "trainer.devices",
@@ -18,7 +18,7 @@ MACHINE = (
     "trainer.compile",
     "trainer.deterministic",
 )
-# Settings that do not identify a run. A recipe may set the precision, so `trainer=OPTION` does not change it.
+# Settings that do not identify a run. The precision is not in `MACHINE`, because a recipe may set it.
 NOT_IDENTITY = (
     *MACHINE,
     "trainer.precision",
@@ -32,7 +32,7 @@ NOT_IDENTITY = (
 LENGTH = ("trainer.max_steps", "trainer.max_time")
 # Config groups, and settings of the command, that do not identify a run.
 NOT_IDENTITY_GROUPS = ("logger", "callbacks", "hydra", "resume", "rerun")
-# What may change on resuming. The text file may be moved: the digest of the text identifies the run.
+# Settings that may change on resuming. The text file may be moved: the digest of the text identifies the run.
 MAY_CHANGE = (*NOT_IDENTITY, *LENGTH, "data.path")
 # Defaults for settings that are missing from older runs and checkpoints.
 OLDER_DEFAULTS = {

@@ -19,15 +19,15 @@ _created: set[Path] = set()  # directories whose lock file this process has crea
 
 
 def acquire(directory: Path, timeout: float = 1.0) -> None:
-    """Locks a run directory until this process, and all processes that inherit the descriptor, have exited.
+    """Locks a run directory until `release`, or until all processes that share the descriptor have exited.
 
     Args:
         directory: an existing directory.
         timeout: seconds to wait for another process; `inf` waits until it exits. Not 0 by default, because
-            `is_held` takes the lock for a moment.
+            `is_held` holds the lock for a moment.
 
     Raises:
-        UserError: another process trains there, or the directory is not writable.
+        UserError: another process is training in the directory, or the directory is not writable.
     """
     path = directory.resolve()
     if path in _held or LOCK_FD_ENV in os.environ:
@@ -44,7 +44,7 @@ def acquire(directory: Path, timeout: float = 1.0) -> None:
             if time.monotonic() > deadline:
                 os.close(descriptor)
                 raise UserError(
-                    f"{directory} is being trained by another process. Wait for it, or start a new run elsewhere"
+                    f"another process is training in {directory}. Wait for it, or start a new run elsewhere"
                 )
             time.sleep(0.2)
     except OSError as error:  # some network file systems do not support locks

@@ -58,7 +58,7 @@ def apply_overrides(
         ):
             continue  # no change; settings inside a group are compared by their own overrides
         if path not in MAY_CHANGE:
-            value = "its own value" if OmegaConf.is_config(old) else f"{key}={old}"
+            value = "another value" if OmegaConf.is_config(old) else f"{key}={old}"
             raise UserError(
                 f"{override.input_line} would make this a different run: the saved run has {value}. Remove it, or "
                 f"start a new run without resume="

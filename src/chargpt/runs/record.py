@@ -1,4 +1,4 @@
-"""Reads the record of a run from its directory, in any state; damaged files are reported, not raised."""
+"""Reads the record of a run, in any state, from its directory. Damaged files are listed in its `reason`."""
 
 import contextlib
 import csv
@@ -14,7 +14,7 @@ import yaml
 from chargpt.checkpoint.migrations import migrate, migrate_key, migrate_override
 from chargpt.errors import UserError
 from chargpt.runs.directory import STATES, RunDirectory
-from chargpt.runs.score import BETWEEN_TOKENIZERS, Monitor, number, score_of
+from chargpt.runs.score import BETWEEN_TOKENIZERS, Monitor, finite_float, score_of
 
 # The C parser reads a sweep of a thousand runs in a second; OmegaConf's loader takes half a minute.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -30,7 +30,7 @@ class RunRecord:
         metrics: metrics.json; empty if it is missing.
         config: the resolved config; empty if it cannot be read.
         choices: config group -> selected option.
-        overrides: its command line.
+        overrides: the overrides of its command line.
         monitor: the metric by which the run is compared; None if neither its metrics nor its config can be read.
         last_values: the last step and value in history.csv of the monitored metric and of bits per character, by name.
     """
@@ -60,7 +60,7 @@ class RunRecord:
 
     def metric(self, name: str) -> float | None:
         """A number of metrics.json; None if it has no finite value."""
-        return number(self.metrics.get(name))
+        return finite_float(self.metrics.get(name))
 
     @property
     def score(self) -> float | None:
@@ -90,7 +90,7 @@ class RunRecord:
             ("trainer", "accumulate_grad_batches"),
         ):
             values = self.config.get(section)
-            factors.append(number(values.get(key)) if isinstance(values, dict) else None)
+            factors.append(finite_float(values.get(key)) if isinstance(values, dict) else None)
         product = 1.0
         for factor in factors:
             if factor is None:

@@ -12,7 +12,7 @@ from chargpt.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
-TIMING_SUFFIXES = ("_seconds", "_second")  # of the names of metrics that are times or rates
+TIMING_SUFFIXES = ("_seconds", "_second")  # metrics with these suffixes are times or rates
 # The entries of provenance.json on which the last bits of the results depend.
 ENVIRONMENT_KEYS = ("device", "devices", "threads", "processor", "versions")
 

@@ -21,7 +21,7 @@ class Monitor:
         mode: `min` if lower is better, `max` if higher is better.
 
     Raises:
-        UserError: `mode` is neither.
+        UserError: `mode` is neither `min` nor `max`.
     """
 
     name: str = "val_loss"
@@ -29,7 +29,7 @@ class Monitor:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise UserError(f"mode={self.mode}: must be one of {', '.join(MODES)}")
+            raise UserError(f"mode={self.mode}: it must be one of {', '.join(MODES)}")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Monitor":
@@ -70,11 +70,11 @@ def score_of(metrics: Mapping[str, Any], monitor: Monitor) -> float | None:
         metrics: metrics.json of the run.
     """
     if "score" in metrics and monitor == Monitor.of(metrics):
-        return number(metrics["score"])
-    return number(metrics.get(monitor.name))
+        return finite_float(metrics["score"])
+    return finite_float(metrics.get(monitor.name))
 
 
-def number(value: Any) -> float | None:
+def finite_float(value: Any) -> float | None:
     """A value of a JSON file as a float; None if it is not a finite number."""
     # In Python a bool is an int, JSON may contain NaN, and an integer may be too large for a float.
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -46,7 +46,7 @@ def compare(runs: Sequence[Path], folder: Path) -> None:
 
 
 def _figure_names(rankings: Sequence[Ranking]) -> list[str]:
-    """A file name for each figure; of several, with the monitor's name, and with its mode if two names are equal."""
+    """The file names of the figures: of several, each has its monitor in the name, and the mode if it alone differs."""
     if len(rankings) == 1:
         return ["sweep.png"]
     monitors = [ranking.run_monitor for ranking in rankings]

@@ -35,7 +35,7 @@ def format_value(value: Any) -> str:
 
 
 def key_text(value: Any) -> str:
-    """A value of a key in short form: four digits of a float, the class name of a `_target_`."""
+    """Shortens a value of a key: a float to four digits, a `_target_` to the name of its class."""
     if isinstance(value, float):
         return f"{value:.4g}"
     text = format_value(value)
@@ -48,7 +48,7 @@ def short_path(path: Path, folder: Path) -> str:
 
 
 def flops_text(flops: float) -> str:
-    """`1.2e15`."""
+    """Formats FLOPs with two digits: `1.2e15`."""
     if not flops:
         return "0"  # a bigram model is a table lookup
     digits, _, power = f"{flops:.1e}".partition("e")

@@ -46,12 +46,12 @@ class Job:
 
         Returns:
             `directory` (the run directory), `code` (the exit code), `metrics` (metrics.json, None without one) and
-            `reason` (the error message of a refused job, else empty).
+            `reason` (the user error of a job that could not start, else empty).
         """
         settings = HydraConfig.get()
         sequential = settings.launcher._target_.endswith(SEQUENTIAL_LAUNCHER)
         folder, cwd = Path(settings.runtime.output_dir), Path.cwd()
-        if sequential and folder.is_relative_to(cwd):  # shorter messages; other launchers may change the folder
+        if sequential and folder.is_relative_to(cwd):  # for shorter messages; other launchers may change cwd
             folder = folder.relative_to(cwd)
         directory = RunDirectory(folder)
         code, reason = self._skip(config, directory)
@@ -88,8 +88,8 @@ class Job:
         environment = os.environ | {PARENT_PID_ENV: str(os.getpid()), SWEEP_ENV: "1", ERROR_PIPE_ENV: str(write_end)}
         output = contextlib.nullcontext() if sequential else (directory.path / "job.log").open("ab")
         with output as file:
-            # A separate process group, so that each signal arrives once, forwarded by this process: Slurm sends its
-            # signal before a preemption to the process group of the launcher.
+            # A separate process group, so that the job receives each signal once, forwarded by this process: before a
+            # preemption, Slurm signals the whole process group of the launcher.
             process = subprocess.Popen(
                 command, env=environment, stdout=file, stderr=file, process_group=0, pass_fds=[write_end]
             )
@@ -115,6 +115,6 @@ class Job:
             with os.fdopen(read_end, "rb") as pipe:
                 os.set_blocking(read_end, False)
                 reason = (pipe.read() or b"").decode()
-        if received and code != ExitCode.DONE:  # also if the signal killed it before it had installed its handlers
+        if received and code != ExitCode.DONE:  # even if the signal killed it before it had installed its handlers
             code = ExitCode.INTERRUPTED
         return code, reason if code == ExitCode.USER_ERROR else ""

@@ -41,7 +41,7 @@ def _name(overrides: list[str], swept: set[str]) -> str:
         key = migrate_key(parser.parse_override(override).key_or_group).replace("/", ".")
         if key in swept or in_folder_name(key):
             kept.append(override)
-    # The model first: it varies most, and long names are truncated.
+    # Overrides of the model come first: they vary most, and long names are truncated.
     kept.sort(key=lambda override: (not override.startswith("model"), override))
     return folder_name(",".join(kept))
 

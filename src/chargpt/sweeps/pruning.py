@@ -1,4 +1,4 @@
-"""The callback that reports a trial to its Optuna study and stops it if the pruner decides so."""
+"""The callback that reports the score of a trial to its Optuna study, and stops the trial if the pruner requests it."""
 
 import lightning as L
 import optuna

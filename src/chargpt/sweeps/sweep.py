@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def sweep(config_name: str, overrides: list[str], flags: list[str]) -> int:
-    """Runs every job that is not yet done, also if other jobs fail, and compares the runs.
+    """Runs every unfinished job, even if other jobs fail, and then compares the runs.
 
     Args:
         overrides: the checked overrides of the command line.
@@ -81,7 +81,7 @@ def default_overrides(overrides: list[str], params: Mapping[str, Any] = MappingP
     """Overrides that a sweep adds unless they are given: `resume=auto`, and folder names that contain the swept keys.
 
     Args:
-        params: `hydra.sweeper.params`, the sweep of the config itself.
+        params: `hydra.sweeper.params`, the keys that the config itself sweeps.
     """
     parsed = OverridesParser.create().parse_overrides(overrides)
     given = {override.key_or_group for override in parsed}

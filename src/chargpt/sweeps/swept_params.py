@@ -10,8 +10,9 @@ from typing import Any
 from chargpt.runs.identity import NOT_IDENTITY, NOT_IDENTITY_GROUPS, OLDER_DEFAULTS
 from chargpt.runs.record import RunRecord
 
-SECTIONS = ("seed", "model", "optimizer", "schedule", "data", "trainer")  # of interpolated keys the first is shown
-# Of groups that follow from one another the first is shown; groups not listed here, such as `lecture`, come before.
+# If one key refers to another by interpolation, only the first in this order is shown.
+SECTIONS = ("seed", "model", "optimizer", "schedule", "data", "trainer")
+# If one group determines another, only the first is shown; groups not listed here, such as `lecture`, precede these.
 _GROUPS = ("model", "recipe", "optimizer", "schedule", "data")
 
 
@@ -50,7 +51,7 @@ def swept_params(runs: Sequence[RunRecord]) -> Columns:
             shown[group] = groups[group]
     choices = list(shown.values())
     leaves = differing([_leaves(run) for run in runs])
-    for key in sorted(leaves, key=lambda key: key not in overridden):  # overridden keys first: others may follow them
+    for key in sorted(leaves, key=lambda key: key not in overridden):  # overridden keys first: others may refer to them
         if key in overridden or not (follows(leaves[key], choices) or _is_interpolated(key, leaves[key], shown)):
             shown[key] = leaves[key]
     in_order = [*sorted(groups, key=_group_order), *leaves]
@@ -97,6 +98,6 @@ def _group_order(group: str) -> tuple[int, str]:
 
 
 def _is_interpolated(key: str, column: list[Any], shown: Columns) -> bool:
-    """Whether `key` is the interpolation of a shown key: `data.block_size` follows `model.block_size`."""
+    """Whether `key` refers to a shown key, as `data.block_size` refers to `model.block_size`."""
     tail = key.rsplit(".", 1)[-1]
     return any(other.rsplit(".", 1)[-1] == tail and shown[other] == column for other in shown)

@@ -26,7 +26,7 @@ _COLUMNS: dict[str, tuple[Callable[[RunRecord], float | None], Callable[[float],
     "seconds": (lambda run: run.metric("train_seconds"), lambda s: f"{s:,.{0 if s >= 10 else 1}f}"),
     "tokens/s": (lambda run: run.metric("tokens_per_second"), "{:,.0f}".format),
 }
-_MONITOR_OF = {"val loss": "val_loss", "bits/char": "val_bpc"}  # column -> the monitor that makes it redundant
+_MONITOR_OF = {"val loss": "val_loss", "bits/char": "val_bpc"}  # these columns are omitted for these monitors
 _MAX_REASONS = 8  # lines below the table
 
 
@@ -118,7 +118,7 @@ def _cell(name: str, row: Row) -> str:
 
 
 def _reasons(ranking: Ranking, folder: Path) -> list[Text]:
-    """One line per distinct reason of failure, with its first run."""
+    """One line per distinct reason of failure, with the first run that has it."""
     runs_by_reason: dict[tuple[str, str], list[RunRecord]] = {}
     for run in ranking.runs:
         if run.reason:

@@ -23,7 +23,7 @@ def counted_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
 def replace_interrupted_trials(study: "optuna.Study") -> None:
     """Marks each running trial as failed, and enqueues a new one with the same values.
 
-    To be called while no process runs trials of the study. Optuna's heartbeat works only with `Study.optimize`.
+    Call it only while no process runs trials of the study. Optuna's heartbeat works only with `Study.optimize`.
     """
     from optuna.trial import TrialState  # noqa: PLC0415 - optional dependency
 

@@ -76,7 +76,7 @@ class Compilation(L.Callback):
         worthwhile = not sharded and is_worthwhile(device_type, trainer.max_steps, self._max_seconds)
         if not requested and not (self._setting == "auto" and worthwhile):
             return
-        # The next replay of a CUDA graph overwrites its outputs, so gradients can be neither accumulated nor reduced.
+        # Each replay of a CUDA graph overwrites its outputs, so gradients cannot be accumulated, or reduced over ranks.
         supports_graphs = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
         best = "reduce-overhead" if device_type == "cuda" and supports_graphs else "inductor"
         self._mode = self._setting if self._setting in COMPILE_MODES else best
@@ -91,14 +91,14 @@ class Compilation(L.Callback):
             self._mode = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._mode is None or trainer.should_stop or pl_module.train_loss != pl_module.loss:
+        if self._mode is None or trainer.should_stop or pl_module.train_loss_fn != pl_module.loss:
             return
         self._timer.start_activity("compilation", pl_module.device)
         graphs = self._mode in CUDA_GRAPH_MODES
         loss = _compiled(pl_module, self._mode)
         try:
             self._warm_up(loss, trainer, pl_module, passes=3 if graphs else 1)  # the second pass records the graph
-            pl_module.train_loss = loss
+            pl_module.train_loss_fn = loss
             synchronize(pl_module.device)
             log.info("compiled in %.0f s", self._timer.seconds()["compilation"])
         except Exception as error:
@@ -113,10 +113,10 @@ class Compilation(L.Callback):
 
     @staticmethod
     def _warm_up(loss: Loss, trainer: L.Trainer, pl_module: L.LightningModule, passes: int) -> None:
-        """Runs forward and backward passes on batches laid out as in training, so that nothing is compiled later."""
+        """Runs forward and backward passes on batches of all shapes of the run, so that nothing is compiled later."""
         batches: RandomBlockLoader = trainer.train_dataloader
         parameters = [p for p in pl_module.parameters() if p.requires_grad]
-        for inputs_BT, targets_BT in batches.layouts():
+        for inputs_BT, targets_BT in batches.one_batch_per_length():
             for _ in range(passes):
                 with trainer.precision_plugin.train_step_context():
                     value = loss(inputs_BT, targets_BT)

@@ -54,8 +54,8 @@ class LanguageModeling(L.LightningModule):
         self.train_losses: list[Tensor] = []
         self.grad_norm: Tensor | None = None
         self.lr_scale: Callable[[], float] = lambda: 1.0  # halved by each rollback
-        self.time_used: Callable[[], float] = lambda: 0.0  # fraction of the time budget; set by `TrainingTimer`
-        self.train_loss = self.loss  # `Compilation` replaces it by its compiled version
+        self.time_fraction: Callable[[], float] = lambda: 0.0  # fraction of the time budget; from `TrainingTimer`
+        self.train_loss_fn = self.loss  # `Compilation` replaces it by its compiled version
         self.batches, self.in_step = 0, False
         self._step = 0  # the last completed step
 
@@ -87,13 +87,13 @@ class LanguageModeling(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_device(fold_in(self._seed, STEP, self.batches, self.global_rank), self.device)
         if not self.in_step:
-            # Lightning frees the gradients after the forward pass. Freed before it, their memory, still in the cache,
-            # is reused for the activations (2 % of a small model's step on a CPU).
+            # Lightning frees the gradients after the forward pass. If they are freed before it, the activations reuse
+            # their memory, which is still in the CPU's cache: 2 % of the time of a step of a small model.
             self.trainer.optimizers[0].zero_grad(set_to_none=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs_BT, targets_BT = batch
-        loss = self.train_loss(inputs_BT, targets_BT)
+        loss = self.train_loss_fn(inputs_BT, targets_BT)
         self.train_losses.append(loss.detach().clone())  # the next replay of a CUDA graph overwrites its output
         return loss
 
@@ -153,7 +153,7 @@ class LanguageModeling(L.LightningModule):
         optimizer = self._make_optimizer(self.model) if sharded else self.optimizer
 
         def factor(step: int) -> float:
-            return self._schedule(step, self.trainer.max_steps, self.time_used()) * self.lr_scale()
+            return self._schedule(step, self.trainer.max_steps, self.time_fraction()) * self.lr_scale()
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -34,7 +34,7 @@ from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.compilation import Compilation
 from chargpt.training.loggers.csv_history import CSVHistory
 from chargpt.training.outcome import RollbackRequested, record_outcome
-from chargpt.training.restore import best_is_intact, check_state, find_state, run_state
+from chargpt.training.restore import best_is_intact, check_state, find_state, invalid_state_as_user_error
 from chargpt.training.setup import (
     Origin,
     Run,
@@ -65,7 +65,7 @@ def train(config: dict[str, Any], directory: RunDirectory) -> None:
         directory: the run directory.
 
     Raises:
-        UserError: nothing has been written yet.
+        UserError: a setting or a file is invalid; the run has not started.
         Interrupted: after a signal; the run is saved and can be resumed.
         DivergenceError: the loss is NaN or infinite.
     """
@@ -89,7 +89,7 @@ def _train(config: dict[str, Any], directory: RunDirectory, diverged_at: list[in
         logging.getLogger().removeHandler(messages)
         raise
     with record_outcome(run, recorder):
-        if not run.origin.resumed:  # a resumed run is written to only after its first step has succeeded
+        if not run.origin.resumed:  # the directory of a resumed run is opened after the first step
             recorder.open(run.trainer, run.module)
         if run.trainer.is_global_zero:
             report.log_header(run)
@@ -123,11 +123,11 @@ def setup(
     if config["resume"] != "never":
         directory, path, checkpoint = find_state(resolve_path("resume", config["resume"]))
         origin = Origin(resumed=True, checkpoint_path=path, checkpoint=checkpoint)
-        with run_state(path or directory.config):
+        with invalid_state_as_user_error(path or directory.config):
             config = config | saved_config(directory, checkpoint, config)
             return _build(config, directory, origin, messages, diverged_at)
     if original := reproduce.original_run(config["rerun"], config["resume"]):
-        with run_state(original.config):
+        with invalid_state_as_user_error(original.config):
             config = config | saved_config(original, None, config)
             return _build(config, directory, Origin(original=original), messages, diverged_at)
     return _build(config, directory, Origin(), messages, diverged_at)
@@ -171,7 +171,7 @@ def _build(
     timer = TrainingTimer(seconds)
     metrics_callback = MetricsCallback(timer, CSVHistory(directory.history, monitor.name), monitor)
     rollbacks = DivergenceRollback(config["on_divergence"], diverged_at)
-    module.time_used, module.lr_scale = timer.time_used, lambda: rollbacks.lr_scale
+    module.time_fraction, module.lr_scale = timer.time_fraction, lambda: rollbacks.lr_scale
     compilation = Compilation(settings.get("compile", "auto"), seconds, timer)
     if checkpoint and not best_is_intact(directory, checkpoint):
         metrics_callback.best_from = origin.step
@@ -236,7 +236,7 @@ def fit(run: Run, recorder: RunRecorder) -> None:
     except CONSTRUCTOR_ERRORS as error:
         if out_of_memory.is_out_of_memory(error):
             raise TrainingError(_out_of_memory(run, error)) from error
-        with run_state(path) if path and not recorder.is_open else contextlib.nullcontext():
+        with invalid_state_as_user_error(path) if path and not recorder.is_open else contextlib.nullcontext():
             raise
     except DivergenceError as error:
         if not run.rollbacks.can_roll_back():

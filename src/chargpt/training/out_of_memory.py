@@ -11,7 +11,7 @@ from chargpt.training.lightning_module import LanguageModeling
 from chargpt.utils.memory import available_memory
 
 PARAMETER_BYTES = 16  # float32: the weight, its gradient, and two averages of an optimizer such as AdamW
-SMALL_TENSOR = 4096  # tokens; a forward pass of no more is not measured
+SMALL_BATCH_TOKENS = 4096  # tokens; the activations of a smaller forward pass are not measured
 # The sizes in the error message of torch's CUDA allocator.
 TRIED_PATTERN, CAPACITY_PATTERN = r"Tried to allocate ([\d.]+ \w+)", r"total capacity of ([\d.]+ \w+)"
 
@@ -24,13 +24,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def check(module: LanguageModeling, batch_size: int, block_size: int, processes: int, passes: int) -> None:
-    """Checks in advance on a CPU, where the kernel kills a process that uses too much memory.
+    """Checks the memory before training on a CPU, because the kernel kills a process that uses too much.
 
     Raises:
         UserError: the first step would need more memory than is available.
     """
     parameters = PARAMETER_BYTES * sum(p.numel() for p in module.parameters())
-    small = batch_size * block_size <= SMALL_TENSOR
+    small = batch_size * block_size <= SMALL_BATCH_TOKENS
     needed = parameters if small else estimate(module, batch_size // processes, block_size)
     if (available := available_memory()) < needed * processes:
         message = describe(module, batch_size, block_size, processes, passes)
@@ -58,7 +58,7 @@ def describe_gpu(
     devices: int,
     passes: int,
 ) -> str:
-    """The same for a GPU, from the allocator's peak and the sizes in its error message.
+    """The message of `describe` for a GPU, from the peak of the allocator and the sizes in its error message.
 
     Args:
         device: the training device; the module may have been moved off it already.
@@ -102,7 +102,7 @@ def estimate(module: LanguageModeling, blocks: int, block_size: int) -> int:
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         saved.setdefault(storage.data_ptr(), storage.nbytes())
-        alive.append(tensor)  # otherwise its address would be reused, and the next tensor there not be counted
+        alive.append(tensor)  # a freed tensor's address would be reused, and the next tensor not counted
         return tensor
 
     alive: list[Tensor] = []

@@ -15,9 +15,9 @@ class Peak(NamedTuple):
 # (V100, T4). The table matches exact names, not patterns: cards whose names differ by one letter differ by up to a
 # factor of three, and a slice of a card (MIG) or a laptop variant has the name of the card with a suffix.
 #
-# Other tables, including Lightning's, differ in places. They list the value with sparsity (H200), of a pair of
-# cards (H100 NVL), of float16 without tensor cores (A40, A6000, 3090, 4090), or of the A10 for the A10G. NVIDIA's
-# own document takes precedence, also for the L40: its data sheet rates it at half the L40S, which has the same chip.
+# Other tables, including Lightning's, contain the value with sparsity (H200), for a pair of cards (H100 NVL), for
+# float16 without tensor cores (A40, A6000, 3090, 4090), or the A10's value for the A10G. This table follows NVIDIA's
+# documents, also for the L40, whose data sheet states half the value of the L40S, although both have the same chip.
 PEAKS = (
     # Volta
     Peak(125, ("V100-SXM2-16GB", "V100-SXM2-32GB"), "NVIDIA V100 Tensor Core GPU data sheet"),

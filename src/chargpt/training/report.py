@@ -51,7 +51,7 @@ def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
     path = run.directory.path
     tensorboard = ["tensorboard"] if python() == ["python"] else [*python(), "-m", "tensorboard.main"]
     longer = f"trainer.max_steps={2 * metrics['steps']}"
-    if run.timer.time_used() >= 1:
+    if run.timer.time_fraction() >= 1:
         longer = f"trainer.max_time={2 * round(parse_duration(run.config['trainer']['max_time']))}"
     # The first word of the sample is a prompt that the vocabulary of this run contains.
     first_word = next((word for word in sample.split() if word.isalpha()), "")

@@ -28,8 +28,8 @@ def find_state(resume: Path) -> tuple[RunDirectory, Path | None, dict[str, Any] 
     If `last.ckpt` is damaged, it falls back to `previous.ckpt`, then to `best.ckpt`.
 
     Returns:
-        The run, and the path and content of the checkpoint; None twice for a run that was interrupted before its
-        first checkpoint.
+        The run, and the path and content of the checkpoint; both are None if the run was interrupted before its first
+        checkpoint.
 
     Raises:
         UserError: there is no such run, it has no intact checkpoint, or the given file is damaged.
@@ -53,8 +53,8 @@ def find_state(resume: Path) -> tuple[RunDirectory, Path | None, dict[str, Any] 
 
 
 @contextmanager
-def run_state(path: Path) -> Iterator[None]:
-    """Raises `UserError` for errors in code that uses the content of a checkpoint, which may be an untrusted file."""
+def invalid_state_as_user_error(path: Path) -> Iterator[None]:
+    """Converts errors in code that uses the content of a checkpoint, which may be an untrusted file, to `UserError`."""
     try:
         yield
     except CONSTRUCTOR_ERRORS as error:
@@ -65,8 +65,8 @@ def run_state(path: Path) -> Iterator[None]:
 
 
 def best_is_intact(directory: RunDirectory, checkpoint: dict[str, Any]) -> bool:
-    """Whether `best.ckpt` as of `checkpoint` is intact, does not exist yet, or is about to be copied from it."""
-    with run_state(directory.last):
+    """Whether the best checkpoint recorded in `checkpoint` is intact, is `checkpoint` itself, or does not exist yet."""
+    with invalid_state_as_user_error(directory.last):
         best = MetricsCallback.best_step_in(checkpoint)
     if best in (0, checkpoint["global_step"]):
         return True
@@ -84,7 +84,7 @@ def check_state(run: Run, checkpoint: dict[str, Any]) -> None:
         UserError: the run cannot be resumed.
     """
     _check_weights(run, checkpoint)
-    with run_state(run.origin.checkpoint_path):
+    with invalid_state_as_user_error(run.origin.checkpoint_path):
         _check_progress(run, checkpoint)
 
 
@@ -106,7 +106,7 @@ def _check_progress(run: Run, checkpoint: dict[str, Any]) -> None:
     planned = checkpoint["chargpt"]["config"]["trainer"]["max_steps"]
     if -1 != max_steps < planned:
         raise UserError(
-            f"{path} was planned for {planned} steps: trainer.max_steps={max_steps} would make it another run; "
+            f"{path} was planned for {planned} steps: trainer.max_steps={max_steps} would make this a different run; "
             f"increase it, or leave it out"
         )
     budget = parse_duration(run.config["trainer"]["max_time"])

@@ -126,7 +126,7 @@ def check_strategy(module: LanguageModeling, trainer: L.Trainer) -> None:
     """Raises `UserError` if the optimizer requires complete matrices and the strategy shards them."""
     if isinstance(trainer.strategy, FSDPStrategy) and isinstance(module.optimizer, MatrixOptimizer):
         raise UserError(
-            "optimizer: this one requires complete matrices, but FSDP shards them: use trainer=ddp, or optimizer=adamw"
+            "optimizer: it requires complete matrices, but FSDP shards them: use trainer=ddp, or optimizer=adamw"
         )
 
 
@@ -144,7 +144,7 @@ def check_batch(batch_size: int, model: LanguageModel, devices: int) -> None:
 
 
 def check_monitor(monitor: Monitor, callbacks: dict[str, Any] | None) -> None:
-    """Raises `UserError` for a monitor that is no validation metric, unless a callback of the user may log it."""
+    """Raises `UserError` if the monitor is not a validation metric and no callback of the user could log it."""
     built_in = ("chargpt.", "lightning.")
     targets = [str(config.get("_target_")) for config in (callbacks or {}).values() if config]
     has_custom = any(not target.startswith(built_in) for target in targets)
@@ -152,7 +152,9 @@ def check_monitor(monitor: Monitor, callbacks: dict[str, Any] | None) -> None:
         return
     matches = difflib.get_close_matches(monitor.name.replace("/", "_"), VALIDATION_METRICS, n=1)
     hint = f"; did you mean {matches[0]}?" if matches else "."
-    raise UserError(f"monitor={monitor.name}: not a validation metric{hint} These are {', '.join(VALIDATION_METRICS)}")
+    raise UserError(
+        f"monitor={monitor.name}: not a validation metric{hint} Choose from {', '.join(VALIDATION_METRICS)}"
+    )
 
 
 def make_callbacks(
@@ -160,9 +162,9 @@ def make_callbacks(
 ) -> list[L.Callback]:
     """Builds the callbacks of the config: of this package, of Lightning or of the user.
 
-    Required constructor parameters named `metrics_callback` or `timer` that the config does not set receive those
-    of the run. A required `monitor`, as that of Lightning's `EarlyStopping`, and the `mode` beside it are set to the
-    run's monitor, which `MetricsCallback` logs as `score`.
+    Required constructor parameters `metrics_callback` and `timer` that the config does not set receive the objects of
+    the run. A required parameter `monitor`, as in Lightning's `EarlyStopping`, is set to `score`, the name under which
+    `MetricsCallback` logs the run's monitored metric; then `mode` is set to the run's mode.
 
     Raises:
         UserError: a callback cannot be instantiated, or is not a Lightning callback.

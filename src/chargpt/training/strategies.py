@@ -62,7 +62,7 @@ class ShardedStrategy(FSDPStrategy):
         Autocast selects the operations that run in 16 bits, as with every other strategy. The cast of FSDP would
         convert norms, embeddings and the sums of their gradients, too.
         """
-        # To cast it, FSDP would copy a block's `BlockContext`, and values that the block writes to it would be lost.
+        # FSDP would cast a copy of a block's `BlockContext`, and values that the block writes to it would be lost.
         uncast = dict(cast_forward_inputs=False, cast_root_forward_inputs=False)
         config = super().mixed_precision_config
         if "mixed" in self.precision_plugin.precision:

@@ -13,7 +13,7 @@ from chargpt.utils.atomic_write import atomic_write_text
 
 
 def summarize(run: Run) -> tuple[dict[str, Any], str]:
-    """Writes and returns the metrics and the sample. metrics.json is written last: it marks a run as finished."""
+    """Writes and returns the metrics and the sample. metrics.json comes last: it marks the run as finished."""
     directory, metrics_callback, data = run.directory, run.metrics_callback, run.data
     sample = load(directory.best).generate(max_new_tokens=500, seed=run.config["seed"])
     atomic_write_text(directory.sample, sample + "\n")

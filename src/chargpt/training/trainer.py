@@ -69,7 +69,7 @@ def build_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
             max_epochs=-1,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the sampler itself distributes each batch over the ranks
+            use_distributed_sampler=False,  # the dataloader itself distributes each batch over the ranks
             enable_model_summary=False,
         )
     except (

@@ -12,12 +12,12 @@ MAX_THRESHOLD = 2**31 - 1
 
 
 def disable_malloc_trim() -> bool:
-    """Makes glibc keep freed memory, instead of returning it to the kernel and faulting it in again in each step.
+    """Makes glibc keep freed memory for the next step, instead of returning it to the kernel (which costs page faults).
 
     The peak does not change, because every step needs the same memory.
 
     Returns:
-        Whether it had an effect: only on Linux with glibc.
+        Whether the setting was accepted: only on Linux with glibc.
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt

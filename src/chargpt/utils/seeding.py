@@ -1,8 +1,8 @@
 """Random numbers as pure functions of (seed, stream, counter), so that a run resumes without saved generator states.
 
-Each use has a separate stream (`BATCH`, `STEP`, ...). The data of batch k and the dropout of step k depend only on the
-seed and on k: a resumed run is identical to an uninterrupted one, one process draws the same blocks as two, and
-sampling during training does not change the run.
+Each use has a separate stream (`BATCH`, `STEP`, ...). The blocks of batch k depend only on (seed, k), and its dropout
+on (seed, k, rank): a resumed run is identical to an uninterrupted one, the blocks do not depend on the number of
+processes, and sampling during training does not change the run.
 """
 
 import torch
@@ -34,8 +34,8 @@ def generator(seed: int, *counters: int, device: torch.device | str = "cpu") -> 
 def seed_device(seed: int, device: torch.device) -> None:
     """Seeds the default generators that a step on `device` uses: the CPU's and the device's.
 
-    `torch.manual_seed` seeds every type of device. For a type that is not in use it queues the seed together with a
-    formatted stack trace: 0.4 ms and 10 kB per step.
+    `torch.manual_seed` seeds every type of device. For an unused type, it queues the seed together with a
+    formatted stack trace, which takes 0.4 ms and 10 kB per step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -52,7 +52,7 @@ def test_the_mask_depends_on_torchs_seed():
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=4))
-def test_any_shape_is_preserved(shape):
+def test_dropout_preserves_any_shape(shape):
     assert dropout(torch.ones(shape), 0.5, training=True).shape == torch.Size(shape)
 
 

@@ -85,7 +85,7 @@ def assert_labels_are_separate(panel):
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 for box in boxes)
 
 
-def test_names_are_evenly_spaced_worst_first(run):
+def test_option_names_are_evenly_spaced_worst_first(run):
     losses = {"swiglu": 1.8, "relu": 2.1, "gelu": 1.9}
     paths = [run(name, loss=loss, choices={"model/feed_forward": name}) for name, loss in losses.items()]
     panel = axes_of(*paths)["feed_forward"]
@@ -164,7 +164,7 @@ def test_runs_with_different_tokenizers_are_plotted_by_bits_per_character_withou
         ([None, 1.0], "even"),
     ],
 )
-def test_the_scale_separates_the_values(values, kind):
+def test_the_kind_of_a_scale_follows_from_the_values(values, kind):
     assert make_scale([(value, 2.0) for value in values], Monitor()).kind == kind
 
 

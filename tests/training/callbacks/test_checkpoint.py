@@ -26,7 +26,7 @@ def test_a_checkpoint_is_saved_and_loaded(io, tmp_path: Path):
 
 
 @pytest.mark.parametrize("step", ["save", "fsync", "replace"])
-def test_a_full_disk_keeps_the_old_checkpoint_and_no_temporary_file(io, tmp_path: Path, monkeypatch, step):
+def test_on_a_full_disk_the_old_checkpoint_remains_without_temporary_files(io, tmp_path: Path, monkeypatch, step):
     path = tmp_path / "last.ckpt"
     io.save_checkpoint({"step": 1}, path)
 

@@ -15,7 +15,7 @@ COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
 
 
 def fault(step: int, above: float = 0.0) -> list[str]:
-    """Makes this step diverge if the learning rate is above a limit."""
+    """Overrides that make this step diverge if the learning rate is above a limit."""
     overrides = [f"+callbacks.fault.step={step}", f"+callbacks.fault.above={above}"]
     return ["+callbacks.fault._target_=tests.training.fault_injection.Fault", *overrides]
 
@@ -25,7 +25,7 @@ def rollbacks(caplog) -> list[str]:
 
 
 def test_a_run_stops_at_the_step_of_the_first_non_finite_loss(run_cli, tiny, tmp_path: Path):
-    """Step 7 breaks the weights, so the first non-finite loss is that of step 8, between two logged points."""
+    """Step 7 makes the weights non-finite, so the first non-finite loss is that of step 8, between two log points."""
     outcome = run_cli("train", *tiny, *STEADY, *fault(7))
     assert outcome.code == 1
     line = outcome.err.splitlines()[-1]
@@ -36,7 +36,7 @@ def test_a_run_stops_at_the_step_of_the_first_non_finite_loss(run_cli, tiny, tmp
 
 
 def test_a_signal_does_not_save_non_finite_weights(run_cli, tiny, tmp_path: Path):
-    """The signal arrives right after the step that broke the weights, whose own loss was finite."""
+    """The signal arrives right after the step that makes the weights non-finite; the loss of this step is finite."""
     sigterm = ["+callbacks.signal._target_=tests.training.fault_injection.SignalAt", "+callbacks.signal.name=SIGTERM"]
     outcome = run_cli("train", *tiny, *STEADY, *fault(8), *sigterm, "+callbacks.signal.batch=8")
     assert outcome.code == 1
@@ -79,7 +79,7 @@ def test_resuming_after_a_rollback_equals_an_uninterrupted_run(run_cli, tiny, tm
     assert not rollbacks(caplog)
     assert run_artifacts.metrics(tmp_path / "run")["rollbacks"] == 1
     run, expected = tmp_path / "run", tmp_path / "uninterrupted"
-    assert not run_artifacts.differences(run_artifacts.learned(run), run_artifacts.learned(expected))
+    assert not run_artifacts.differences(run_artifacts.training_state(run), run_artifacts.training_state(expected))
     assert run_artifacts.history(run, *COLUMNS) == run_artifacts.history(expected, *COLUMNS)
 
 
@@ -93,7 +93,7 @@ def test_a_run_fails_after_three_rollbacks(run_cli, tiny, tmp_path: Path, caplog
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-def test_an_unknown_divergence_action_is_a_user_error(run_cli, tiny, tmp_path: Path):
+def test_an_unknown_divergence_action_is_a_user_error(run_cli, tiny):
     outcome = run_cli("train", *tiny, "on_divergence=ignore")
     assert outcome.code == 2
     assert "stop, rollback" in outcome.err

@@ -8,7 +8,7 @@ import pytest
 
 from tests.training import run_artifacts
 
-QUIET = "callbacks.samples.max_new_tokens=0"  # samples at validations would only take time
+QUIET = "callbacks.samples.max_new_tokens=0"  # no samples at validations: they only take time
 MORE = ["trainer.max_steps=12", "trainer.val_check_interval=4", "trainer.log_every_n_steps=3", "hydra.run.dir=run"]
 
 
@@ -68,7 +68,7 @@ def test_a_run_resumed_after_a_signal_equals_an_uninterrupted_run(
     assert outcome.code == 0, outcome.err
     expected = uninterrupted(*overrides)
     assert run_artifacts.status(run)["state"] == "finished"
-    assert not run_artifacts.differences(run_artifacts.learned(run), run_artifacts.learned(expected))
+    assert not run_artifacts.differences(run_artifacts.training_state(run), run_artifacts.training_state(expected))
     assert run_artifacts.history(run, *COLUMNS) == run_artifacts.history(expected, *COLUMNS)
     timed = {key for key in run_artifacts.metrics(run) if key.endswith(("_seconds", "_second"))}
     metrics, expected_metrics = (
@@ -85,7 +85,7 @@ def test_a_signal_at_the_last_step_finishes_the_run(run_cli, tiny, tmp_path: Pat
 
 
 def test_the_printed_command_resumes_a_run_that_is_interrupted_twice(run_cli, tiny, uninterrupted, tmp_path: Path):
-    """Also if the name of the run directory contains a space."""
+    """The name of the run directory contains a space."""
     run, overrides = tmp_path / "my run", [*tiny, *MORE, 'hydra.run.dir="my run"', *signal_at("SIGINT", batch=2)]
     for second_signal in (signal_at("SIGTERM", batch=7), []):
         outcome = run_cli("train", *overrides)
@@ -97,7 +97,7 @@ def test_the_printed_command_resumes_a_run_that_is_interrupted_twice(run_cli, ti
     outcome = run_cli("train", *overrides)
     assert outcome.code == 0, outcome.err
     expected = uninterrupted()
-    assert not run_artifacts.differences(run_artifacts.learned(run), run_artifacts.learned(expected))
+    assert not run_artifacts.differences(run_artifacts.training_state(run), run_artifacts.training_state(expected))
     assert run_artifacts.history(run, *COLUMNS) == run_artifacts.history(expected, *COLUMNS)
 
 
@@ -122,7 +122,7 @@ def test_a_second_ctrl_c_quits_immediately_and_keeps_the_last_checkpoint(
     assert run_artifacts.checkpoint(run)["global_step"] == 4, "the last checkpoint is that of the validation at step 4"
     assert run_cli("train", QUIET, "resume=run").code == 0
     expected = uninterrupted()
-    assert not run_artifacts.differences(run_artifacts.learned(run), run_artifacts.learned(expected))
+    assert not run_artifacts.differences(run_artifacts.training_state(run), run_artifacts.training_state(expected))
     assert run_artifacts.history(run, *COLUMNS) == run_artifacts.history(expected, *COLUMNS)
 
 
@@ -147,4 +147,6 @@ def test_slurms_preemption_signal_saves_the_run_and_requeues_the_job(
     log = tmp_path / "bin" / "requests"
     assert (log.read_text() if log.exists() else None) == requests
     assert run_cli("train", *tiny, *MORE, "resume=auto").code == 0, "the command that a requeued job runs again"
-    assert not run_artifacts.differences(run_artifacts.learned(run), run_artifacts.learned(uninterrupted()))
+    assert not run_artifacts.differences(
+        run_artifacts.training_state(run), run_artifacts.training_state(uninterrupted())
+    )

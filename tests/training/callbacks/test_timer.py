@@ -134,7 +134,7 @@ def test_a_larger_time_limit_reduces_the_fraction_used():
     saved._used = 1.0
     resumed = TrainingTimer(40.0)
     resumed.load_state_dict(saved.state_dict())
-    assert resumed.time_used() == 0.25
+    assert resumed.time_fraction() == 0.25
 
 
 def test_a_run_at_its_time_limit_is_resumed_if_only_its_metrics_are_missing(run_cli, tiny, tmp_path: Path):

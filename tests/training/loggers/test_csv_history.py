@@ -52,7 +52,7 @@ def test_save_writes_each_row_once(history, path):
     assert steps(path) == ["5"]
 
 
-def test_numbers_round_trip_exactly(history, path):
+def test_numbers_are_written_with_all_digits(history, path):
     values = {"train_loss": 3.3000000715255737, "lr": 1 / 3, "grad_norm": 5e-324}
     history.append(1, values)
     history.save()

@@ -119,7 +119,7 @@ def test_the_hparams_tab_compares_runs_by_hyperparameters_and_validation_loss(ge
 
 @pytest.mark.parametrize("reader", ["event_accumulator", "plugin_event_accumulator"])
 def test_points_that_a_resumed_run_logs_again_are_shown_once(tmp_path: Path, reader):
-    """In both event readers of TensorBoard, also if the run is resumed twice."""
+    """Both event readers of TensorBoard read a run that is resumed twice."""
     module = importlib.import_module(f"tensorboard.backend.event_processing.{reader}")
     for resumed_from, steps in ((None, (5, 10, 15)), (10, (15, 20, 25)), (20, (25, 30))):
         if resumed_from is None:

@@ -1,7 +1,7 @@
 """Dropout with fast generation of the mask on the CPU.
 
-On a CPU torch draws one Bernoulli number per element, 6 to 8 ns each: a quarter of a training step of 10M parameters.
-Comparing sixteen raw bits of the generator with a threshold takes a fifth of the time.
+On a CPU, torch draws one Bernoulli number per element, which takes 6 to 8 ns: a quarter of a training step of a model
+with 10M parameters. Comparing sixteen random bits per element with a threshold takes a fifth of that.
 """
 
 import torch

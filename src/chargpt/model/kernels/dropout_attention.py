@@ -1,7 +1,7 @@
 """Causal attention with dropout on the weights, for the CPU, where torch's fused kernel does not support dropout.
 
-torch falls back to full T x T matrices, half of which is masked out. Here each block of queries is multiplied only by
-the keys up to its end.
+torch falls back to full T x T matrices, half of which is masked. Here each block of queries is multiplied only by the
+keys up to the end of that block.
 """
 
 import torch

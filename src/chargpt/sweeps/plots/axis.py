@@ -89,7 +89,7 @@ def _numeric(values: list[Any]) -> Scale:
 
 
 def _spread_by_factors(values: list[Any]) -> bool:
-    """Whether the values are more even on a logarithmic axis than on a linear one, as learning rates are."""
+    """Whether the values, such as learning rates, are spaced more evenly on a logarithmic axis than on a linear one."""
     low, middle, high = values[0], values[len(values) // 2], values[-1]
     linear, by_factors = (middle - low) / (high - low), log(middle / low) / log(high / low)
     return high / low >= 10 and abs(by_factors - 0.5) < abs(linear - 0.5)
@@ -102,7 +102,7 @@ def _are_separated(values: list[Any], scale: Callable[[float], float]) -> bool:
 
 
 def tick_label(value: Any) -> str:
-    """The label of a value; of a long path only the end."""
+    """The label of a value; a long path is shortened to its end."""
     text = key_text(value)
     return escape_mathtext(text if len(text) <= MAX_TICK_LENGTH else f"…{text[1 - MAX_TICK_LENGTH :]}")
 

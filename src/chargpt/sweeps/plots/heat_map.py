@@ -31,7 +31,7 @@ def select_pair(columns: Columns) -> tuple[str, str] | None:
 
 
 def plot_heat_map(axes: Axes, pair: tuple[str, str], columns: Columns, monitor: Monitor) -> None:
-    """Draws the mean score of each cell, the best brightest; with the standard deviation if only seeds differ."""
+    """Draws the mean score of each cell (brightest: best), and the standard deviation if no other key varies."""
     num_keys, names = len(columns), short_names(columns)
     y_scale, x_scale = (make_scale(columns[key], monitor) for key in pair)
     cells: dict[tuple[int, int], list[float]] = {}

@@ -1,4 +1,4 @@
-"""The Pareto front: the rows for which no other has a better score with as few training FLOPs."""
+"""The Pareto front: the rows that no other row with equal or fewer training FLOPs surpasses in score."""
 
 from collections.abc import Sequence
 from math import inf, log10
@@ -62,7 +62,7 @@ def _label(row: Row, ranking: Ranking) -> str:
     for key in ranking.keys:
         value = row.values.get(key, ABSENT)
         if isinstance(value, str):
-            parts.append(key_text(value))  # an option is understood without its group
+            parts.append(key_text(value))  # an option is clear without its group
         elif value is not ABSENT:
             parts.append(f"{names[key]}={key_text(value)}")
     label = " ".join(parts) or short_path(row.runs[0].path, row.runs[0].path.parent)

@@ -26,7 +26,7 @@ Points = list[tuple[Any, float]]  # (value of a key, score) of each run
 
 
 def plot_sweep(ranking: Ranking, name: str) -> Figure:
-    """Plots all panels in one figure; if no run has a score, the states and reasons of the runs instead.
+    """Plots all panels in one figure. If no run has a score, it shows the states and reasons of the runs instead.
 
     Args:
         name: the name of the sweep, for the title.

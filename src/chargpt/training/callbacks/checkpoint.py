@@ -30,7 +30,7 @@ class ChecksumCheckpointIO(TorchCheckpointIO):
 class CheckpointCallback(Checkpoint):
     """Saves after each validation; keeps the last, the previous and the best checkpoint.
 
-    Every checkpoint is saved between two steps, after a validation that was due, and is self-contained: it
+    Every checkpoint is saved between two steps, after any validation due at that step. It is self-contained: it
     contains the weights, the tokenizer and the config as plain data.
 
     Args:
@@ -91,7 +91,7 @@ class CheckpointCallback(Checkpoint):
 def _set_loop_progress(fit_loop: dict[str, Any], steps: int, batches_per_step: int) -> None:
     """Sets Lightning's progress counters to the completed batches, with none in progress.
 
-    Inside a hook, the counters record a batch or a validation in progress, which a resumed run would count or run
+    When a hook runs, the counters contain a batch or validation in progress, which a resumed run would count or run
     again.
     """
     batches = steps * batches_per_step

@@ -1,4 +1,4 @@
-"""Detects non-finite losses and weights, and controls rollbacks to the last good checkpoint."""
+"""Detects non-finite losses and weights (`InterruptHandler` stops the run), and counts rollbacks."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ MAX_ROLLBACKS = 3  # per run
 class DivergenceRollback(L.Callback):
     """Counts the rollbacks of a run to its last good checkpoint; each one halves the learning rate.
 
-    The steps of divergence are saved in checkpoints, so that an interrupted run resumes with the same learning rate.
+    The steps at which it diverged are saved in checkpoints, so that an interrupted run resumes with the same rate.
 
     Args:
         action: `stop` or `rollback`, applied when the loss is not finite.
@@ -78,7 +78,7 @@ class NonFiniteLossDetector:
         """Checks losses. Called once per step with the losses of the newest step; empty if they were already checked.
 
         Returns:
-            Whether a loss is not finite: one of these on a CPU, one of the previous call's on other devices.
+            Whether one of these losses (on a CPU), or of those of the previous call (on other devices), is not finite.
         """
         if losses:
             slot = self._count % len(self._slots)
@@ -110,7 +110,7 @@ def first_non_finite_step(losses_N: torch.Tensor, step: int, passes: int) -> int
 
 def check_weights(trainer: L.Trainer, module: LanguageModeling) -> None:
     """Raises `DivergenceError` if a weight is not finite, so that no such checkpoint is saved."""
-    if isinstance(trainer.strategy, FSDPStrategy):  # each rank has a shard, and all must decide alike
+    if isinstance(trainer.strategy, FSDPStrategy):  # a rank has only a shard, so decisions could differ
         return
     if not torch.isfinite(get_total_norm([p.detach() for p in module.parameters()])):
         raise DivergenceError(f"the weights are not finite after step {trainer.global_step}: {ADVICE}")

@@ -1,4 +1,4 @@
-"""Handles Ctrl-C, SIGTERM, Slurm's SIGUSR1 and the exit of the parent process: finishes the step, saves and exits."""
+"""Stops a run between two steps: after a signal or the exit of the parent process, and if the loss is not finite."""
 
 import contextlib
 import signal
@@ -22,10 +22,10 @@ from chargpt.training.callbacks.timer import TrainingTimer
 
 
 class InterruptHandler(L.Callback):
-    """Saves and stops the run between two steps after the first signal; a second signal kills it.
+    """Saves a checkpoint and stops the run after a signal; stops it without saving if a loss is NaN or infinite.
 
-    The handler only sets a flag, because a signal in the middle of a step must not change the model. With several
-    ranks, an asynchronous all-reduce that overlaps with the previous step makes all ranks stop before the same step,
+    The signal handler only sets a flag, because a step must not be interrupted; a second signal kills the process.
+    With several ranks, an asynchronous all-reduce during the previous step makes all ranks stop before the same step
     and agree on whether a loss is not finite and on the time used.
     """
 
@@ -54,13 +54,13 @@ class InterruptHandler(L.Callback):
             return
         number = self._signal or (signal.SIGTERM if parent_exited() else 0)
         newest = pl_module.train_losses[-trainer.accumulate_grad_batches :]
-        used = self._timer.fraction_of_time() if trainer.is_global_zero else 0.0
+        used = self._timer.local_time_fraction() if trainer.is_global_zero else 0.0
         reduced = self._reduce.exchange([number, self._detector.is_non_finite(newest), used])
         if reduced is None:
             return
         number, diverged, used = int(reduced[0]), bool(reduced[1]), reduced[2]
         if trainer.world_size > 1:
-            self._timer.set_time_used(used)
+            self._timer.set_time_fraction(used)
         if number and pl_module.train_losses:  # the losses of the newest steps may not have been checked
             diverged = diverged or not torch.isfinite(mean_losses(trainer, pl_module)).all()
         if diverged:

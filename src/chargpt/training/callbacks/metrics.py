@@ -33,10 +33,10 @@ class MetricsCallback(L.Callback):
     Attributes:
         val_metrics: metrics of the last validation, by their names in metrics.json: `val_loss` in nats per token,
             `val_bpc` in bits per character, and others that were logged.
-        score: the monitored one of `val_metrics`.
+        score: the monitored metric in `val_metrics`.
         initial_loss, val_loss, best_val_loss, best_step, best_score: for metrics.json.
-        best_from: for a resumed run without an intact best checkpoint: the step of the checkpoint from which it
-            resumes, which counts as the best so far.
+        best_from: if a run resumes without an intact best checkpoint, the step of the checkpoint from which it resumes,
+            which then counts as the best so far.
         mfu: model FLOPs utilization of the last steps, as a fraction of the device's peak; None if the peak is
             unknown, as for a CPU.
     """
@@ -69,7 +69,7 @@ class MetricsCallback(L.Callback):
         self._step = trainer.global_step
         if pending := self._pending_losses:  # losses between the last logged point and the checkpoint
             losses = pending[trainer.global_rank % len(pending)]
-            if len(pending) != trainer.world_size:  # resumed with another world size: each rank takes the mean
+            if len(pending) != trainer.world_size:  # resumed with another world size: each rank uses the mean
                 losses = [sum(of_ranks) / len(of_ranks) for of_ranks in zip(*pending, strict=True)]
             pl_module.train_losses = [torch.tensor(loss) for loss in losses]
 

@@ -32,7 +32,7 @@ class RankErrorFile(L.Callback):
             file = self._directory / f"error_rank_{trainer.global_rank}.txt"
             with contextlib.suppress(OSError):  # a node without the shared disk: the error is on its terminal
                 file.write_text("".join(traceback.format_exception(exception)))
-            # Teardown could wait for a rank that has exited; this process exits anyway.
+            # The teardown could wait for a rank that has exited, and is not needed: this process exits.
             trainer.strategy.teardown = lambda: None
 
 

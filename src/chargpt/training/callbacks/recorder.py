@@ -26,7 +26,7 @@ from chargpt.training.trainer import device_name
 
 
 class RunRecorder(L.Callback):
-    """Opens the run directory: immediately for a new run, after the first step for a resumed one.
+    """Opens the run directory for writing: at the start of a new run, after the first step of a resumed one.
 
     After the first step, the checkpoint has been loaded and used, so the directory of a run that cannot be resumed
     remains unchanged.
@@ -65,7 +65,7 @@ class RunRecorder(L.Callback):
             self.open(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.open(trainer, pl_module)  # in case no step was left
+        self.open(trainer, pl_module)  # if there was no step left to train
 
     def open(self, trainer: L.Trainer, module: LanguageModeling) -> None:
         """Writes the files once, on rank 0. Called on all ranks.
@@ -82,7 +82,7 @@ class RunRecorder(L.Callback):
 
     def _open(self, trainer: L.Trainer, module: LanguageModeling) -> None:
         directory, origin, step = self._directory, self._origin, self._origin.step
-        if env.LOCK_FD_ENV not in os.environ:  # otherwise the process that started the ranks has done it
+        if env.LOCK_FD_ENV not in os.environ:  # otherwise `WorkerGroup` has removed them
             directory.remove_temporary_files()
         if origin.original:
             reproduce.copy_record(origin.original, directory)

@@ -10,7 +10,7 @@ ACTIVITIES = ("train", "validation", "checkpoint", "compilation", "setup")
 
 
 class TrainingTimer(L.Callback):
-    """Measures the time of each activity, and stops the run at its last step, followed by a validation.
+    """Measures the time of each activity, and stops the run after its last step and a final validation.
 
     At any time exactly one of `ACTIVITIES` is measured: training steps; validation; checkpoints, including samples;
     compilation; and setup, from the construction of this timer to the first step. The device is synchronized
@@ -37,18 +37,18 @@ class TrainingTimer(L.Callback):
     def train_seconds(self) -> float:
         return self.seconds()["train"]
 
-    def time_used(self) -> float:
+    def time_fraction(self) -> float:
         """Fraction of the time budget that is used, the same on all ranks; 0 without a budget."""
         return self._used
 
-    def fraction_of_time(self) -> float:
+    def local_time_fraction(self) -> float:
         """Fraction of the time budget that this rank has used, from 0 to 1; 0 without a budget."""
         return 0.0 if self._max_time is None else min(1.0, self.train_seconds / self._max_time)
 
-    def set_time_used(self, used: float) -> None:
-        """Sets the result of `time_used` to the fraction that rank 0 measured one step ago.
+    def set_time_fraction(self, used: float) -> None:
+        """Sets the result of `time_fraction` to the fraction that rank 0 measured one step ago.
 
-        With the time of its own clock, a rank could use another learning rate or stop at another step.
+        If each rank used its own clock, the ranks could use different learning rates or stop at different steps.
         """
         self._used = used
 
@@ -69,7 +69,7 @@ class TrainingTimer(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.world_size == 1:
-            self._used = self.fraction_of_time()
+            self._used = self.local_time_fraction()
         step = trainer.global_step
         if step == self._step:  # gradients are being accumulated
             return

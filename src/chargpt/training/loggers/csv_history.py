@@ -19,7 +19,7 @@ class CSVHistory:
 
     Args:
         path: path of the file.
-        monitor: the metric by which checkpoints are compared; it has a column, too.
+        monitor: the metric by which checkpoints are compared; it also has a column.
     """
 
     def __init__(self, path: Path, monitor: str = "val_loss"):

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_only
 class TensorBoard(TensorBoardLogger):
     """Lightning's TensorBoard logger in the run's directory `tensorboard/`, with text and a filled HParams tab.
 
-    `open` creates the event file and writes what was logged before. Lightning accesses the writer earlier, before
-    it loads a checkpoint, but a run that cannot be resumed must not create an event file.
+    `open` creates the event file and writes the points logged so far. Lightning accesses the writer before it loads
+    a checkpoint, but a run that cannot be resumed must not create an event file.
 
     Args:
         directory: the run directory.
@@ -35,7 +35,7 @@ class TensorBoard(TensorBoardLogger):
         """Creates the event file.
 
         Args:
-            first_step: the first step that a resumed run logs again; TensorBoard hides earlier points from it on.
+            first_step: the first step that a resumed run logs again; TensorBoard hides older points from this step on.
         """
         writer = TensorBoardLogger.experiment.fget(self)
         if first_step is not None:
@@ -101,9 +101,9 @@ class _DeferredWriter:
 
 
 def _mark_restart(writer: Any, step: int) -> None:
-    """Writes the event that makes TensorBoard hide earlier points from `step` on.
+    """Writes the event that makes TensorBoard hide the points logged before the restart for `step` and later steps.
 
-    The event that `purge_step` writes does not suffice: it is the first of its file, where TensorBoard ignores it.
+    The event that `purge_step` writes is not enough: it is the first in its file, and TensorBoard ignores it there.
     """
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415 - tensorboard is slow to import
 
