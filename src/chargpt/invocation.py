@@ -33,9 +33,8 @@ def child_command() -> list[str]:
 def command_line(command: str, *arguments: str) -> str:
     """A command to print, which runs when it is pasted into this shell: `python sample.py run=...`."""
     if _console_command:
-        installed = Path(sys.executable).with_name("chargpt")
-        program = "chargpt" if _is_on_path("chargpt") else _short(installed)
-        return shlex.join([program, command, *arguments])
+        program = ["chargpt"] if _is_on_path("chargpt") else [*python(), "-m", "chargpt"]
+        return shlex.join([*program, command, *arguments])
     script = Path(sys.argv[0]).resolve().with_name(f"{command}.py")
     return shlex.join([*python(), _short(script), *arguments])
 

@@ -280,7 +280,7 @@ def test_a_signal_to_the_parent_saves_the_run_at_any_time(tiny, tmp_path, number
     assert "Traceback" not in err
     if when != "steps" and not list(tmp_path.iterdir()):
         return  # the unused directory was removed
-    assert "with: python train.py resume=" in err.splitlines()[-1]
+    assert "train.py resume=" in err.splitlines()[-1]
     assert run_artifacts.status(only_run(tmp_path))["state"] == "interrupted"
 
 

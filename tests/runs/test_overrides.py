@@ -159,7 +159,7 @@ def test_an_interrupted_run_saves_its_step_exits_with_code_3_and_prints_how_to_r
     result = interrupted[name]
     assert result.code == 3
     assert result.err.splitlines()[-1].startswith("train.py: interrupted after step ")
-    assert result.err.splitlines()[-1].endswith("python train.py resume=run")
+    assert result.err.splitlines()[-1].endswith("train.py resume=run")
     assert "Traceback" not in result.err
     status = run_artifacts.status(result.run)
     assert (status["state"], status["reason"]) == ("interrupted", signal.Signals(result.signal).name)

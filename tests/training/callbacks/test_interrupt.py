@@ -116,7 +116,7 @@ def test_a_second_ctrl_c_quits_immediately_and_keeps_the_last_checkpoint(
     run = tmp_path / "run"
     outcome = run_cli("train", *tiny, *MORE, *signal_at("SIGINT", batch=6, times=2))
     assert outcome.code == 3
-    assert outcome.err.splitlines()[-1].endswith("python train.py resume=run")
+    assert outcome.err.splitlines()[-1].endswith("train.py resume=run")
     assert "Traceback" not in outcome.err
     assert run_artifacts.status(run)["state"] == "interrupted"
     assert run_artifacts.checkpoint(run)["global_step"] == 4, "the last checkpoint is that of the validation at step 4"
