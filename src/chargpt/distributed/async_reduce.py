@@ -39,6 +39,7 @@ class AsyncMaxReduce:
         previous = self.finish()
         maximum = torch.tensor(numbers, dtype=torch.float64)
         work = dist.all_reduce(maximum, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        assert work is not None  # this rank is in the group
         self._pending = (work, maximum)
         return previous
 
@@ -57,10 +58,12 @@ def _new_gloo_group() -> dist.ProcessGroup:
     if os.environ.get(NCCL, "^")[0] not in "^=":  # these characters start a syntax that only NCCL supports
         os.environ.setdefault(GLOO, os.environ[NCCL])
     try:
-        return dist.new_group(backend="gloo")
+        group = dist.new_group(backend="gloo")
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise TrainingError(
             f"gloo cannot connect the ranks ({reason}): set {GLOO} to a network interface that connects all nodes, "
             f"for example {GLOO}=eth0"
         ) from error
+    assert isinstance(group, dist.ProcessGroup)  # a number only on ranks outside the group
+    return group

@@ -23,11 +23,14 @@ def init_process_group(trainer: L.Trainer) -> None:
         return
     for name in INTERFACES:
         os.environ.setdefault(name, LOOPBACK)
-    trainer.strategy.set_world_ranks()
+    # Lightning declares it only in the strategies for several processes.
+    trainer.strategy.set_world_ranks()  # pyright: ignore[reportAttributeAccessIssue]
     device = trainer.strategy.root_device
     torch.distributed.init_process_group(  # as Lightning does, with another store
         torch.distributed.get_default_backend_for_device(device),
-        store=torch.distributed.FileStore(os.environ[RENDEZVOUS_FILE_ENV], trainer.world_size),
+        store=torch.distributed.FileStore(  # pyright: ignore[reportPrivateImportUsage] - documented, but not in __all__
+            os.environ[RENDEZVOUS_FILE_ENV], trainer.world_size
+        ),
         rank=trainer.global_rank,
         world_size=trainer.world_size,
         timeout=TIMEOUT,

@@ -47,8 +47,8 @@ class AdamW(torch.optim.AdamW):
         super().__setstate__(state)
         self._state_lists = None
 
-    def add_param_group(self, group: dict[str, Any]) -> None:
-        super().add_param_group(group)
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
         self._state_lists = None
 
 
@@ -65,4 +65,4 @@ def adamw(
     check_rate("lr", lr)
     check_betas("betas", betas)
     cls = AdamW if fused else torch.optim.AdamW
-    return cls(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
+    return cls(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)

@@ -4,6 +4,8 @@ torch.optim uses them, but they are undocumented and have no documented equivale
 same result but costs one call per tensor. Their private names are used only in this file.
 """
 
+# pyright: reportPrivateImportUsage=false
+
 import torch
 
 add_ = torch._foreach_add_

@@ -60,7 +60,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        if getattr(self, "found_inf", None) is not None and self.found_inf.item():
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.item():
             return result  # infinite gradients in 16-mixed precision, where each step synchronizes with the device
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -79,7 +80,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
             if "step" not in self.state[p]:
                 self.state[p]["step"] = torch.zeros((), device=p.device)
         state.append([self.state[p]["step"] for p in parameters])
-        AdamW.update({**group, "params": parameters}, [p.grad for p in parameters], tuple(state))
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        AdamW.update({**group, "params": parameters}, gradients, tuple(state))
 
     def state_tensors(self, parameters: list[nn.Parameter], name: str) -> list[Tensor]:
         """The state tensor `name` of each parameter, initialized to zeros."""

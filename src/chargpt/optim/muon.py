@@ -124,7 +124,7 @@ def muon(
         raise UserError(
             f"optimizer.orthogonalization_dtype={orthogonalization_dtype}: it must be one of {', '.join(DTYPES)}"
         )
-    matrices = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
+    matrices: dict[str, Any] = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
     matrices["orthogonalization_steps"] = orthogonalization_steps
     matrices["orthogonalization_dtype"] = orthogonalization_dtype
     return Muon(model, matrices, adamw_lr, adamw_betas, adamw_weight_decay, adamw_eps)

@@ -37,6 +37,7 @@ class SOAP(MatrixOptimizer):
             self._update(p, self.state[p], group)
 
     def _update(self, p: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
+        assert p.grad is not None  # `step` selects the parameters that have a gradient
         gradient, (beta1, beta2) = p.grad.float(), group["matrix_betas"]
         if "taken" not in state:
             if gradient.any():  # a gradient of 0, as before projections initialized to 0, has no eigenvectors
@@ -86,7 +87,7 @@ class BatchedSOAP(SOAP):
                 self._update_batch(matrices, taken + 1, group)
 
     def _start_batch(self, parameters: list[nn.Parameter]) -> None:
-        gradients = [p.grad.float() for p in parameters]
+        gradients = [p.grad.float() for p in parameters if p.grad is not None]
         nonzero = torch.stack(gradients).flatten(1).any(1).tolist()  # one synchronization for all matrices
         # Not batched, because it happens once: if G G^T is singular, its eigenvectors depend on rounding, and a
         # batched product may round differently. Thus both classes start from the same eigenvectors.
@@ -94,14 +95,15 @@ class BatchedSOAP(SOAP):
             if is_nonzero:
                 self._start(self.state[p], gradient)
 
-    def _update_batch(self, parameters: list[nn.Parameter], taken: int, group: dict[str, Any]) -> None:
+    def _update_batch(self, parameters: list[Tensor], taken: int, group: dict[str, Any]) -> None:
         states = [self.state[p] for p in parameters]
         for state in states:
             state["taken"] = taken
             for name in ("left_basis", "right_basis"):  # eigh returns column-major matrices, slow to stack
                 state[name] = state[name].contiguous()
         lists = {name: [state[name] for state in states] for name in STATE_KEYS}
-        gradients, (beta1, beta2) = [p.grad.float() for p in parameters], group["matrix_betas"]
+        gradients = [p.grad.float() for p in parameters if p.grad is not None]
+        beta1, beta2 = group["matrix_betas"]
         foreach.lerp_(lists["momentum"], gradients, 1 - beta1)
         g_NOI, momentum_NOI = torch.stack(gradients), torch.stack(lists["momentum"])
         left_NOO, right_NII = torch.stack(lists["left_basis"]), torch.stack(lists["right_basis"])
