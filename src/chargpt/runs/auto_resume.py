@@ -85,7 +85,7 @@ def inspect(config: DictConfig, directory: RunDirectory) -> Decision:
         return Decision.START if not directory.status_file.exists() else Decision.RESTART
     state = directory.read_status()["state"]
     keys = [key for key in {**saved, **dict.fromkeys(SAVED_KEYS_SINCE_0_3)} if key in config]
-    requested = OmegaConf.create(OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True))
+    requested = DictConfig(OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True))
     _check_same_run(directory, saved, requested)
     if directory.metrics.exists():
         _check_same_text(directory, requested)

@@ -10,7 +10,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -136,10 +136,12 @@ class RunDirectory:
         """The saved config, migrated to this version; None if it is missing or damaged."""
         with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
             config = OmegaConf.load(self.config)
+            if not isinstance(config, DictConfig):
+                return None
             if {*SAVED_KEYS} <= {*config} and all(OmegaConf.is_dict(config[name]) for name in COMPONENTS):
                 keys = [key for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3, "on_divergence") if key in config]
                 plain = OmegaConf.to_container(OmegaConf.masked_copy(config, keys))
-                return None if find_non_plain(plain, "config") else OmegaConf.create(migrate(plain))
+                return None if find_non_plain(plain, "config") else DictConfig(migrate(plain))
         return None
 
     def first_rank_error(self) -> str:
@@ -154,7 +156,8 @@ class RunDirectory:
         """The selected option of each config group."""
         with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
             choices = OmegaConf.to_container(OmegaConf.load(self.hydra / "hydra.yaml").hydra.runtime.choices)
-            return {migrate_key(group): choice for group, choice in choices.items()}
+            # In a damaged file it may have another type: an `AttributeError`.
+            return {migrate_key(group): choice for group, choice in cast(dict[str, str], choices).items()}
         return {}
 
     def write_status(self, state: str, step: int, reason: str = "") -> None:

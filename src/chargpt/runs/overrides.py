@@ -1,7 +1,7 @@
 """The config of a resumed run: the saved config with the overrides that are allowed on resuming."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 def log_changes(saved: dict[str, Any] | DictConfig, current: dict[str, Any]) -> None:
     """Logs which of the settings in `MAY_CHANGE` have changed."""
-    saved, current = (OmegaConf.create(config) for config in (saved, current))
+    configs = [OmegaConf.create(config) for config in (saved, current)]
     for path in MAY_CHANGE:
-        old, new = OmegaConf.select(saved, path), OmegaConf.select(current, path)
+        old, new = (OmegaConf.select(config, path) for config in configs)
         if old != new:
             log.info("%s changed from %s to %s", path, old, new)
 
@@ -64,7 +64,7 @@ def apply_overrides(
                 f"start a new run without resume="
             )
         OmegaConf.update(config, path, new, force_add=True)
-    return OmegaConf.to_container(config, resolve=True)
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def _without_older_defaults(value: Any, path: str) -> Any:
