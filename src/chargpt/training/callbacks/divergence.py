@@ -30,13 +30,15 @@ class DivergenceRollback(L.Callback):
         steps: the steps at which the run diverged in this process; if empty, they are loaded from the checkpoint.
     """
 
-    state_key = "Rollbacks"
-
     def __init__(self, action: str, steps: Sequence[int]):
         if action not in ON_DIVERGENCE:
             raise UserError(f"on_divergence={action}: it must be one of {', '.join(ON_DIVERGENCE)}")
         self.action, self.steps = action, list(steps)
         self._diverged_here = bool(steps)
+
+    @property
+    def state_key(self) -> str:
+        return "Rollbacks"
 
     @property
     def lr_scale(self) -> float:
@@ -108,7 +110,7 @@ def first_non_finite_step(losses_N: torch.Tensor, step: int, passes: int) -> int
     return step - (len(losses_N) - 1 - first) // passes
 
 
-def check_weights(trainer: L.Trainer, module: LanguageModeling) -> None:
+def check_weights(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Raises `DivergenceError` if a weight is not finite, so that no such checkpoint is saved."""
     if isinstance(trainer.strategy, FSDPStrategy):  # a rank has only a shard, so decisions could differ
         return

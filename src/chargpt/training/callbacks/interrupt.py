@@ -19,6 +19,7 @@ from chargpt.training.callbacks.checkpoint import CheckpointCallback
 from chargpt.training.callbacks.divergence import NonFiniteLossDetector, mean_losses
 from chargpt.training.callbacks.metrics import MetricsCallback
 from chargpt.training.callbacks.timer import TrainingTimer
+from chargpt.training.lightning_module import LanguageModeling
 
 
 class InterruptHandler(L.Callback):
@@ -50,6 +51,7 @@ class InterruptHandler(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, LanguageModeling)  # Lightning declares its base class
         if pl_module.in_step:
             return
         number = self._signal or (signal.SIGTERM if parent_exited() else 0)

@@ -7,15 +7,18 @@ from typing import Any
 import lightning as L
 import torch
 
+from chargpt.data.datamodule import TextDataModule
 from chargpt.errors import DivergenceError, TrainingError
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.runs.score import Monitor
 from chargpt.training.callbacks.divergence import ADVICE, first_non_finite_step, mean_losses
 from chargpt.training.callbacks.timer import TrainingTimer
+from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.loggers.csv_history import CSVHistory
 from chargpt.training.trainer import peak_flops
 
 VALIDATION_METRICS = ("val_loss", "val_bpc", "val_perplexity")  # computed by each validation
+STATE_KEY = "Curves"  # the name of the callback's state in a checkpoint
 SCORE = "score"  # the name of the monitored metric in `trainer.callback_metrics`
 
 
@@ -41,8 +44,6 @@ class MetricsCallback(L.Callback):
             unknown, as for a CPU.
     """
 
-    state_key = "Curves"
-
     def __init__(self, timer: TrainingTimer, history: CSVHistory, monitor: Monitor) -> None:
         self._timer, self.history, self.monitor = timer, history, monitor
         self.val_metrics: dict[str, float] = {}
@@ -51,7 +52,7 @@ class MetricsCallback(L.Callback):
         self.val_loss: float | None = None
         self.score: float | None = None
         self.best_val_loss = math.inf
-        self.best_score = monitor.worst
+        self.best_score: float = monitor.worst
         self.best_step = 0
         self.best_from: int | None = None
         self.tokens_per_second = 0.0
@@ -61,8 +62,14 @@ class MetricsCallback(L.Callback):
         self._last_step, self._last_seconds = 0, 0.0  # of the last logged point
         self._pending_losses: list[list[float]] = []  # by rank
 
+    @property
+    def state_key(self) -> str:
+        return STATE_KEY
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, LanguageModeling)  # Lightning declares its base class
         self._module, self._trainer = pl_module, trainer
+        self._data: TextDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] - not declared
         self._peak_flops = peak_flops(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -71,21 +78,24 @@ class MetricsCallback(L.Callback):
             losses = pending[trainer.global_rank % len(pending)]
             if len(pending) != trainer.world_size:  # resumed with another world size: each rank uses the mean
                 losses = [sum(of_ranks) / len(of_ranks) for of_ranks in zip(*pending, strict=True)]
-            pl_module.train_losses = [torch.tensor(loss) for loss in losses]
+            self._module.train_losses = [torch.tensor(loss) for loss in losses]
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         self._lr = optimizer.param_groups[0]["lr"]
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         step = trainer.global_step
         if step == self._step:  # gradients are being accumulated
             return
         self._step = step
-        if step % trainer.log_every_n_steps and step != 1 and not trainer.should_stop:
+        interval: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] - not declared
+        if step % interval and step != 1 and not trainer.should_stop:
             return
-        self.log_point(trainer, pl_module)
+        self.log_point(trainer, self._module)
 
-    def log_point(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def log_point(self, trainer: L.Trainer, pl_module: LanguageModeling) -> None:
         """Logs a point of the training curves. Called on all ranks.
 
         Raises:
@@ -96,7 +106,7 @@ class MetricsCallback(L.Callback):
         loss = losses_N.mean().item()
         pl_module.train_losses.clear()
         seconds = self._timer.train_seconds
-        data = trainer.datamodule
+        data = self._data
         tokens = data.batch_size * data.block_size * passes * (step - self._last_step)
         self.tokens_per_second = tokens / max(1e-9, seconds - self._last_seconds)
         self._last_step, self._last_seconds = step, seconds
@@ -123,7 +133,7 @@ class MetricsCallback(L.Callback):
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name != SCORE}
         metrics = {name.replace("/", "_"): value for name, value in logged.items()}
         self.val_loss = metrics["val_loss"]
-        metrics["val_bpc"] = bits_per_character(self.val_loss, trainer.datamodule.characters_per_token)
+        metrics["val_bpc"] = bits_per_character(self.val_loss, self._data.characters_per_token)
         metrics["val_perplexity"] = perplexity(self.val_loss)
         self.val_metrics, self.score = metrics, metrics.get(self.monitor.name)
         if self.score is None:
@@ -180,13 +190,13 @@ class MetricsCallback(L.Callback):
             setattr(self, name, state_dict[name])
         self._last_step, self._last_seconds = state_dict["last_step"], state_dict["last_seconds"]
         self._pending_losses = state_dict["waiting"]
-        if self.best_from is not None and self.val_loss is not None:
+        if self.best_from is not None and self.val_loss is not None and self.score is not None:
             self.best_val_loss, self.best_score, self.best_step = self.val_loss, self.score, self.best_from
 
     @classmethod
     def best_step_in(cls, checkpoint: dict[str, Any]) -> int:
         """The best step so far that a checkpoint records."""
-        return checkpoint["callbacks"][cls.state_key]["best_step"]
+        return checkpoint["callbacks"][STATE_KEY]["best_step"]
 
     @staticmethod
     def _log(trainer: L.Trainer, point: dict[str, float], step: int) -> None:

@@ -60,7 +60,9 @@ class TrainingProgressBar(ProgressBar):
         total = trainer.max_steps if trainer.max_steps > 0 else None
         self._task = self._bar.add_task("", total=total, completed=trainer.global_step, speed="")
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         now = time.monotonic()
         if self._bar is None or now - self._drawn < self._refresh_seconds:
             return
@@ -92,7 +94,7 @@ class TrainingProgressBar(ProgressBar):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close()
 
-    def on_exception(self, *_: Any) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._close()
 
     def _close(self) -> None:

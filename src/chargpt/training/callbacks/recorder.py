@@ -4,12 +4,12 @@ import contextlib
 import logging
 import logging.handlers
 import os
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from chargpt.data.datamodule import TextDataModule
 from chargpt.distributed import env
@@ -60,14 +60,16 @@ class RunRecorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not self.is_open and trainer.global_step != self._step:
             self.open(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.open(trainer, pl_module)  # if there was no step left to train
 
-    def open(self, trainer: L.Trainer, module: LanguageModeling) -> None:
+    def open(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Writes the files once, on rank 0. Called on all ranks.
 
         Raises:
@@ -80,25 +82,25 @@ class RunRecorder(L.Callback):
                 raise UserError(f"{self._directory.path} cannot be written: {error.strerror}") from error
         self.is_open = True
 
-    def _open(self, trainer: L.Trainer, module: LanguageModeling) -> None:
+    def _open(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, LanguageModeling)  # Lightning declares its base class
         directory, origin, step = self._directory, self._origin, self._origin.step
         if env.LOCK_FD_ENV not in os.environ:  # otherwise `WorkerGroup` has removed them
             directory.remove_temporary_files()
         if origin.original:
             reproduce.copy_record(origin.original, directory)
         config = OmegaConf.create(self._config)
-        write_hydra(directory.hydra, config, HydraConfig.get())
+        write_hydra(directory.hydra, config, cast(DictConfig, HydraConfig.get()))  # declared as its schema
         data, device = self._data, device_name(trainer.strategy.root_device)
         threads = torch.get_num_threads()
         record = provenance(data.corpus.name, data.corpus_sha256, device, trainer.world_size, threads)
         write_json(directory.path / "provenance.json", record)
         self._open_log()
         # The run was interrupted before last.ckpt was copied to best.ckpt, or best.ckpt is damaged or missing.
-        if origin.checkpoint and step in (
-            MetricsCallback.best_step_in(origin.checkpoint),
-            self._metrics_callback.best_from,
-        ):
-            CheckpointCallback.copy(origin.checkpoint_path, directory.best)
+        if origin.checkpoint and origin.checkpoint_path:
+            recorded = MetricsCallback.best_step_in(origin.checkpoint)
+            if step in (recorded, self._metrics_callback.best_from):
+                CheckpointCallback.copy(origin.checkpoint_path, directory.best)
         if origin.resumed:
             self._metrics_callback.history.rewind(step)
         for logger in trainer.loggers:

@@ -3,8 +3,10 @@
 import lightning as L
 from lightning.pytorch.strategies import FSDPStrategy
 
+from chargpt.data.datamodule import TextDataModule
 from chargpt.errors import UserError
 from chargpt.inference.generate import generate
+from chargpt.training.lightning_module import LanguageModeling
 from chargpt.utils.seeding import SAMPLE, fold_in
 
 
@@ -23,12 +25,15 @@ class Samples(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         sharded = isinstance(trainer.strategy, FSDPStrategy)  # rank 0 has only a shard of the weights
-        loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_text")]
-        if sharded or not loggers or not trainer.is_global_zero or not self._max_new_tokens:
+        log_methods = [method for logger in trainer.loggers if (method := getattr(logger, "log_text", None))]
+        if sharded or not log_methods or not trainer.is_global_zero or not self._max_new_tokens:
             return
-        tokenizer, step = trainer.datamodule.tokenizer, trainer.global_step
-        prompt_N = trainer.datamodule.val_tokens_N[:1]
+        data: TextDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] - not declared
+        assert isinstance(pl_module, LanguageModeling)  # Lightning declares its base class
+        assert data.tokenizer is not None  # the text has been read
+        tokenizer, step = data.tokenizer, trainer.global_step
+        prompt_N = data.val_tokens_N[:1]
         tokens = generate(pl_module.model, prompt_N, self._max_new_tokens, seed=fold_in(self._seed, SAMPLE, step))
         text = "".join(tokenizer.decode(new_1) for new_1 in tokens)
-        for logger in loggers:
-            logger.log_text("sample", text, step)
+        for log_text in log_methods:
+            log_text("sample", text, step)

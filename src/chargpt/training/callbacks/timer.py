@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 
+STATE_KEY = "TrainingClock"  # the name of the callback's state in a checkpoint
 ACTIVITIES = ("train", "validation", "checkpoint", "compilation", "setup")
 
 
@@ -20,14 +21,16 @@ class TrainingTimer(L.Callback):
         max_time: maximum training time of the run, in seconds, over all its processes; None for no limit.
     """
 
-    state_key = "TrainingClock"
-
     def __init__(self, max_time: float | None):
         self._max_time = max_time
-        self._spent = dict.fromkeys(ACTIVITIES, 0.0)
+        self._spent: dict[str, float] = dict.fromkeys(ACTIVITIES, 0.0)
         self._activity, self._since = "setup", time.perf_counter()
         self._used = 0.0
         self._step = 0  # the last completed step
+
+    @property
+    def state_key(self) -> str:
+        return STATE_KEY
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent on each activity so far."""
@@ -64,10 +67,14 @@ class TrainingTimer(L.Callback):
         if self._used >= 1.0:  # resumed after its last step: only metrics.json is missing
             trainer.should_stop = True
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self.start_activity("train", pl_module.device)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.world_size == 1:
             self._used = self.local_time_fraction()
         step = trainer.global_step
@@ -94,7 +101,7 @@ class TrainingTimer(L.Callback):
     @classmethod
     def train_seconds_in(cls, checkpoint: dict[str, Any]) -> float:
         """The training time in seconds that a checkpoint records."""
-        return checkpoint["callbacks"][cls.state_key]["train"]
+        return checkpoint["callbacks"][STATE_KEY]["train"]
 
 
 def synchronize(device: torch.device) -> None:
