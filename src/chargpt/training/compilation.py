@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -17,6 +17,7 @@ from chargpt.data.dataloader import RandomBlockLoader
 from chargpt.errors import TrainingError, UserError
 from chargpt.model.transformer import Block
 from chargpt.training.callbacks.timer import TrainingTimer, synchronize
+from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.out_of_memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -79,18 +80,20 @@ class Compilation(L.Callback):
         # Each replay of a CUDA graph overwrites its outputs, so gradients cannot be accumulated, or reduced over ranks.
         supports_graphs = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
         best = "reduce-overhead" if device_type == "cuda" and supports_graphs else "inductor"
-        self._mode = self._setting if self._setting in COMPILE_MODES else best
-        if self._mode in CUDA_GRAPH_MODES and (device_type != "cuda" or not supports_graphs):
+        mode = self._setting if self._setting in COMPILE_MODES else best
+        if mode in CUDA_GRAPH_MODES and (device_type != "cuda" or not supports_graphs):
             required = "one CUDA GPU and trainer.accumulate_grad_batches=1"
-            raise UserError(f"trainer.compile={self._mode}: it requires {required}; use trainer.compile=inductor")
-        if reason := unavailable_reason(device_type, self._mode):
+            raise UserError(f"trainer.compile={mode}: it requires {required}; use trainer.compile=inductor")
+        if reason := unavailable_reason(device_type, mode):
             if requested:
                 setting = str(self._setting).lower()
                 raise UserError(f"trainer.compile={setting}: {reason}; set trainer.compile=false")
             log.warning("not compiled, so training is slower: %s", reason)
-            self._mode = None
+        else:
+            self._mode = mode
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModeling)  # Lightning declares its base class
         if self._mode is None or trainer.should_stop or pl_module.train_loss_fn != pl_module.loss:
             return
         self._timer.start_activity("compilation", pl_module.device)
@@ -114,7 +117,7 @@ class Compilation(L.Callback):
     @staticmethod
     def _warm_up(loss: Loss, trainer: L.Trainer, pl_module: L.LightningModule, passes: int) -> None:
         """Runs forward and backward passes on batches of all shapes of the run, so that nothing is compiled later."""
-        batches: RandomBlockLoader = trainer.train_dataloader
+        batches = cast(RandomBlockLoader, trainer.train_dataloader)  # declared as `Any | None`
         parameters = [p for p in pl_module.parameters() if p.requires_grad]
         for inputs_BT, targets_BT in batches.one_batch_per_length():
             for _ in range(passes):
@@ -123,7 +126,7 @@ class Compilation(L.Callback):
                 torch.autograd.grad(value, parameters, allow_unused=True)
 
 
-def _compiled(pl_module: L.LightningModule, mode: str) -> Loss:
+def _compiled(pl_module: LanguageModeling, mode: str) -> Loss:
     """The module's loss, compiled in one of `COMPILE_MODES`."""
     if mode == "blocks":
         return _with_compiled_blocks(pl_module)
@@ -138,7 +141,7 @@ def _compiled(pl_module: L.LightningModule, mode: str) -> Loss:
     return loss
 
 
-def _with_compiled_blocks(pl_module: L.LightningModule) -> Loss:
+def _with_compiled_blocks(pl_module: LanguageModeling) -> Loss:
     """Compiles the blocks for the training step only, because validation and sampling call them with other shapes."""
     blocks = [module for module in pl_module.modules() if isinstance(module, Block)]
     compiled = [(block, torch.compile(block.forward, dynamic=False)) for block in blocks]

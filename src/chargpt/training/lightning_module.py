@@ -7,11 +7,14 @@ import lightning as L
 import torch
 from jaxtyping import Float, Integer
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
 from chargpt.data.dataloader import IGNORE_INDEX, Batch
+from chargpt.data.datamodule import TextDataModule
 from chargpt.model.language_model import LanguageModel
 from chargpt.model.loss import bits_per_character, cross_entropy
 from chargpt.utils.seeding import STEP, fold_in, seed_device
@@ -55,7 +58,7 @@ class LanguageModeling(L.LightningModule):
         self.grad_norm: Tensor | None = None
         self.lr_scale: Callable[[], float] = lambda: 1.0  # halved by each rollback
         self.time_fraction: Callable[[], float] = lambda: 0.0  # fraction of the time budget; from `TrainingTimer`
-        self.train_loss_fn = self.loss  # `Compilation` replaces it by its compiled version
+        self.train_loss_fn: Callable[[Tensor, Tensor], Tensor] = self.loss  # `Compilation` replaces it
         self.batches, self.in_step = 0, False
         self._step = 0  # the last completed step
 
@@ -80,6 +83,7 @@ class LanguageModeling(L.LightningModule):
         self._step = self.trainer.global_step
         # A resumed run may have a larger max_steps than the one for which the saved learning rate was computed.
         scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)  # that of `configure_optimizers`
         factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
         for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = lr * factor
@@ -114,7 +118,8 @@ class LanguageModeling(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         loss = self.val_loss_sum.compute() / self.val_count.compute()
         # For callbacks that monitor them, such as EarlyStopping. `MetricsCallback` sends them to the loggers.
-        bits = bits_per_character(loss.item(), self.trainer.datamodule.characters_per_token)
+        data: TextDataModule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] - not declared
+        bits = bits_per_character(loss.item(), data.characters_per_token)
         self.log_dict({"val/loss": loss, "val/bpc": bits, "val/perplexity": loss.exp()}, logger=False)
         self.val_loss_sum.reset()
         self.val_count.reset()
@@ -147,7 +152,7 @@ class LanguageModeling(L.LightningModule):
             return self.grad_norm
         return get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # FSDP has replaced the parameters by its shards.
         sharded = isinstance(self.trainer.strategy, FSDPStrategy)
         optimizer = self._make_optimizer(self.model) if sharded else self.optimizer
@@ -155,5 +160,5 @@ class LanguageModeling(L.LightningModule):
         def factor(step: int) -> float:
             return self._schedule(step, self.trainer.max_steps, self.time_fraction()) * self.lr_scale()
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scheduler = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -5,7 +5,7 @@ import logging
 import logging.handlers
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -88,6 +88,7 @@ def _train(config: dict[str, Any], directory: RunDirectory, diverged_at: list[in
     except BaseException:
         logging.getLogger().removeHandler(messages)
         raise
+    results = None  # on the other ranks
     with record_outcome(run, recorder):
         if not run.origin.resumed:  # the directory of a resumed run is opened after the first step
             recorder.open(run.trainer, run.module)
@@ -97,10 +98,10 @@ def _train(config: dict[str, Any], directory: RunDirectory, diverged_at: list[in
         init_process_group(run.trainer)
         fit(run, recorder)
         if run.trainer.is_global_zero:
-            metrics, sample = summarize(run)
+            results = summarize(run)
         destroy_process_group()
-    if run.trainer.is_global_zero:
-        report.print_results(run, metrics, sample)
+    if results is not None:
+        report.print_results(run, *results)
         if run.origin.original:
             reproduce.log_differences(run.origin.original, run.directory)
 
@@ -137,8 +138,8 @@ def saved_config(
     directory: RunDirectory, checkpoint: dict[str, Any] | None, composed: dict[str, Any]
 ) -> dict[str, Any]:
     """The config of a run that is resumed or repeated, with the permitted overrides of this command line."""
-    saved = {key: OLDER_DEFAULTS[key] for key in SAVED_KEYS_SINCE_0_3}
-    saved |= OmegaConf.to_container(directory.read_config() or OmegaConf.create())
+    saved: dict[str, Any] = {key: OLDER_DEFAULTS[key] for key in SAVED_KEYS_SINCE_0_3}
+    saved |= cast(dict[str, Any], OmegaConf.to_container(directory.read_config() or OmegaConf.create()))
     if checkpoint:  # other keys of an untrusted file are ignored: callbacks and loggers could run any code
         trained = checkpoint["chargpt"]["config"]
         saved |= {key: trained[key] for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3) if key in trained}
@@ -161,6 +162,7 @@ def _build(
 
     torch.manual_seed(fold_in(config["seed"]))
     data = load_data(config["data"], directory, checkpoint)
+    assert data.tokenizer is not None  # set by `load_data`
     if origin.original:
         reproduce.check_text(origin.original, data.corpus_sha256)
     model = instantiate(config["model"], "model", LanguageModel, vocab_size=data.tokenizer.vocab_size)

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 def log_header(run: Run) -> None:
     """Logs five lines: the model, the data, the training length, the device, the run directory."""
     model, data, trainer = run.model, run.data, run.trainer
+    assert data.tokenizer is not None  # the text has been read
     names = {"members": "members", "n_layer": "layers", "n_head": "heads", "n_embd": "channels"}
     settings = run.config["model"]
     numbers = {name: settings[key] for key, name in names.items() if key in settings}
@@ -51,8 +52,9 @@ def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
     path = run.directory.path
     tensorboard = ["tensorboard"] if python() == ["python"] else [*python(), "-m", "tensorboard.main"]
     longer = f"trainer.max_steps={2 * metrics['steps']}"
-    if run.timer.time_fraction() >= 1:
-        longer = f"trainer.max_time={2 * round(parse_duration(run.config['trainer']['max_time']))}"
+    budget = parse_duration(run.config["trainer"]["max_time"])
+    if budget is not None and run.timer.time_fraction() >= 1:
+        longer = f"trainer.max_time={2 * round(budget)}"
     # The first word of the sample is a prompt that the vocabulary of this run contains.
     first_word = next((word for word in sample.split() if word.isalpha()), "")
     prompt = [f"prompt={first_word}"] if first_word else []

@@ -84,6 +84,7 @@ def check_state(run: Run, checkpoint: dict[str, Any]) -> None:
         UserError: the run cannot be resumed.
     """
     _check_weights(run, checkpoint)
+    assert run.origin.checkpoint_path is not None  # the path of `checkpoint`
     with invalid_state_as_user_error(run.origin.checkpoint_path):
         _check_progress(run, checkpoint)
 

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
+from torch import nn
 
 from chargpt.config.instantiate import instantiate, locate
 from chargpt.data.datamodule import TextDataModule
@@ -111,7 +112,7 @@ def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int) 
     Raises:
         UserError: one of them builds an object of the wrong type.
     """
-    make_optimizer = instantiate(optimizer, "optimizer")
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] = instantiate(optimizer, "optimizer")
     if not callable(make_optimizer):
         name = type(make_optimizer).__name__
         raise UserError(f"optimizer: it must build a function that returns an optimizer, not a {name}")

@@ -43,7 +43,7 @@ def make_strategy(name: str, distributed: bool) -> str | Strategy:
     if name == "ddp" or (name == "auto" and distributed):
         # The only buffers are tables that are equal on all ranks, so none are broadcast at each step.
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.13
-        no_broadcast = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        no_broadcast: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         return DDPStrategy(gradient_as_bucket_view=True, timeout=TIMEOUT, **no_broadcast)
     return name
 
@@ -65,6 +65,7 @@ class ShardedStrategy(FSDPStrategy):
         # FSDP would cast a copy of a block's `BlockContext`, and values that the block writes to it would be lost.
         uncast = dict(cast_forward_inputs=False, cast_root_forward_inputs=False)
         config = super().mixed_precision_config
+        assert config is not None  # `precision_plugin` has one
         if "mixed" in self.precision_plugin.precision:
             config = replace(config, param_dtype=torch.float32)
         return replace(config, reduce_dtype=torch.float32, buffer_dtype=torch.float32, **uncast)
@@ -85,20 +86,21 @@ class ShardedStrategy(FSDPStrategy):
 
     def setup_optimizers(self, trainer: L.Trainer) -> None:
         # Optimizers group parameters by shape, and shards are 1-D.
+        assert self.model is not None
         with FullyShardedDataParallel.summon_full_params(self.model, writeback=False):
             super().setup_optimizers(trainer)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The full weights; empty on ranks other than 0."""
-        with self._full(rank0_only=True):
-            return self.model.state_dict()
+        with self._full(rank0_only=True) as model:
+            return model.state_dict()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The full state, with parameters numbered in the optimizer's order; empty on ranks other than 0."""
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer.optimizer
-        with self._full(rank0_only=True):
-            named = FullyShardedDataParallel.optim_state_dict(self.model, optimizer)
+        with self._full(rank0_only=True) as model:
+            named = FullyShardedDataParallel.optim_state_dict(model, optimizer)
         if self.global_rank != 0:
             return {}
         numbers = {name: number for number, name in enumerate(chain.from_iterable(self._names(optimizer)))}
@@ -107,11 +109,11 @@ class ShardedStrategy(FSDPStrategy):
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         checkpoint = self.checkpoint_io.load_checkpoint(checkpoint_path)
-        with self._full(rank0_only=False):
-            self.model.load_state_dict(checkpoint["state_dict"])
+        with self._full(rank0_only=False) as model:
+            model.load_state_dict(checkpoint["state_dict"])
             for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
                 sharded = FullyShardedDataParallel.optim_state_dict_to_load(
-                    self.model, optimizer, self._by_name(optimizer, saved)
+                    model, optimizer, self._by_name(optimizer, saved)
                 )
                 optimizer.load_state_dict(sharded)
         return checkpoint
@@ -126,14 +128,16 @@ class ShardedStrategy(FSDPStrategy):
 
     def _names(self, optimizer: Optimizer) -> list[list[str]]:
         """The parameter names of each group."""
+        assert self.model is not None
         names = {p: name.replace(WRAPPER, "") for name, p in self.model.named_parameters()}
         return [[names[p] for p in group["params"]] for group in optimizer.param_groups]
 
     @contextmanager
-    def _full(self, rank0_only: bool) -> Iterator[None]:
-        """Within this context, state dicts are unsharded: gathered from all ranks, on the CPU."""
+    def _full(self, rank0_only: bool) -> Iterator[nn.Module]:
+        """Within this context, state dicts of the yielded model are unsharded: gathered from all ranks, on the CPU."""
+        assert self.model is not None
         # CPU offload does not copy tensors that are on the CPU already, and FSDP frees their storage.
         settings = dict(offload_to_cpu=self.root_device.type != "cpu", rank0_only=rank0_only)
         configs = FullStateDictConfig(**settings), FullOptimStateDictConfig(**settings)
         with FullyShardedDataParallel.state_dict_type(self.model, StateDictType.FULL_STATE_DICT, *configs):
-            yield
+            yield self.model

@@ -8,10 +8,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException as FabricError
-from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from chargpt.distributed import env
 from chargpt.errors import UserError
@@ -31,7 +32,8 @@ class NoProfiler(PassThroughProfiler):
 
     _context = nullcontext()
 
-    def profile(self, action_name: str) -> AbstractContextManager:
+    # Lightning declares a generator, which costs too much.
+    def profile(self, action_name: str) -> AbstractContextManager:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._context
 
 
@@ -72,14 +74,7 @@ def build_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
             use_distributed_sampler=False,  # the dataloader itself distributes each batch over the ranks
             enable_model_summary=False,
         )
-    except (
-        MisconfigurationException,
-        FabricError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        ImportError,
-    ) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         message = " ".join(str(error).split())
         hint = "" if settings["accelerator"] == "auto" else "; trainer=auto uses the available hardware"
         raise UserError(f"trainer: {message} ({_detect_accelerator()}){hint}") from error

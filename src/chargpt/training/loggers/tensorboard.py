@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 
@@ -105,7 +105,11 @@ def _mark_restart(writer: Any, step: int) -> None:
 
     The event that `purge_step` writes is not enough: it is the first in its file, and TensorBoard ignores it there.
     """
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415 - tensorboard is slow to import
+    # tensorboard is slow to import, and protobuf defines the classes of this module only at run time.
+    from tensorboard.compat.proto.event_pb2 import (  # noqa: PLC0415
+        Event,  # pyright: ignore[reportAttributeAccessIssue]
+        SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+    )
 
     mark = Event(session_log=SessionLog(status=SessionLog.START))
     writer.file_writer.add_event(mark, step)
