@@ -8,7 +8,7 @@ resumes its run.
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DIRECTORY_KEY = "home"  # user attribute of a trial: its run directory
-DIRECTION = {"min": "minimize", "max": "maximize"}
+DIRECTION: dict[str, Literal["minimize", "maximize"]] = {"min": "minimize", "max": "maximize"}
 MAX_DRAWS = 200  # repeated draws after which the search space is considered exhausted
 
 
@@ -73,7 +73,7 @@ class OptunaSweeper(Sweeper):
             raise HydraException(f"the search space is invalid: {error}") from error
         if not space:
             raise HydraException("the search space is empty: add for example model.dropout=interval(0.0,0.3)")
-        fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
+        fixed = [text for text, o in zip(arguments, overrides, strict=True) if not o.is_sweep_override()]
         self._monitor = self._monitor_of(space)
         folder = Path(self._config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ class OptunaSweeper(Sweeper):
 
     def _pruning_overrides(self, storage: str, study: str, trial: int) -> list[str]:
         """The overrides that add the callback which reports to the study."""
-        settings = OmegaConf.to_container(self._pruner, resolve=True)
+        settings = cast(dict[str, Any], OmegaConf.to_container(self._pruner, resolve=True))  # of a DictConfig, a dict
         pruner = ",".join(f"{key}:{value}" for key, value in settings.items())
         return [
             "+callbacks.pruning._target_=chargpt.sweeps.pruning.PruningCallback",
@@ -186,9 +186,10 @@ def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
 
     value: Any = override.value()
     if isinstance(value, IntervalSweep):
-        integer = isinstance(value.start, int) and isinstance(value.end, int)
-        kind = IntDistribution if integer else FloatDistribution
-        return kind(value.start, value.end, log="log" in value.tags)
+        low, high = cast(float, value.start), cast(float, value.end)  # Hydra's parser sets both
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log="log" in value.tags)
+        return FloatDistribution(low, high, log="log" in value.tags)
     if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.step, int):
         last = max(value.range())
         return IntDistribution(min(value.range()), last, step=abs(value.step))

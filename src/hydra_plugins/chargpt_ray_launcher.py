@@ -8,9 +8,9 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
@@ -46,7 +46,9 @@ class RayLauncher(Launcher):
     """
 
     def __init__(self, ray: DictConfig, gpus: float | None = None, cpus: int | None = None):
-        self._ray, self._gpus, self._cpus = OmegaConf.to_container(ray, resolve=True), gpus, cpus
+        # Of a DictConfig, the container is a dict.
+        self._ray = cast(dict[str, dict[str, Any]], OmegaConf.to_container(ray, resolve=True))
+        self._gpus, self._cpus = gpus, cpus
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._context, self._task, self._config = hydra_context, task_function, config
@@ -58,7 +60,7 @@ class RayLauncher(Launcher):
         kinds = (("GPU", "num_gpus"), ("CPU", "num_cpus"))
         return max(1, int(min(available[kind] / requested[key] for kind, key in kinds if requested[key])))
 
-    def _start(self) -> dict[str, float]:
+    def _start(self) -> Mapping[str, float]:
         """Starts Ray, or connects to it, and returns the available resources."""
         try:
             import ray  # noqa: PLC0415 - optional dependency
@@ -103,7 +105,9 @@ class RayLauncher(Launcher):
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def _prepare(self, number: int, overrides: list[str], available: dict[str, float]) -> tuple[int, DictConfig, dict]:
+    def _prepare(
+        self, number: int, overrides: list[str], available: Mapping[str, float]
+    ) -> tuple[int, DictConfig, dict[str, Any]]:
         """The number and config of a job, and the resources that it requests from Ray."""
         config = self._context.config_loader.load_sweep_config(self._config, overrides)
         count = num_processes(config.trainer.devices) or 1
@@ -134,6 +138,7 @@ class RayLauncher(Launcher):
     @staticmethod
     def _wait(waiting: "dict[Any, _JobStatus]", received: list[int]) -> list[JobReturn]:
         import ray  # noqa: PLC0415 - optional dependency
+        from ray.exceptions import RayError  # noqa: PLC0415 - optional dependency
 
         returns, pending = {}, list(waiting)
         while pending:
@@ -146,7 +151,7 @@ class RayLauncher(Launcher):
             for reference in done:
                 try:
                     returns[reference] = ray.get(reference)
-                except ray.exceptions.RayError as error:  # the worker that waited for the job was killed
+                except RayError as error:  # the worker that waited for the job was killed
                     returns[reference] = waiting[reference].mark_lost(str(error).splitlines()[0])
                 waiting[reference].log_result(returns[reference], f"{len(returns)} of {len(waiting)}")
         return [returns[reference] for reference in waiting]
@@ -164,7 +169,8 @@ class _JobStatus:
     """Logs the start and the end of a job, from the process that waits for it."""
 
     def __init__(self, number: int, config: DictConfig, common: set[str]):
-        overrides = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        # Of a ListConfig, the container is a list.
+        overrides = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
         internal = ("resume=", "+callbacks.pruning")
         overrides = [override for override in filter_overrides(overrides) if not override.startswith(internal)]
         self._name = " ".join(override for override in overrides if override not in common)
@@ -208,6 +214,6 @@ class _JobStatus:
         return job_return
 
 
-def _describe_devices(available: dict[str, float]) -> str:
+def _describe_devices(available: Mapping[str, float]) -> str:
     gpus, cpus = available.get("GPU", 0), available.get("CPU", 0)
     return f"{gpus:g} GPUs and {cpus:g} CPU cores" if gpus else f"{cpus:g} CPU cores"

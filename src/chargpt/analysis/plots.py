@@ -97,7 +97,7 @@ def _plot_surprisal_row(axes: Axes, bits_T: np.ndarray, labels: list[str]) -> No
     points = np.stack([np.arange(len(bits_T)), bits_T], axis=1)
     segments = np.stack([points[:-1], points[1:]], axis=1)
     segments = segments[~np.isnan(segments).any(axis=(1, 2))]
-    axes.add_collection(LineCollection(segments, array=segments[:, :, 1].max(axis=1), cmap=cmap, norm=norm))
+    axes.add_collection(LineCollection(list(segments), array=segments[:, :, 1].max(axis=1), cmap=cmap, norm=norm))
     axes.scatter(points[:, 0], points[:, 1], c=bits_T, cmap=cmap, norm=norm, s=9, zorder=3)
     axes.set_ylim(0, max(MAX_BITS, np.nanmax(bits_T, initial=0) + 0.5))
     axes.set_ylabel("bits", fontsize=8)

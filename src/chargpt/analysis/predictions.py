@@ -1,5 +1,7 @@
 """Computes a model's predictions and attention weights along a text."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
@@ -44,12 +46,11 @@ def attention_maps(model: LanguageModel, tokens_T: Integer[Tensor, " T"]) -> lis
     maps: list[Tensor] = []
     model = model.members[0] if isinstance(model, Ensemble) else model
     layers = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
-    hooks = [
-        layer.register_forward_pre_hook(
-            lambda layer, args: maps.append(layer.attention_weights(args[0], args[1].rotation)[0].float().cpu())
-        )
-        for layer in layers
-    ]
+
+    def append_map(layer: CausalSelfAttention, args: tuple[Any, ...]) -> None:
+        maps.append(layer.attention_weights(args[0], args[1].rotation)[0].float().cpu())
+
+    hooks = [layer.register_forward_pre_hook(append_map) for layer in layers]
     try:
         model(tokens_T.long().to(model.device)[None])
     finally:

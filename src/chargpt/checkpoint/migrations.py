@@ -109,8 +109,7 @@ def legacy_override(override: str) -> str:
 
 
 def _rename_override(override: str, settings: dict[str, str], groups: dict[str, str]) -> str:
-    prefix, key, rest = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()
-    return f"{prefix}{_rename(key, settings, groups)}{rest}"
+    return re.sub(r"^([+~]*)([^=]*)", lambda match: match[1] + _rename(match[2], settings, groups), override, count=1)
 
 
 def _rename(key: str, settings: dict[str, str], groups: dict[str, str]) -> str:

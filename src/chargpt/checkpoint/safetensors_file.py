@@ -102,6 +102,6 @@ def _digest(weights: dict[str, Tensor], metadata: dict[str, str]) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         digest.update(json.dumps([name, str(weight.dtype), list(weight.shape)]).encode())
-        digest.update(weight.reshape(-1).view(torch.uint8).numpy())
+        digest.update(weight.reshape(-1).view(torch.uint8).numpy().data)
     digest.update(json.dumps(metadata, sort_keys=True).encode())
     return digest.hexdigest()

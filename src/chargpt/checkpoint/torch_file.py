@@ -11,6 +11,7 @@ import shutil
 import struct
 import warnings
 import zipfile
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -100,7 +101,7 @@ def check(content: Any, path: Path, file_format: str, **extra_keys: type) -> Non
         raise UserError(f"{path} was written by chargpt {version}, but this is {__version__}: update chargpt")
 
 
-def _append_digest(file: BinaryIO) -> None:
+def _append_digest(file: BufferedRandom) -> None:
     """Appends the digest as the comment at the end of the ZIP archive."""
     file.seek(-2, os.SEEK_END)
     file.write(struct.pack("<H", _DIGEST_BYTES))  # the length of the comment, 0 until now

@@ -190,8 +190,8 @@ def _print_error(message: str, code: int) -> int:
     return code
 
 
-def _argument_error(reason: str) -> NoReturn:
-    raise UserError(f"{reason}. Settings have the form KEY=VALUE, for example model.n_layer=3; see --help")
+def _argument_error(message: str) -> NoReturn:
+    raise UserError(f"{message}. Settings have the form KEY=VALUE, for example model.n_layer=3; see --help")
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,8 @@
 """The commands, each with its config. What a command needs is imported when it runs, so that --help is fast."""
 # ruff: noqa: PLC0415
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from chargpt.cli.app import entry_point
@@ -17,7 +19,7 @@ def train(config: DictConfig) -> None:
 def sample(config: DictConfig) -> None:
     from chargpt.cli.sample import sample
 
-    sample(**config)
+    sample(**_arguments(config))
 
 
 @entry_point("evaluate")
@@ -31,21 +33,26 @@ def evaluate(config: DictConfig) -> None:
 def compare(config: DictConfig) -> None:
     from chargpt.cli.compare import compare
 
-    compare(**config)
+    compare(**_arguments(config))
 
 
 @entry_point("visualize")
 def visualize(config: DictConfig) -> None:
     from chargpt.cli.visualize import visualize
 
-    visualize(**config)
+    visualize(**_arguments(config))
 
 
 @entry_point("export")
 def export(config: DictConfig) -> None:
     from chargpt.cli.export import export
 
-    export(**config)
+    export(**_arguments(config))
+
+
+def _arguments(config: DictConfig) -> dict[str, Any]:
+    """The settings as keyword arguments."""
+    return {str(key): value for key, value in config.items()}
 
 
 COMMANDS = {

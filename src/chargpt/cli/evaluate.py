@@ -1,5 +1,7 @@
 """evaluate.py: loss, perplexity and bits per character of a trained model on a text."""
 
+from typing import Any, cast
+
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.cli.sample import resolve_device
@@ -23,7 +25,8 @@ def evaluate(run: str, split: str, device: str, data: DictConfig | None = None) 
     if split not in SPLITS:
         raise UserError(f"split={split}: it must be one of {', '.join(SPLITS)}")
     trained = load(latest_run() if run == "latest" else run, resolve_device(device))
-    settings = data_config(trained.config) if data is None else OmegaConf.to_container(data)
+    # Of a DictConfig, the container is a dict.
+    settings = data_config(trained.config) if data is None else cast(dict[str, Any], OmegaConf.to_container(data))
     blocks = {"block_size": 1, "batch_size": 1, "seed": 0}  # only the text is used; it may be short
     text = instantiate({**settings, **blocks}, "data", TextDataModule)
     text.read(trained.tokenizer)

@@ -1,6 +1,8 @@
 """sample.py: generates text. Only the text is printed to standard output."""
 
 import sys
+from io import TextIOWrapper
+from typing import cast
 
 import torch
 
@@ -38,7 +40,7 @@ def sample(
     settings |= dict(quantize=quantize, cuda_graph=cuda_graph, num_samples=num_samples, seed=seed)
     pieces = trained.stream(prompt, max_new_tokens, **settings)
     sys.stderr.write(f"{trained.path}, {trained.step} steps\n")
-    out = sys.stdout
+    out = cast(TextIOWrapper, sys.stdout)  # its declared type, TextIO, has no `reconfigure`
     out.reconfigure(encoding="utf-8", newline="")  # independent of the locale
     if num_samples == 1:
         out.write(prompt)

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -86,7 +86,9 @@ def _resolve_run_dir(config: DictConfig, original: RunDirectory | None) -> Path:
     if has_explicit_run_dir():
         return planned
     if original:  # in the folder of the same name
-        return planned.parent.with_name(str(original.read_config().name)) / planned.name
+        saved = original.read_config()
+        assert saved is not None  # `original_run` has read it
+        return planned.parent.with_name(str(saved.name)) / planned.name
     if config.resume == "auto":  # a function of the overrides
         return Path(settings.sweep.dir) / settings.sweep.subdir
     return planned
@@ -132,7 +134,7 @@ def _train_in_process(config: DictConfig, directory: RunDirectory, claim: bool =
         if claim:
             _claim_directory(directory)
         set_output_dir(directory.path)
-        settings = OmegaConf.to_container(config, resolve=True)
+        settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))  # of a DictConfig, a dict
         from chargpt.training.loop import train as train_run  # noqa: PLC0415 - torch takes seconds to import
 
         train_run(settings, directory)

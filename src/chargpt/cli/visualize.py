@@ -52,7 +52,7 @@ def visualize(run: str, text: str | None, folder: str | None, device: str) -> No
     for path in _save_images(output_folder, images):
         print(f"     image  {printable(path)}")
     if trained.directory:
-        _log_to_tensorboard(trained, images)
+        _log_to_tensorboard(trained, images, trained.directory / "tensorboard")
         print(f"      view  tensorboard --logdir {trained.directory}   (Images, Projector)")
 
 
@@ -116,9 +116,9 @@ def _save_images(folder: Path, images: list[Image]) -> list[Path]:
     return paths
 
 
-def _log_to_tensorboard(trained: PretrainedModel, images: list[Image]) -> None:
+def _log_to_tensorboard(trained: PretrainedModel, images: list[Image], log_dir: Path) -> None:
     """Logs figures for TensorBoard's Images tab, and the token embeddings for its Projector."""
-    log_dir, tokenizer = trained.directory / "tensorboard", trained.tokenizer
+    tokenizer = trained.tokenizer
     tokens_V = torch.arange(tokenizer.vocab_size)
     kinds = [character_class(tokenizer.decode(token[None])) for token in tokens_V]
     rows = [list(row) for row in zip(token_labels(tokens_V, tokenizer), kinds, strict=True)]

@@ -5,6 +5,7 @@ options of its config groups only, which define the settings and their types, th
 """
 
 from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -58,7 +59,7 @@ def check_overrides(config_name: str, overrides: list[str], sweep: bool = False)
         UserError: the first invalid override.
     """
     parsed = [parse(override) for override in overrides]
-    folders = [override.input_line for override in parsed if override.key_or_group == SEARCHPATH]
+    folders = [text for text, override in zip(overrides, parsed, strict=True) if override.key_or_group == SEARCHPATH]
     groups = Groups(GlobalHydra.instance().config_loader(), folders)
     options = check_options(parsed, groups, sweep)
     try:
@@ -90,23 +91,25 @@ def compose_unchecked(config_name: str, overrides: list[str]) -> DictConfig:
     """Composes the config without checks; Hydra's own config is then in `HydraConfig`."""
     config = hydra.compose(config_name, overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(config)
-    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    names = cast(list[str], [key for key in config if key != "hydra"])  # keys may be of other types in general
+    return OmegaConf.masked_copy(config, names)
 
 
 def task_overrides() -> list[str]:
     """The overrides of this run as typed, with interpolations unresolved."""
-    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    # Of a ListConfig, the container is a list.
+    return cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
 
 
 def has_explicit_run_dir() -> bool:
     """Whether the user has set the run directory."""
-    overrides = OmegaConf.to_container(HydraConfig.get().overrides.hydra, resolve=False)
+    overrides = cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.hydra, resolve=False))
     return any(override.lstrip("+").startswith("hydra.run.dir=") for override in overrides)
 
 
 def set_output_dir(directory: Path) -> None:
     """Sets `${hydra:run.dir}` and `${hydra:runtime.output_dir}` to the directory of the run."""
-    settings = HydraConfig.instance().cfg.hydra
+    settings = cast(DictConfig, HydraConfig.get())  # declared as the dataclass of its schema
     with read_write(settings), open_dict(settings):
         settings.run.dir = str(directory)
         settings.runtime.output_dir = str(directory.absolute())

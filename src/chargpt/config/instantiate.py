@@ -97,6 +97,8 @@ def _instantiate(config: Any, path: str, trusted: bool, **arguments: Any) -> Any
 class _Partial(functools.partial):
     """A partial function that reports invalid arguments as a `UserError` with the path in the config."""
 
+    path: str
+
     def __new__(cls, target: Any, kwargs: dict[str, Any], path: str, args: Sequence[Any]):
         self = super().__new__(cls, target, *args, **kwargs)
         self.path = path
@@ -153,14 +155,16 @@ def _is_component(target: Any) -> bool:
 
 def _call(target: Any, kwargs: dict[str, Any], path: str, *args: Any) -> Any:
     name = getattr(target, "__name__", str(target))
+    parameters: Mapping[str, inspect.Parameter] = {}
     try:
         signature = inspect.signature(target)
+        parameters = signature.parameters
         signature.bind(*args, **kwargs)
     except ValueError:  # some built-in classes have no signature
         pass
     except TypeError as error:
-        unknown = [key for key in kwargs if key not in signature.parameters]
-        near = difflib.get_close_matches(unknown[0], signature.parameters, n=1) if unknown else []
+        unknown = [key for key in kwargs if key not in parameters]
+        near = difflib.get_close_matches(unknown[0], parameters, n=1) if unknown else []
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{path}: {name} does not accept these settings: {error}{hint}") from error
     try:

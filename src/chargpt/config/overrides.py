@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -63,7 +63,7 @@ def parse(override: str) -> Override:
 
 def short_error(error: Exception) -> str:
     """The message of a Hydra or OmegaConf error in one line, without details for developers."""
-    causes = [error]
+    causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     lines = [line.strip() for cause in causes for line in str(cause).splitlines()]
@@ -132,7 +132,7 @@ def _values(override: Override) -> Iterable[Any]:
     value = override.value()
     values = [value]
     if override.is_sweep_override():
-        values = value.list if isinstance(value, Sweep) and hasattr(value, "list") else []
+        values = value.list if isinstance(value, ChoiceSweep) else []
     return [value.text if isinstance(value, QuotedString) else value for value in values]
 
 
@@ -174,7 +174,7 @@ def _check_option(override: Override, groups: Groups, sweep: bool) -> None:
 
 
 def _first_option(override: Override) -> str:
-    line = override.input_line
+    line = override.input_line or ""
     if override.is_sweep_override():
         value = next(iter(_values(override)), None)
         sign = "+" if override.is_add() else "++" if override.is_force_add() else ""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
@@ -135,7 +135,8 @@ def _flatten(config: DictConfig, prefix: str = "") -> list[str]:
         if name == "hydra":
             continue
         names.append(name)
-        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
+        # `is_interpolation` accepts any key, although it declares fewer types than a config's keys have.
+        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, cast(str, key)):
             child = config[key]
             if isinstance(child, DictConfig):
                 names += _flatten(child, f"{name}.")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from typing import cast
 
 import lightning as L
 import torch
@@ -114,6 +115,7 @@ class TextDataModule(L.LightningDataModule):
         self.read()
 
     def train_dataloader(self) -> RandomBlockLoader:
+        assert self.trainer is not None  # Lightning sets it first
         world_size = self.trainer.world_size
         if self.batch_size % world_size:
             raise UserError(
@@ -126,7 +128,7 @@ class TextDataModule(L.LightningDataModule):
             self.block_size,
             self.batch_size,
             self._seed,
-            first=lambda: module.batches,
+            first=lambda: cast(int, module.batches),  # torch types every attribute as Tensor or Module
             warmup=self._block_warmup,
             **self._rank_and_world_size(),
         )
@@ -136,8 +138,9 @@ class TextDataModule(L.LightningDataModule):
         return EvalBlockLoader(tokens_N, self.block_size, self.validation_batch_size, **self._rank_and_world_size())
 
     def _rank_and_world_size(self) -> dict[str, int]:
+        assert self.trainer is not None
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
     def _on_device(self, tokens_N: Integer[Tensor, " N"]) -> Integer[Tensor, " N"]:
-        device: torch.device = self.trainer.strategy.root_device
-        return tokens_N.to(device)
+        assert self.trainer is not None
+        return tokens_N.to(self.trainer.strategy.root_device)

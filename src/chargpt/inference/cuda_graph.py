@@ -19,7 +19,7 @@ from chargpt.model.language_model import LanguageModel
 
 WARM_UP_RUNS = 3  # runs before the capture, in which libraries choose kernels and allocate workspaces
 
-Func = Callable[[], None]
+Func = Callable[[], object]
 
 
 def check(model: LanguageModel, quantize: str | None = None) -> None:

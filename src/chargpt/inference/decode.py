@@ -6,7 +6,8 @@ token, writes products into preallocated memory, and repacks weights where that 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Integer
@@ -47,10 +48,11 @@ class DecodeStep:
         (self._position_TC,) = model.position.add(zeros_BTC, positions_T)
         self._rotation = model.position.rotation(positions_T)
         self._embedding_norm = _norm(model.embedding_norm)
-        self._norms = [(_norm(b.attention_norm), _norm(b.feed_forward_norm)) for b in model.blocks]
-        self._attentions = [_attention(b.attention, batch_size, linear) for b in model.blocks]
-        self._feed_forwards = [_feed_forward(b.feed_forward, linear) for b in model.blocks]
-        self._residual = [b.residual for b in model.blocks]
+        blocks = list(cast(Iterable[Block], model.blocks))  # torch types every element as a plain Module
+        self._norms = [(_norm(b.attention_norm), b.feed_forward_norm and _norm(b.feed_forward_norm)) for b in blocks]
+        self._attentions = [_attention(b.attention, batch_size, linear) for b in blocks]
+        self._feed_forwards = [_feed_forward(b.feed_forward, linear) for b in blocks]
+        self._residual = [b.residual for b in blocks]
         self._final_norm, self._head = _norm(model.final_norm), linear(model.head)
 
     @classmethod
@@ -67,10 +69,11 @@ class DecodeStep:
     @classmethod
     def create(
         cls, model: LanguageModel, batch_size: int, quantize: str | None = None
-    ) -> Callable[[Integer[Tensor, " B"], list], Float[Tensor, "B V"]]:
+    ) -> Callable[[Integer[Tensor, " B"], Any], Float[Tensor, "B V"]]:
         """Builds the step of a model; for an ensemble, one step per member whose logits are averaged."""
-        if not isinstance(model, Ensemble):
+        if isinstance(model, Transformer):
             return cls(model, batch_size, quantize)
+        assert isinstance(model, Ensemble), type(model)
         steps = [cls.create(member, batch_size, quantize) for member in model.members]
         return lambda tokens_B, caches: average_logits([s(tokens_B, c) for s, c in zip(steps, caches, strict=True)])
 
@@ -78,21 +81,24 @@ class DecodeStep:
         """Appends tokens_B to the cache and returns the logits of the next tokens, valid until the next call."""
         position = cache.length
         x_BC = self._embed(tokens_B, position, cache)
-        row = slice(position, position + 1)
-        rotation = None if self._rotation is None else tuple(factor_TD[row] for factor_TD in self._rotation)
+        rotation = None
+        if self._rotation is not None:
+            cos_TD, sin_TD = self._rotation
+            rotation = cos_TD[position : position + 1], sin_TD[position : position + 1]
         context = BlockContext(tokens_B[:, None], x_BC[:, None], rotation)
         layers = zip(cache.layers, self._norms, self._attentions, self._feed_forwards, self._residual, strict=True)
+        unet_skips = self._model.unet_skips
         for i, (layer_cache, norms, attention, feed_forward, residual) in enumerate(layers):
             attention_norm, feed_forward_norm = norms
-            if self._model.unet_skips is not None:
-                x_BC = self._model.unet_skips(x_BC[:, None], context.outputs)[:, 0].clone()
+            if unet_skips is not None:
+                x_BC = unet_skips(x_BC[:, None], context.outputs)[:, 0].clone()
             context.value_mixer = self._model.value_residual[i] if self._model.value_residual is not None else None
             y_BC = attention(attention_norm(x_BC), layer_cache, context)
             x_BC = x_BC.add_(y_BC) if residual else y_BC.clone()
-            if feed_forward is not None:
+            if feed_forward is not None and feed_forward_norm is not None:
                 y_BC = feed_forward(feed_forward_norm(x_BC))
                 x_BC = x_BC.add_(y_BC) if residual else y_BC.clone()
-            if self._model.unet_skips is not None:
+            if unet_skips is not None:
                 context.outputs.append(x_BC[:, None].clone())
         return self._model.softcap(self._head(self._final_norm(x_BC))[:, None])[:, 0]
 
@@ -105,7 +111,8 @@ class DecodeStep:
         return self._embedding_norm(x_BC)
 
 
-def _attention(module: CausalSelfAttention, B: int, linear: LinearFactory) -> Callable[..., Rows]:
+def _attention(module: nn.Module, B: int, linear: LinearFactory) -> Callable[..., Rows]:
+    assert isinstance(module, CausalSelfAttention)  # as `DecodeStep.supports` requires
     qkv_proj, H = linear(module.qkv_proj), module.n_head
     out_proj = linear(module.out_proj) if module.out_proj is not None else nn.Identity()
 
@@ -114,7 +121,7 @@ def _attention(module: CausalSelfAttention, B: int, linear: LinearFactory) -> Ca
         if context.value_mixer is not None:
             values_B1C = qkv_BC[:, None, 2 * x_BC.shape[1] :]
             values_B1C.copy_(context.value_mixer(values_B1C.clone(), context))
-        if module.query_norm is not None:
+        if module.query_norm is not None and module.key_norm is not None:
             q_BHTD, k_BHTD, _ = qkv_BC.view(B, 3 * H, 1, -1).split(H, dim=1)
             q_BHTD.copy_(module.query_norm(q_BHTD))
             k_BHTD.copy_(module.key_norm(k_BHTD))
@@ -139,9 +146,9 @@ def _feed_forward(module: nn.Module | None, linear: LinearFactory) -> Callable[[
     return lambda x_BC: down_proj(activation(up_proj(x_BC)))
 
 
-def _norm(module: nn.Module | None) -> Callable[[Rows], Rows] | None:
+def _norm(module: nn.Module) -> Callable[[Rows], Rows]:
     if type(module) is not nn.LayerNorm:
-        return module and _with_time_axis(module)
+        return _with_time_axis(module)
     settings = (module.normalized_shape, module.weight, module.bias, module.eps)
     return lambda x_BC: torch.layer_norm(x_BC, *settings)
 

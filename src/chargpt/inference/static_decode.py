@@ -58,7 +58,7 @@ class StaticDecodeStep:
         self.position_1.fill_(tokens_BT.shape[1])
         return logits_BV
 
-    def _share_memory(self, plain: KVCache | list) -> "StaticKVCache | list":
+    def _share_memory(self, plain: KVCache | list[KVCache]) -> "StaticKVCache | list":
         if not isinstance(plain, KVCache):  # an ensemble has one cache per member
             return [self._share_memory(member) for member in plain]
         static = StaticKVCache(plain, self.position_1, self._mask_1T)

@@ -142,7 +142,7 @@ class CausalSelfAttention(nn.Module):
         if context is not None and context.value_mixer is not None:
             v_BTC = context.value_mixer(v_BTC, context)
         q_BTHD, k_BTHD, v_BTHD = (x.view(B, T, self.n_head, -1) for x in (q_BTC, k_BTC, v_BTC))
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             q_BTHD, k_BTHD = self.query_norm(q_BTHD), self.key_norm(k_BTHD)
         q_BHTD, k_BHTD, v_BHTD = (x.transpose(1, 2) for x in (q_BTHD, k_BTHD, v_BTHD))
         if rotation is not None:

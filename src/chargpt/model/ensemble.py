@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Integer
@@ -42,7 +42,8 @@ class Ensemble(LanguageModel):
         if not 1 <= members <= MAX_MEMBERS:
             raise UserError(f"model.members={members}: it must be from 1 to {MAX_MEMBERS:,}")
         self.vocab_size, self.block_size, self.batch_multiple = vocab_size, block_size, members
-        self.members = nn.ModuleList(member(vocab_size, block_size, **settings) for _ in range(members))
+        modules = nn.ModuleList(member(vocab_size, block_size, **settings) for _ in range(members))
+        self.members = cast(Sequence[LanguageModel], modules)  # torch types every element as a plain Module
 
     def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: list[KVCache] | None = None) -> Float[Tensor, "B T V"]:
         """In evaluation, or with a cache, the averaged logits. In training, the first member computes the logits of the

@@ -1,5 +1,7 @@
 """The base class of all models: tokens_BT -> logits_BTV."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
@@ -18,12 +20,12 @@ class LanguageModel(nn.Module):
     block_size: int
     batch_multiple: int = 1
 
-    def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: list | None = None) -> Float[Tensor, "B T V"]:
+    def forward(self, tokens_BT: Integer[Tensor, "B T"], cache: Any = None) -> Float[Tensor, "B T V"]:
         """The logits of the token after each position. With a cache, tokens_BT follow the cached tokens."""
         raise NotImplementedError
 
-    def new_cache(self, batch_size: int) -> list | None:
-        """An empty KV cache for B sequences of up to `block_size` tokens; None if the model has no KV cache."""
+    def new_cache(self, batch_size: int) -> Any:  # each model has its own type of cache
+        """An empty KV cache for B sequences of up to `block_size` tokens. None if the model has no KV cache."""
         return None
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """Embeddings of n-grams: each sequence of n tokens has its own row in a table."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Integer
@@ -45,8 +46,9 @@ class NGramEmbedding(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise UserError(f"model.ngram_embedding.dropout={dropout}: it must be at least 0 and less than 1")
-        self.vocab_size, self.lengths, self.dropout = vocab_size, tuple(lengths), dropout
-        self.tables = nn.ModuleList(nn.Embedding(min(vocab_size**n, buckets), n_embd) for n in lengths)
+        self.vocab_size, self.lengths, self.dropout = vocab_size, tuple(map(int, lengths)), dropout
+        modules = nn.ModuleList(nn.Embedding(min(vocab_size**n, buckets), n_embd) for n in self.lengths)
+        self.tables = cast(Sequence[nn.Embedding], modules)  # torch types every element as a plain Module
         for table in self.tables:
             nn.init.zeros_(table.weight)
 
@@ -67,10 +69,11 @@ class NGramEmbedding(nn.Module):
         if previous_BR is None:
             previous_BR = tokens_BT.new_zeros(B, self.context_length)
         all_BS = torch.cat((previous_BR, tokens_BT), dim=1)
-        return sum(
+        embeddings = (
             vector_dropout(table(self._rows(all_BS, n, table.num_embeddings)[:, -T:]), self.dropout, self.training)
             for n, table in zip(self.lengths, self.tables, strict=True)
         )
+        return cast(Tensor, sum(embeddings))  # there is at least one table, so it is not the 0 of an empty sum
 
     def _rows(self, all_BS: Tensor, n: int, buckets: int) -> Tensor:
         """The table row of the n-gram that ends at each token, from the n-th token on."""

@@ -51,6 +51,9 @@ class Rotary(PositionEncoding):
         base: determines the slowest rotation.
     """
 
+    cos_TD: Float[Tensor, "T D"]
+    sin_TD: Float[Tensor, "T D"]
+
     def __init__(self, block_size: int, n_embd: int, head_size: int, base: float = 10000.0):
         super().__init__(block_size, n_embd, head_size)
         if head_size % 2:

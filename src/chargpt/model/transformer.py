@@ -1,6 +1,7 @@
 """A decoder-only Transformer whose submodules are built by callables passed to its constructor."""
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from jaxtyping import Float, Integer
@@ -49,7 +50,7 @@ class Block(nn.Module):
     ) -> Float[Tensor, "B T C"]:
         y_BTC = self.attention(self.attention_norm(x_BTC), context, cache)
         x_BTC = x_BTC + y_BTC if self.residual else y_BTC
-        if self.feed_forward is not None:
+        if self.feed_forward is not None and self.feed_forward_norm is not None:
             y_BTC = self.feed_forward(self.feed_forward_norm(x_BTC))
             x_BTC = x_BTC + y_BTC if self.residual else y_BTC
         return x_BTC
@@ -159,14 +160,12 @@ class Transformer(LanguageModel):
         def new_attention(n_embd: int) -> nn.Module:
             return attention(n_embd, n_head=n_head, dropout=dropout)
 
-        def new_feed_forward(n_embd: int) -> nn.Module:
-            return feed_forward(n_embd, dropout=dropout)
-
+        new_feed_forward = feed_forward and (lambda n_embd: feed_forward(n_embd, dropout=dropout))
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
         self.ngram_embedding = ngram_embedding(vocab_size, n_embd) if ngram_embedding else None
         self.embedding_norm = norm(n_embd) if embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(
-            block(n_embd, new_attention, norm, feed_forward and new_feed_forward, residual) for _ in range(n_layer)
+            block(n_embd, new_attention, norm, new_feed_forward, residual) for _ in range(n_layer)
         )
         self.value_residual = (
             nn.ModuleList(value_residual(vocab_size, n_embd) for _ in range(n_layer)) if value_residual else None
@@ -230,7 +229,8 @@ class Transformer(LanguageModel):
     def matrix_parameters(self) -> list[tuple[nn.Parameter, int]]:
         stacked = {getattr(block.attention, "qkv_proj", None) for block in self.blocks}
         layers = [m for block in self.blocks for m in block.modules() if isinstance(m, nn.Linear)]
-        return [(layer.weight, 3 if layer in stacked else 1) for layer in layers]
+        # torch declares the weight of a linear layer as a Tensor.
+        return [(cast(nn.Parameter, layer.weight), 3 if layer in stacked else 1) for layer in layers]
 
     def flops_per_token(self) -> int:
         products = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))

@@ -29,6 +29,7 @@ class UNetSkips(nn.Module):
     ) -> Float[Tensor, "B T C"]:
         """The input of the next block; `outputs` are those of the earlier blocks."""
         from_block = self.n_layer - 1 - len(outputs)
-        if from_block >= len(outputs) - 1:  # the first half, and the block right after its source
+        # Without skips, in the first half, and in the block right after its source:
+        if self.weights_S is None or from_block >= len(outputs) - 1:
             return x_BTC
         return x_BTC + self.weights_S[from_block].to(x_BTC.dtype) * outputs[from_block]

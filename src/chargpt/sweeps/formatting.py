@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,11 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     parts = {name: re.split(r"[./]", name.partition("@")[0]) for name in names}
     short = {}
     for name in names:
-        for length in range(1, len(parts[name]) + 1):
-            tails = Counter(tuple(p[-length:]) for p in parts.values())
-            if tails[tuple(parts[name][-length:])] == 1:
-                break
+        own, length = parts[name], 1
+        while length < len(own) and [p[-length:] for p in parts.values()].count(own[-length:]) > 1:
+            length += 1
         separator = "/" if "/" in name else "."
-        short[name] = separator.join(parts[name][-length:])
+        short[name] = separator.join(own[-length:])
     return short
 
 

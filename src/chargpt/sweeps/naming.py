@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -24,7 +25,7 @@ def job_name(overrides: Iterable[str], swept: Iterable[str], sweep_dir: str = ""
         sweep_dir: the folder of the sweep; an existing folder with the name of an earlier version is used again.
     """
     if OmegaConf.is_list(overrides):  # do not resolve interpolations in the overrides
-        overrides = OmegaConf.to_container(overrides, resolve=False)
+        overrides = cast(list[str], OmegaConf.to_container(overrides, resolve=False))  # of a ListConfig, a list
     overrides, swept = list(overrides), set(swept)
     names = []
     for candidates in (overrides, [legacy_override(override) for override in overrides]):

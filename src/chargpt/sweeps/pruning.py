@@ -17,8 +17,6 @@ class PruningCallback(L.Callback):
         pruner: an Optuna pruner; compares the values reported by all trials.
     """
 
-    state_key = "Pruning"
-
     def __init__(
         self,
         metrics_callback: MetricsCallback,
@@ -30,6 +28,10 @@ class PruningCallback(L.Callback):
     ):
         self._metrics_callback, self._monitor = metrics_callback, monitor
         self._storage, self._study, self._number, self._pruner = storage, study, trial, pruner
+
+    @property
+    def state_key(self) -> str:
+        return "Pruning"
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step, stop = trainer.global_step, False

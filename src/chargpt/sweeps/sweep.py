@@ -44,7 +44,9 @@ def sweep(config_name: str, overrides: list[str], flags: list[str]) -> int:
         overrides = [*overrides, *default_overrides(overrides, HydraConfig.get().sweeper.get("params") or {})]
         folder = Path(HydraConfig.get().sweep.dir)
         created = [path for path in (folder, *folder.parents) if not path.exists()]
-        batches = GlobalHydra.instance().hydra.multirun(config_name, Job(flags), overrides)
+        app = GlobalHydra.instance().hydra
+        assert app is not None  # the caller has initialized Hydra
+        batches = app.multirun(config_name, Job(flags), overrides)
     except HydraException as error:
         raise UserError(short_error(error)) from error
     except (KeyboardInterrupt, SystemExit) as error:

@@ -40,12 +40,12 @@ def print_ranking(ranking: Ranking, folder: Path, titled: bool = False) -> None:
     console = _Console(highlight=False)
     left_out: list[str] = []
     names = [name for name in _COLUMNS if _MONITOR_OF.get(name) != ranking.monitor.name]
-    for count in range(len(names), -1, -1):
-        table = _table(ranking, names[:count])
+    while True:
+        table = _table(ranking, names)
         width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-        left_out = names[count:]
-        if not console.is_terminal or width <= console.width:
+        if not console.is_terminal or width <= console.width or not names:
             break
+        left_out.insert(0, names.pop())
     console.width = max(console.width, width)
     if titled:
         better = "lower" if ranking.run_monitor.mode == "min" else "higher"

@@ -4,12 +4,12 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BufferedRandom]:
     """Opens a file that replaces `path` atomically: readers see the old content or the new, never a partial file.
 
     The content goes to a temporary file in the same directory, which is flushed to disk and renamed. If an exception

@@ -54,6 +54,6 @@ class _Dropout(torch.autograd.Function):
         return (x * keep).mul_(ctx.scale)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (keep,) = ctx.saved_tensors
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
+        (grad,), (keep,) = gradients, ctx.saved_tensors
         return (grad * keep).mul_(ctx.scale), None

@@ -34,7 +34,7 @@ class _DropoutAttention(torch.autograd.Function):
         k_NTD, v_NTD = k_BHTD.flatten(0, 1), v_BHTD.flatten(0, 1)
         y_NTD = torch.empty_like(q_NTD)
         future_RR = torch.ones(QUERY_BLOCK, QUERY_BLOCK, dtype=torch.bool).triu(1)
-        saved = []
+        saved, scale = [], 1.0
         for rows, seen in _blocks(q_NTD.shape[1]):
             w_NRS = q_NTD[:, rows] @ k_NTD[:, seen].transpose(1, 2)
             R = w_NRS.shape[1]
@@ -49,7 +49,9 @@ class _DropoutAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy_BHTD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator makes ctx positional-only
+        ctx, dy_BHTD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
         q_NTD, k_NTD, v_NTD, *saved = ctx.saved_tensors
         dy_NTD = (dy_BHTD * ctx.scale).flatten(0, 1)
         dq_NTD, dk_NTD, dv_NTD = torch.empty_like(q_NTD), torch.zeros_like(k_NTD), torch.zeros_like(v_NTD)
@@ -62,7 +64,8 @@ class _DropoutAttention(torch.autograd.Function):
             dq_NTD[:, rows] = ds_NRS @ k_NTD[:, seen]
             dk_NTD[:, seen] += ds_NRS.transpose(1, 2) @ q_NTD[:, rows]
         dq_NTD.mul_(ctx.qk_scale)
-        return *(gradient.view(dy_BHTD.shape) for gradient in (dq_NTD, dk_NTD, dv_NTD)), None
+        shape = dy_BHTD.shape
+        return dq_NTD.view(shape), dk_NTD.view(shape), dv_NTD.view(shape), None
 
 
 def _blocks(T: int) -> list[tuple[slice, slice]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import inf, log10
 from textwrap import fill, shorten
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -34,8 +35,9 @@ def pareto_front(points: Sequence[tuple[float, float]], monitor: Monitor) -> lis
 
 def plot_pareto(figure: Figure, axes: Axes, ranking: Ranking) -> None:
     """Plots the mean score of each row over its training FLOPs, and the front as a step line with labels."""
-    rows = [row for row in ranking.scored if row.mean(lambda run: run.training_flops)]
-    points = [(row.mean(lambda run: run.training_flops), row.score) for row in rows]
+    scored = [(row, row.mean(lambda run: run.training_flops), row.score) for row in ranking.scored]
+    shown = [(row, (flops, score)) for row, flops, score in scored if flops and score is not None]
+    rows, points = [row for row, _ in shown], [point for _, point in shown]
     left_out = [_label(row, ranking) for row in ranking.scored if row not in rows]
     note = shorten(f"not shown, without FLOPs: {', '.join(left_out)}", 60, placeholder="…") if left_out else ""
     axes.set_xlabel(f"training FLOPs\n{note}".strip())
@@ -109,7 +111,7 @@ def _add_labels(figure: Figure, axes: Axes, points: list[tuple[float, float]], l
 
 def _set_margins(axes: Axes, left: float, below: float, above: float) -> None:
     """Sets axis limits that leave these fractions of the axes free, left of, below and above all points."""
-    points = [offset for collection in axes.collections for offset in collection.get_offsets()]
+    points = [offset for collection in axes.collections for offset in np.asarray(collection.get_offsets())]
     logs, scores = [log10(x) for x, _ in points], [y for _, y in points]
     data_width, data_height = max(max(logs) - min(logs), 0.3), max(max(scores) - min(scores), 0.02)
     width, height = data_width / (1 - left - 0.05), data_height / (1 - below - above)

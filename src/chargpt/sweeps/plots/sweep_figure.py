@@ -50,7 +50,7 @@ def plot_sweep(ranking: Ranking, name: str) -> Figure:
                 plot_pareto(figure, axes, ranking)
             elif panel == "curves":
                 plot_curves(axes, ranking.runs, monitor)
-            elif panel == "pair":
+            elif panel == "pair" and pair:
                 plot_heat_map(axes, pair, columns, monitor)
             else:
                 first = first or axes
@@ -99,7 +99,7 @@ def _plot_key(axes: Axes, name: str, points: Points, monitor: Monitor) -> None:
     _plot_means(axes, scale, positions, scores)
     set_ticks(axes, scale)
     axes.set_xlabel(name)
-    axes.set_ylabel(score_label(monitor) if axes.get_subplotspec().is_first_col() else "")
+    axes.set_ylabel(score_label(monitor) if (spec := axes.get_subplotspec()) and spec.is_first_col() else "")
     axes.grid(alpha=0.3)
 
 
