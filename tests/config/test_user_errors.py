@@ -170,7 +170,7 @@ SAMPLES = {
     "invalid device": ("run=RUN device=nonsense", "device=cpu"),
     "the meta device": ("run=RUN device=meta", "device=cpu"),
     "several values": ("run=RUN seed=1,2", "more than one value"),
-    "a sweep": ("-m run=RUN seed=1,2", "-m is only for train.py"),
+    "a sweep": ("-m run=RUN seed=1,2", "-m is only for training"),
     "no such run": ("run=nowhere", "no run at nowhere"),
     "a run of an unknown user": ("run=~nobody_at_all/run", "no run at ~nobody_at_all"),
     "a path that is too long": (f"run={'long' * 80}", "File name too long"),
@@ -210,7 +210,7 @@ EXPORTS = {
     "an empty path": ("run=RUN file=", "is a folder"),
     "a checkpoint that runs code": ("run=FILES/code", "nothing was loaded"),
     "weights of another size": ("run=FILES/misfit", "do not match"),
-    "a sweep": ("-m run=RUN", "-m is only for train.py"),
+    "a sweep": ("-m run=RUN", "-m is only for training"),
 }
 
 COMPARISONS = {
@@ -225,7 +225,7 @@ COMPARISONS = {
     "a list with a run that does not exist": ("runs=[RUN,nowhere]", "nowhere does not exist"),
     "null": ("runs=null", "must be a string"),
     "a file in place of the folder": ("runs=RUN folder=FILES/empty.txt/here", "folder=FOLDER"),
-    "a sweep": ("-m runs=RUN", "-m is only for train.py"),
+    "a sweep": ("-m runs=RUN", "-m is only for training"),
 }
 
 
