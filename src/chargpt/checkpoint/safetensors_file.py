@@ -16,7 +16,6 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from chargpt.checkpoint import torch_file
-from chargpt.checkpoint.migrations import migrate, migrate_state_dict
 from chargpt.checkpoint.torch_file import KEY
 from chargpt.errors import UserError
 from chargpt.utils.atomic_write import atomic_write
@@ -92,9 +91,7 @@ def read(path: Path) -> dict[str, Any]:
     entry = {key: metadata[key] for key in _TEXT_KEYS} | {key: values[key] for key in ("config", "tokenizer")}
     content = {"state_dict": weights, "global_step": values["step"], KEY: entry}
     torch_file.check(content, path, "safetensors")
-    content[KEY] = migrate(entry)
-    content["state_dict"] = migrate_state_dict(weights, content[KEY]["config"])
-    return content
+    return torch_file.migrate_content(content)
 
 
 def _digest(weights: dict[str, Tensor], metadata: dict[str, str]) -> str:

@@ -73,14 +73,21 @@ def read(path: Path) -> dict[str, Any]:
     except Exception as error:  # the unpickler can raise anything for damaged bytes
         raise UserError(_damaged(path, type(error).__name__)) from error
     check(checkpoint, path, "torch", devices=int)
-    checkpoint[KEY] = migrate(checkpoint[KEY])
-    for key in ("state_dict", "trained_state_dict"):
-        if isinstance(checkpoint.get(key), dict):
-            checkpoint[key] = migrate_state_dict(checkpoint[key], checkpoint[KEY]["config"])
     if not verified:
         version = _version(checkpoint)
         raise UserError(f"{path} is damaged: the checksum at the end of a chargpt {version} checkpoint is missing")
-    return checkpoint
+    return migrate_content(checkpoint)
+
+
+def migrate_content(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a checked file with the current names of targets, settings and weights."""
+    entry = migrate(content[KEY])
+    weights = {
+        key: migrate_state_dict(content[key], entry["config"])
+        for key in ("state_dict", "trained_state_dict")
+        if isinstance(content.get(key), dict)
+    }
+    return content | weights | {KEY: entry}
 
 
 def check(content: Any, path: Path, file_format: str, **extra_keys: type) -> None:

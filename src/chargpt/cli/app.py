@@ -31,7 +31,6 @@ from chargpt.config.schema import Groups
 from chargpt.distributed import env
 from chargpt.errors import DivergenceError, ExitCode, Interrupted, TrainingError, TrialPruned, UserError
 from chargpt.invocation import config_folder, localize, program_name
-from chargpt.sweeps.sweep import sweep
 from chargpt.version import __version__
 
 log = logging.getLogger(__name__)
@@ -91,6 +90,8 @@ def _run(command: Command, config_name: str) -> int:
         overrides = [*searchpath(args.config_dir, args.overrides), *args.overrides]
         with hydra.initialize_config_dir(str(folder), job_name=config_name, version_base="1.3"):
             if args.multirun:
+                from chargpt.sweeps.sweep import sweep  # noqa: PLC0415 - only for -m, and adds a third to the start-up
+
                 check_overrides(name, overrides, sweep=True)
                 return sweep(name, overrides, _job_flags(args, folder))
             if flag := next((flag for flag in EXCLUSIVE_FLAGS[:-2] if getattr(args, flag)), None):
