@@ -95,7 +95,7 @@ class CausalSelfAttention(nn.Module):
         ones."""
         B, T, C = x_BTC.shape
         rotation = context.rotation if context is not None else None
-        q_BHTD, k_BHTD, v_BHTD = self._queries_keys_values(x_BTC, rotation, context)
+        q_BHTD, k_BHTD, v_BHTD = self.queries_keys_values(x_BTC, rotation, context)
         mask_TS = None
         if cache is not None:
             k_BHTD, v_BHTD = cache.append(k_BHTD, v_BHTD)
@@ -128,14 +128,15 @@ class CausalSelfAttention(nn.Module):
 
         Row t contains the weight of each token's value in the output of token t.
         """
-        q_BHTD, k_BHTD, _ = self._queries_keys_values(x_BTC, rotation)
+        q_BHTD, k_BHTD, _ = self.queries_keys_values(x_BTC, rotation)
         scores_BHTT = q_BHTD @ k_BHTD.transpose(-2, -1) * q_BHTD.shape[-1] ** -0.5
         past_TT = torch.ones(scores_BHTT.shape[-2:], dtype=torch.bool, device=x_BTC.device).tril()
         return scores_BHTT.masked_fill(~past_TT, -float("inf")).softmax(dim=-1)
 
-    def _queries_keys_values(
+    def queries_keys_values(
         self, x_BTC: Tensor, rotation: Rotation | None, context: BlockContext | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B H T D"], Float[Tensor, "B H T D"]]:
+        """The queries, keys and values of each head. A variant of attention may override this."""
         B, T, C = x_BTC.shape
         # Split before the heads are separated: the backward pass then concatenates the gradients once, not twice.
         q_BTC, k_BTC, v_BTC = self.qkv_proj(x_BTC).split(C, dim=-1)
