@@ -12,6 +12,7 @@ from chargpt.errors import UserError
 from chargpt.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import torch
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["UserError", "__version__", "load"]
 
 
-def load(run: "str | Path", device: "str | torch.device" = "cpu") -> "PretrainedModel":
+def load(
+    run: "str | Path", device: "str | torch.device" = "cpu", trust: "str | Iterable[str]" = ()
+) -> "PretrainedModel":
     """Loads a trained model: see `chargpt.inference.pretrained.load`. Imports neither Lightning nor Hydra."""
     from chargpt.inference.pretrained import load  # noqa: PLC0415 - torch takes seconds to import
 
-    return load(run, device)
+    return load(run, device, trust)
 
 
 if not TYPE_CHECKING:  # a type checker would give every unknown attribute the type of this function's result

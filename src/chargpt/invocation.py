@@ -8,15 +8,29 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 _console_command = ""  # the command that follows `chargpt`; empty for a script such as train.py
+_config_dir: str | None = None  # the folder of --config-dir
+_trust: tuple[str, ...] = ()  # the packages that a command must trust to load the run of this process
 
 
 def use_console_command(command: str) -> None:
     """Declares that this process was started as `chargpt COMMAND`."""
     global _console_command  # noqa: PLW0603 - a property of the process, like sys.argv
     _console_command = command
+
+
+def use_options(config_dir: str | None, trust: Iterable[str]) -> None:
+    """Declares options of this process that printed commands need as well.
+
+    Args:
+        config_dir: the folder of --config-dir.
+        trust: the packages whose code the run uses.
+    """
+    global _config_dir, _trust
+    _config_dir, _trust = config_dir, tuple(trust)
 
 
 def program_name() -> str:
@@ -26,17 +40,21 @@ def program_name() -> str:
 
 def child_command() -> list[str]:
     """The arguments, without overrides, that start this program in a child process."""
-    program = ["-m", "chargpt", _console_command] if _console_command else [str(Path(sys.argv[0]).resolve())]
+    # -P: the current directory may be a downloaded one, whose modules must not be imported.
+    program = ["-P", "-m", "chargpt", _console_command] if _console_command else [str(Path(sys.argv[0]).resolve())]
     return [sys.executable, *program]
 
 
 def command_line(command: str, *arguments: str) -> str:
     """A command to print, which runs when it is pasted into this shell: `python sample.py run=...`."""
+    options = [f"--config-dir={_config_dir}"] if _config_dir and command == "train" else []
+    if _trust and any(argument.startswith(("run=", "resume=", "rerun=")) for argument in arguments):
+        options.append(f"trust={','.join(_trust)}" if len(_trust) == 1 else f"trust=[{','.join(_trust)}]")
     if _console_command:
-        program = ["chargpt"] if _is_on_path("chargpt") else [*python(), "-m", "chargpt"]
-        return shlex.join([*program, command, *arguments])
+        program = ["chargpt"] if _is_on_path("chargpt") else [*python(), "-P", "-m", "chargpt"]
+        return shlex.join([*program, command, *arguments, *options])
     script = Path(sys.argv[0]).resolve().with_name(f"{command}.py")
-    return shlex.join([*python(), _short(script), *arguments])
+    return shlex.join([*python(), _short(script), *arguments, *options])
 
 
 def localize(text: str) -> str:

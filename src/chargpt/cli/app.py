@@ -21,16 +21,18 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from chargpt.checkpoint.migrations import migrate_override
 from chargpt.config.compose import check_overrides, compose, compose_unchecked, searchpath
+from chargpt.config.instantiate import COMPONENTS
 from chargpt.config.overrides import parse, quote, short_error
 from chargpt.config.schema import Groups
+from chargpt.config.trust import packages_to_trust, trusted_packages
 from chargpt.distributed import env
 from chargpt.errors import DivergenceError, ExitCode, Interrupted, TrainingError, TrialPruned, UserError
-from chargpt.invocation import config_folder, localize, program_name
+from chargpt.invocation import config_folder, localize, program_name, use_options
 from chargpt.version import __version__
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ def _run(command: Command, config_name: str) -> int:
     try:
         parser = _make_parser()
         args = _parse_arguments(parser, config_name)
+        trust, args.overrides = _extract_trust(args.overrides)
         folder, name = Path(args.config_path or config_folder()).absolute(), args.config_name or config_name
         if not folder.is_dir():
             raise UserError(f"--config-path={args.config_path} is not a folder (relative to {Path.cwd()})")
@@ -93,11 +96,16 @@ def _run(command: Command, config_name: str) -> int:
                 from chargpt.sweeps.sweep import sweep  # noqa: PLC0415 - only for -m, and adds a third to the start-up
 
                 check_overrides(name, overrides, sweep=True)
-                return sweep(name, overrides, _job_flags(args, folder))
+                trusted = [f"trust=[{','.join(trust)}]"] if trust else []
+                return sweep(name, overrides, [*_job_flags(args, folder), *trusted])
             if flag := next((flag for flag in EXCLUSIVE_FLAGS[:-2] if getattr(args, flag)), None):
                 _print_info(flag, parser, args, name, overrides)
                 return ExitCode.DONE
             config = compose(name, overrides)
+            with open_dict(config):
+                config.trust = list(trust)
+        components = [OmegaConf.to_container(config[key]) for key in COMPONENTS if config.get(key) is not None]
+        use_options(args.config_dir, sorted({*trust, *packages_to_trust(components)}))
         command(config)
     except BrokenPipeError:  # standard output was closed, as by `sample.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -216,6 +224,13 @@ def _make_parser() -> argparse.ArgumentParser:
     topics = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=topics, help="how the config is composed")
     return parser
+
+
+def _extract_trust(overrides: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The packages of `trust=`, and the other overrides. Hydra does not see it, so that no file contains it."""
+    settings = [override for override in overrides if override.startswith("trust=")]
+    names = [name.strip() for setting in settings for name in setting.removeprefix("trust=").strip("[]").split(",")]
+    return trusted_packages(filter(None, names)), [override for override in overrides if override not in settings]
 
 
 def _current_override(override: str) -> str:

@@ -26,14 +26,14 @@ def sample(config: DictConfig) -> None:
 def evaluate(config: DictConfig) -> None:
     from chargpt.cli.evaluate import evaluate
 
-    evaluate(config.run, config.split, config.device, config.get("data"))
+    evaluate(config.run, config.split, config.device, config.get("data"), list(config.trust))
 
 
 @entry_point("compare")
 def compare(config: DictConfig) -> None:
     from chargpt.cli.compare import compare
 
-    compare(**_arguments(config))
+    compare(config.runs, config.folder)  # reads no code: `trust` has no effect
 
 
 @entry_point("visualize")
@@ -52,7 +52,7 @@ def export(config: DictConfig) -> None:
 
 def _arguments(config: DictConfig) -> dict[str, Any]:
     """The settings as keyword arguments."""
-    return {str(key): value for key, value in config.items()}
+    return {str(key): value for key, value in config.items()} | {"trust": list(config.trust)}
 
 
 COMMANDS = {

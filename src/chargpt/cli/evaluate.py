@@ -1,11 +1,13 @@
 """evaluate.py: loss, perplexity and bits per character of a trained model on a text."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.cli.sample import resolve_device
 from chargpt.config.instantiate import instantiate
+from chargpt.config.trust import COMPOSED, Trust, trusted_packages
 from chargpt.data.datamodule import TextDataModule
 from chargpt.errors import UserError
 from chargpt.inference.evaluate import mean_loss
@@ -16,7 +18,7 @@ from chargpt.utils.paths import printable
 SPLITS = ("train", "val", "all")
 
 
-def evaluate(run: str, split: str, device: str, data: DictConfig | None = None) -> None:
+def evaluate(run: str, split: str, device: str, data: DictConfig | None = None, trust: Sequence[str] = ()) -> None:
     """Prints loss, perplexity and bits per character of a run, on its own text or on the text of the config `data`.
 
     Raises:
@@ -24,11 +26,12 @@ def evaluate(run: str, split: str, device: str, data: DictConfig | None = None) 
     """
     if split not in SPLITS:
         raise UserError(f"split={split}: it must be one of {', '.join(SPLITS)}")
-    trained = load(latest_run() if run == "latest" else run, resolve_device(device))
+    trained = load(latest_run() if run == "latest" else run, resolve_device(device), trust)
     # Of a DictConfig, the container is a dict.
     settings = data_config(trained.config) if data is None else cast(dict[str, Any], OmegaConf.to_container(data))
+    source = Trust(packages=trusted_packages(trust)) if data is None else COMPOSED
     blocks = {"block_size": 1, "batch_size": 1, "seed": 0}  # only the text is used; it may be short
-    text = instantiate({**settings, **blocks}, "data", TextDataModule)
+    text = instantiate({**settings, **blocks}, "data", TextDataModule, source)
     text.read(trained.tokenizer)
     tokens_N = text.split(split)
     loss = mean_loss(trained.model, tokens_N, text.validation_batch_size)  # in tokens, because block_size is 1

@@ -1,5 +1,6 @@
 """export.py: writes the weights of a trained model to a safetensors file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from chargpt.checkpoint import safetensors_file
@@ -9,7 +10,7 @@ from chargpt.inference.pretrained import latest_run, load
 from chargpt.utils.paths import printable, resolve_path
 
 
-def export(run: str, file: str | None) -> None:
+def export(run: str, file: str | None, trust: Sequence[str]) -> None:
     """Writes the file, and prints its path, size and checksum.
 
     Args:
@@ -19,7 +20,7 @@ def export(run: str, file: str | None) -> None:
         UserError: no such run, or the file cannot be written, or would replace another kind of file.
     """
     source = latest_run() if run == "latest" else resolve_path("run", run)
-    trained = load(source)
+    trained = load(source, trust=trust)
     if file is not None:
         path = resolve_path("file", file)
     elif source.is_dir():

@@ -25,6 +25,7 @@ def sample(
     quantize: str | None,
     cuda_graph: bool,
     device: str,
+    trust: list[str],
 ) -> None:
     """Streams one sample as it is generated; several samples are generated as a batch and printed at the end.
 
@@ -34,7 +35,7 @@ def sample(
     if num_samples < 1:
         raise UserError(f"num_samples={num_samples}: it must be 1 or more")
     disable_malloc_trim()
-    trained = load(latest_run() if run == "latest" else run, resolve_device(device))
+    trained = load(latest_run() if run == "latest" else run, resolve_device(device), trust)
     prompt = trained.first_token() if prompt is None else read_text_argument("prompt", prompt)
     settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, window=window)
     settings |= dict(quantize=quantize, cuda_graph=cuda_graph, num_samples=num_samples, seed=seed)

@@ -1,6 +1,7 @@
 """visualize.py: draws the predictions and attention of a trained model on a text, as files and for TensorBoard."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from math import log
@@ -18,9 +19,11 @@ from chargpt.analysis.predictions import attention_maps, log_probabilities
 from chargpt.analysis.token_labels import character_class, token_labels
 from chargpt.cli.sample import read_text_argument, resolve_device
 from chargpt.config.instantiate import instantiate
+from chargpt.config.trust import Trust, trusted_packages
 from chargpt.data.datamodule import TextDataModule
 from chargpt.errors import UserError
 from chargpt.inference.pretrained import PretrainedModel, data_config, latest_run, load
+from chargpt.model.adapters import ModuleAdapter
 from chargpt.model.ensemble import Ensemble
 from chargpt.utils.atomic_write import atomic_write
 from chargpt.utils.paths import printable, resolve_path
@@ -29,14 +32,14 @@ MAX_TOKENS = 1024  # of a surprisal figure
 ATTENTION_TOKENS = 64  # on both axes of an attention map
 
 
-def visualize(run: str, text: str | None, folder: str | None, device: str) -> None:
+def visualize(run: str, text: str | None, folder: str | None, device: str, trust: Sequence[str]) -> None:
     """Draws the surprisal and the attention maps of a text, and logs the token embeddings to TensorBoard.
 
     Raises:
         UserError: no such run, or a text that cannot be read, encoded or drawn.
     """
-    trained = load(latest_run() if run == "latest" else run, resolve_device(device))
-    tokens_T = _tokens(trained, text)
+    trained = load(latest_run() if run == "latest" else run, resolve_device(device), trust)
+    tokens_T = _tokens(trained, text, Trust(packages=trusted_packages(trust)))
     requested = folder and resolve_path("folder", folder)
     output_folder = requested or (trained.directory and trained.directory / "pictures")
     if output_folder is None:
@@ -44,7 +47,7 @@ def visualize(run: str, text: str | None, folder: str | None, device: str) -> No
     images, surprisal = _draw(trained, tokens_T)
     print(f" surprisal  {surprisal:.2f} bits per character over {len(tokens_T) - 1} characters")
     if len(images) == 1:
-        print(f" attention  none: a {type(trained.model).__name__} has no attention")
+        print(f" attention  none: a {_model_name(trained)} has no layer of chargpt.model.attention")
     elif len(tokens_T) > (size := _attention_tokens(trained, tokens_T)):
         print(f" attention  of the first {size} characters: the limit of the figure or of the model's block size")
     if missing := sum(replace_missing_glyphs(label) != label for label in token_labels(tokens_T, trained.tokenizer)):
@@ -56,15 +59,20 @@ def visualize(run: str, text: str | None, folder: str | None, device: str) -> No
         print(f"      view  tensorboard --logdir {trained.directory}   (Images, Projector)")
 
 
+def _model_name(trained: PretrainedModel) -> str:
+    model = trained.model
+    return type(model.module if isinstance(model, ModuleAdapter) else model).__name__
+
+
 @dataclass
 class Image:
     name: str
     figure: Figure
 
 
-def _tokens(trained: PretrainedModel, text: str | None) -> Integer[Tensor, " T"]:
+def _tokens(trained: PretrainedModel, text: str | None, trust: Trust) -> Integer[Tensor, " T"]:
     if text is None:  # the start of the validation split
-        data = instantiate(data_config(trained.config), "data", TextDataModule)
+        data = instantiate(data_config(trained.config), "data", TextDataModule, trust)
         data.read(trained.tokenizer)
         return data.split("val")[:ATTENTION_TOKENS].long()
     tokens_T = trained.tokenizer.encode(read_text_argument("text", text)).long()
@@ -126,5 +134,9 @@ def _log_to_tensorboard(trained: PretrainedModel, images: list[Image], log_dir: 
     with SummaryWriter(str(log_dir)) as writer:
         for image in images:
             writer.add_figure(f"look/{image.name}", image.figure, trained.step)
-        embeddings_VC = trained.model.input_embeddings()
-        writer.add_embedding(embeddings_VC, rows, None, trained.step, "tokens", ["token", "kind"])
+        try:
+            embeddings_VC = trained.model.input_embeddings()
+        except NotImplementedError as error:
+            print(f" projector  none: {error}")
+        else:
+            writer.add_embedding(embeddings_VC, rows, None, trained.step, "tokens", ["token", "kind"])

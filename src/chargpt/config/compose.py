@@ -4,6 +4,7 @@ Call these functions within `hydra.initialize_config_dir` (`chargpt.cli.app`). A
 options of its config groups only, which define the settings and their types, then with all overrides.
 """
 
+import logging
 from pathlib import Path
 from typing import cast
 
@@ -25,9 +26,13 @@ from chargpt.config.overrides import (
     short_error,
 )
 from chargpt.config.schema import Groups, Schema
+from chargpt.distributed.env import launched_as_rank
 from chargpt.errors import UserError
 
+log = logging.getLogger(__name__)
+
 SEARCHPATH = "hydra.searchpath"
+DEFAULT_RECIPE = "recipe=default"
 
 
 def searchpath(config_dir: str | None, overrides: list[str]) -> list[str]:
@@ -63,7 +68,13 @@ def check_overrides(config_name: str, overrides: list[str], sweep: bool = False)
     groups = Groups(GlobalHydra.instance().config_loader(), folders)
     options = check_options(parsed, groups, sweep)
     try:
-        schema = Schema(hydra.compose(config_name, [*folders, *options]), groups)
+        if _lacks_recipe(parsed, groups):
+            parsed.append(parse(DEFAULT_RECIPE))
+            options.append(DEFAULT_RECIPE)
+            if not launched_as_rank():
+                log.info("this model has no recipe of its own: %s is used", DEFAULT_RECIPE)
+        base = hydra.compose(config_name, [*folders, *options])
+        schema = Schema(base, groups)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(short_error(error)) from error
     check_values(parsed, schema, sweep)
@@ -78,9 +89,11 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """
     parsed, schema = check_overrides(config_name, overrides)
     try:
-        config = compose_unchecked(config_name, overrides)
+        config = compose_unchecked(config_name, [override.input_line or "" for override in parsed])
         check_interpolated(parsed, config, schema)
-        if missing := sorted(missing_values(OmegaConf.to_container(config))):
+        # The vocabulary is known when the text has been read.
+        missing = [key for key in missing_values(OmegaConf.to_container(config)) if not _is_vocab_size(key)]
+        if missing := sorted(missing):
             raise UserError(f"{' and '.join(missing)} must be given: add {missing[0]}=...")
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(short_error(error)) from error
@@ -113,3 +126,14 @@ def set_output_dir(directory: Path) -> None:
     with read_write(settings), open_dict(settings):
         settings.run.dir = str(directory)
         settings.runtime.output_dir = str(directory.absolute())
+
+
+def _lacks_recipe(parsed: list[Override], groups: Groups) -> bool:
+    """Whether the overrides select a model for which there is no recipe of the same name, and no recipe."""
+    selected = {override.key_or_group: override.value() for override in parsed}
+    model = selected.get("model")
+    return isinstance(model, str) and "recipe" not in selected and model not in groups.options("recipe")
+
+
+def _is_vocab_size(key: str) -> bool:
+    return key.startswith("model.") and key.endswith(".vocab_size")

@@ -1,33 +1,21 @@
-"""Instantiates the `_target_`s of a config like `hydra.utils.instantiate`: any class, or only those of an allow-list.
+"""Instantiates the `_target_`s of a config like `hydra.utils.instantiate`, if `Trust` allows them.
 
-Checkpoints contain configs and may be untrusted files: the targets of such a config must be on the allow-list. Loggers
-and callbacks never come from a file and may be any importable class. Loading a trained model does not import Hydra.
+Loading a trained model does not import Hydra.
 """
 
 import difflib
 import functools
-import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chargpt.checkpoint.migrations import migrate_target
+from chargpt.config.trust import FILE, Trust, locate
 from chargpt.errors import UserError
 
 # The components of the config that define a run; its checkpoints contain them.
 COMPONENTS = ("model", "data", "optimizer", "schedule", "trainer")
 SAVED_KEYS = ("name", "seed", *COMPONENTS)
 SAVED_KEYS_SINCE_0_3 = ("monitor", "mode")  # missing in older checkpoints
-# Modules that only construct objects. chargpt.training is not included: it contains functions that write files.
-ALLOWED_PREFIXES = ("chargpt.data.datamodule.", "chargpt.data.tokenizer.", "chargpt.model.")
-ALLOWED_PREFIXES += (
-    "chargpt.optim.adamw.",
-    "chargpt.optim.lr_schedule.",
-    "chargpt.optim.muon.",
-    "chargpt.optim.sgd.",
-)
-ALLOWED_PREFIXES += ("chargpt.optim.soap.", "torch.nn.", "torch.optim.")
-
 # Keys that are not arguments. Hydra's `_convert_` has no effect: arguments are always plain data.
 HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
@@ -47,7 +35,7 @@ def instantiate(
     config: Any,
     path: str = "config",
     kind: type = object,
-    trusted: bool = False,
+    trust: Trust = FILE,
     **arguments: Any,
 ) -> Any:
     """Instantiates a config (plain data), nested components first.
@@ -60,37 +48,37 @@ def instantiate(
         config: plain data, interpolations resolved.
         path: its key in the complete config, for error messages.
         kind: the required type of the result.
-        trusted: whether any target may be imported: only for configs that the user has typed or written.
+        trust: which targets may be imported.
         arguments: additional keyword arguments for the outermost call.
 
     Raises:
         UserError: a target that is not allowed or does not exist, arguments that it does not accept, invalid values,
             or a result of another type.
     """
-    instance = _instantiate(config, path, trusted, **arguments)
+    instance = _instantiate(config, path, trust, **arguments)
     if not isinstance(instance, kind):
         raise UserError(f"{path} must be a {kind.__name__}, not {type(instance).__name__}")
     return instance
 
 
-def _instantiate(config: Any, path: str, trusted: bool, **arguments: Any) -> Any:
+def _instantiate(config: Any, path: str, trust: Trust, **arguments: Any) -> Any:
     if isinstance(config, Mapping):
         recursive = config.get("_recursive_", True)
         kwargs = {
-            key: _instantiate(value, f"{path}.{key}", trusted) if recursive else value
+            key: _instantiate(value, f"{path}.{key}", trust) if recursive else value
             for key, value in config.items()
             if key not in HYDRA_KEYS
         }
         if "_target_" not in config:
             return kwargs
-        target = locate(config["_target_"], path, trusted)
+        target = locate(config["_target_"], path, trust)
         kwargs |= arguments
-        args = [_instantiate(value, f"{path}._args_[{i}]", trusted) for i, value in enumerate(config.get("_args_", []))]
+        args = [_instantiate(value, f"{path}._args_[{i}]", trust) for i, value in enumerate(config.get("_args_", []))]
         if config.get("_partial_", False):
             return _Partial(target, kwargs, path, args)
         return _call(target, kwargs, path, *args)
     if isinstance(config, Sequence) and not isinstance(config, str):
-        return [_instantiate(item, f"{path}[{i}]", trusted) for i, item in enumerate(config)]
+        return [_instantiate(item, f"{path}[{i}]", trust) for i, item in enumerate(config)]
     return config
 
 
@@ -106,51 +94,6 @@ class _Partial(functools.partial):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _call(self.func, self.keywords | kwargs, self.path, *self.args, *args)
-
-
-def locate(name: Any, path: str, trusted: bool = False) -> Any:
-    """Imports the class or function of a `_target_`. Raises `UserError` if it is not allowed or does not exist."""
-    if not isinstance(name, str):
-        raise UserError(f"{path}._target_={name!r}: it must be the import path of a class or function")
-    name = migrate_target(name)
-    if not trusted and (not name.startswith(ALLOWED_PREFIXES) or "._" in name):
-        raise UserError(
-            f"{path}._target_={name!r} is not an allowed target. Allowed are "
-            f"{', '.join(prefix + '*' for prefix in ALLOWED_PREFIXES)}"
-        )
-    parts = name.split(".")
-    for n in range(len(parts) - 1, 0, -1):
-        try:
-            target = importlib.import_module(".".join(parts[:n]))
-        except ModuleNotFoundError as error:
-            if error.name and not name.startswith(f"{error.name}.") and error.name != name:
-                raise UserError(f"{path}._target_={name} requires {error.name}, which is not installed") from error
-            continue
-        for part in parts[n:]:
-            owner, target = target, getattr(target, part, None)
-            if target is None:
-                near = difflib.get_close_matches(part, [public for public in dir(owner) if public[0] != "_"], n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"{path}._target_={name}: there is no {part} in {owner.__name__}{hint}")
-        if not (callable(target) if trusted else _is_component(target)):
-            raise UserError(f"{path}._target_={name} is not {'callable' if trusted else 'an allowed target'}")
-        return target
-    raise UserError(f"{path}._target_={name}: there is no such module")
-
-
-def _is_component(target: Any) -> bool:
-    """Whether `target` is a class or function of chargpt, or one of torch's modules or optimizers."""
-    module = getattr(target, "__module__", None) or ""
-    if module.startswith("chargpt."):
-        return callable(target)
-    import torch  # noqa: PLC0415 - takes seconds to import
-
-    kinds = (torch.nn.Module, torch.optim.Optimizer)
-    return (
-        module.startswith(("torch.nn.modules.", "torch.optim."))
-        and inspect.isclass(target)
-        and issubclass(target, kinds)
-    )
 
 
 def _call(target: Any, kwargs: dict[str, Any], path: str, *args: Any) -> Any:
@@ -171,5 +114,5 @@ def _call(target: Any, kwargs: dict[str, Any], path: str, *args: Any) -> Any:
         return target(*args, **kwargs)
     except UserError:
         raise
-    except CONSTRUCTOR_ERRORS as error:
+    except Exception as error:  # a class of the user's may raise anything
         raise UserError(f"{path}: {name} failed with these settings: {' '.join(str(error).split())}") from error

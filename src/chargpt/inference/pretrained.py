@@ -1,6 +1,6 @@
 """Loads a trained model and its tokenizer from a run directory, checkpoint or export, without Lightning or Hydra."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,8 @@ import torch
 
 from chargpt.checkpoint import safetensors_file, torch_file
 from chargpt.config.instantiate import instantiate
+from chargpt.config.model import build_model
+from chargpt.config.trust import Trust, trusted_packages
 from chargpt.data.tokenizer import Tokenizer
 from chargpt.errors import UserError
 from chargpt.inference.generate import generate
@@ -77,17 +79,24 @@ class PretrainedModel:
         return ([self.tokenizer.decode(next_1) for next_1 in next_B[:, None]] for next_B in tokens)
 
 
-def load(run: str | Path, device: str | torch.device = "cpu") -> PretrainedModel:
+def load(
+    run: str | Path, device: str | torch.device = "cpu", trust: str | Iterable[str] | Trust = ()
+) -> PretrainedModel:
     """Loads the best model of a run directory, or the model of a checkpoint or of a safetensors file of `export.py`.
 
+    Args:
+        trust: packages whose code the file may use, for a model or tokenizer that is not part of chargpt.
+
     Raises:
-        UserError: the run does not exist or has no checkpoint yet, or the file was not written by chargpt.
+        UserError: the run does not exist or has no checkpoint yet, the file was not written by chargpt, or it requires
+            the code of a package that is not trusted.
     """
+    trust = trust if isinstance(trust, Trust) else Trust(packages=trusted_packages(trust))
     path = find_checkpoint(resolve_path("run", run))
     checkpoint = (safetensors_file if safetensors_file.is_safetensors(path) else torch_file).read(path)
     metadata = checkpoint["chargpt"]
-    tokenizer = instantiate(metadata["tokenizer"], "tokenizer", Tokenizer)
-    model = instantiate(metadata["config"]["model"], "model", LanguageModel, vocab_size=tokenizer.vocab_size)
+    tokenizer = instantiate(metadata["tokenizer"], "tokenizer", Tokenizer, trust)
+    model = build_model(metadata["config"]["model"], tokenizer.vocab_size, trust)
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
     for name, first in model.tied_weight_names().items():
         if first in weights:  # an export contains a tied weight once

@@ -58,16 +58,20 @@ class LanguageModel(nn.Module):
         names = {name: first_names.setdefault(id(weight), name) for name, weight in named}
         return {name: first for name, first in names.items() if name != first}
 
-    def flops_per_token(self) -> int:
+    def flops_per_token(self) -> int | None:
         """Floating-point operations per token, forward and backward, at full blocks.
 
         Counts matrix products only: 2 operations per multiply-add, the backward pass twice the forward pass, and
-        attention without regard to the causal mask (Chowdhery et al. 2022, PaLM, appendix B).
+        attention without regard to the causal mask (Chowdhery et al. 2022, PaLM, appendix B). None if unknown.
         """
-        raise NotImplementedError
+        return None
 
     def input_embeddings(self) -> Float[Tensor, "V C"]:
-        """The vector of each token at the model's input: its embedding, or its row of the bigram table."""
+        """The vector of each token at the model's input: its embedding, or its row of the bigram table.
+
+        Raises:
+            NotImplementedError: the model has no such table.
+        """
         raise NotImplementedError
 
     def matrix_parameters(self) -> list[tuple[nn.Parameter, int]]:
@@ -76,4 +80,4 @@ class LanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next((p.device for p in self.parameters()), torch.device("cpu"))

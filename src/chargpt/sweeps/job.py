@@ -70,7 +70,7 @@ class Job:
 
     def _skip(self, config: DictConfig, directory: RunDirectory) -> tuple[int | None, str]:
         """The exit code of a job that is skipped or refused, None for one that must run; the reason of a refusal."""
-        if config.resume != "auto":
+        if config.resume != "auto" or "optimizer" not in config:  # the job itself adds the default recipe
             return None, ""
         try:
             decision = auto_resume.inspect(config, directory)

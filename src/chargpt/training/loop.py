@@ -11,12 +11,13 @@ import torch
 from omegaconf import OmegaConf
 
 from chargpt.config.compose import task_overrides
-from chargpt.config.instantiate import CONSTRUCTOR_ERRORS, SAVED_KEYS, SAVED_KEYS_SINCE_0_3, instantiate
+from chargpt.config.instantiate import COMPONENTS, CONSTRUCTOR_ERRORS, SAVED_KEYS, SAVED_KEYS_SINCE_0_3
+from chargpt.config.model import build_model
+from chargpt.config.trust import COMPOSED, Trust, targets_of, trusted_packages
 from chargpt.distributed import env
 from chargpt.distributed.rendezvous import destroy_process_group, init_process_group
 from chargpt.errors import DivergenceError, TrainingError, UserError
 from chargpt.inference.pretrained import data_config
-from chargpt.model.language_model import LanguageModel
 from chargpt.optim.ema import make_ema
 from chargpt.runs import reproduce
 from chargpt.runs.directory import RunDirectory
@@ -121,17 +122,19 @@ def setup(
     Returns:
         The run, and the callback that writes its files.
     """
+    composed = [config[key] for key in COMPONENTS]
+    trust = Trust(targets=frozenset(targets_of(composed)), packages=trusted_packages(config.get("trust")))
     if config["resume"] != "never":
         directory, path, checkpoint = find_state(resolve_path("resume", config["resume"]))
         origin = Origin(resumed=True, checkpoint_path=path, checkpoint=checkpoint)
         with invalid_state_as_user_error(path or directory.config):
             config = config | saved_config(directory, checkpoint, config)
-            return _build(config, directory, origin, messages, diverged_at)
+            return _build(config, directory, origin, messages, diverged_at, trust)
     if original := reproduce.original_run(config["rerun"], config["resume"]):
         with invalid_state_as_user_error(original.config):
             config = config | saved_config(original, None, config)
-            return _build(config, directory, Origin(original=original), messages, diverged_at)
-    return _build(config, directory, Origin(), messages, diverged_at)
+            return _build(config, directory, Origin(original=original), messages, diverged_at, trust)
+    return _build(config, directory, Origin(), messages, diverged_at, COMPOSED)
 
 
 def saved_config(
@@ -153,6 +156,7 @@ def _build(
     origin: Origin,
     messages: logging.handlers.MemoryHandler,
     diverged_at: Sequence[int],
+    trust: Trust,
 ) -> tuple[Run, RunRecorder]:
     if Path(str(config["name"])).name != str(config["name"]):
         raise UserError(f"name={config['name']}: it must be the name of a directory in outputs/, not a path")
@@ -161,13 +165,13 @@ def _build(
     check_monitor(monitor, config["callbacks"])
 
     torch.manual_seed(fold_in(config["seed"]))
-    data = load_data(config["data"], directory, checkpoint)
+    data = load_data(config["data"], directory, checkpoint, trust)
     assert data.tokenizer is not None  # set by `load_data`
     if origin.original:
         reproduce.check_text(origin.original, data.corpus_sha256)
-    model = instantiate(config["model"], "model", LanguageModel, vocab_size=data.tokenizer.vocab_size)
+    model = build_model(config["model"], data.tokenizer.vocab_size, trust)
     check_model(model, data)
-    module = make_module(model, config["optimizer"], config["schedule"], config["seed"])
+    module = make_module(model, config["optimizer"], config["schedule"], config["seed"], trust)
 
     seconds = parse_duration(settings["max_time"])
     timer = TrainingTimer(seconds)
@@ -215,7 +219,8 @@ def _build(
         out_of_memory.check(module, data.batch_size * local // trainer.world_size, data.block_size, local, passes)
     if not trainer.is_global_zero:  # only rank 0 writes train.log
         logging.getLogger().removeHandler(messages)
-    run = Run(config, directory, origin, data, module, trainer, timer, metrics_callback, rollbacks)
+    own = Trust(targets=trust.targets | frozenset(targets_of(identity)), packages=trust.packages)
+    run = Run(config, directory, origin, data, module, trainer, timer, metrics_callback, rollbacks, own)
     if checkpoint:
         check_state(run, checkpoint)
         log_changes(checkpoint["chargpt"]["config"], saved)

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
-from chargpt.config.instantiate import instantiate, locate
+from chargpt.config.instantiate import instantiate
+from chargpt.config.trust import COMPOSED, Trust, locate
 from chargpt.data.datamodule import TextDataModule
 from chargpt.data.tokenizer import Tokenizer
 from chargpt.errors import UserError
+from chargpt.model.adapters import ModuleAdapter
 from chargpt.model.language_model import LanguageModel
-from chargpt.optim.lr_schedule import Constant
 from chargpt.optim.matrix_optimizer import MatrixOptimizer
 from chargpt.runs.directory import RunDirectory
 from chargpt.runs.score import Monitor
@@ -26,6 +28,8 @@ from chargpt.training.callbacks.divergence import DivergenceRollback
 from chargpt.training.callbacks.metrics import SCORE, VALIDATION_METRICS, MetricsCallback
 from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.lightning_module import LanguageModeling
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,13 +65,16 @@ class Run:
     timer: TrainingTimer
     metrics_callback: MetricsCallback
     rollbacks: DivergenceRollback
+    trust: Trust  # for the files that this run has written
 
     @property
     def model(self) -> LanguageModel:
         return self.module.model
 
 
-def load_data(settings: dict[str, Any], directory: RunDirectory, checkpoint: dict[str, Any] | None) -> TextDataModule:
+def load_data(
+    settings: dict[str, Any], directory: RunDirectory, checkpoint: dict[str, Any] | None, trust: Trust
+) -> TextDataModule:
     """Reads the corpus; with a checkpoint, encodes it by the tokenizer in the checkpoint.
 
     Args:
@@ -76,11 +83,11 @@ def load_data(settings: dict[str, Any], directory: RunDirectory, checkpoint: dic
     Raises:
         UserError: the corpus cannot be read, or the run was trained on a different one.
     """
-    data = instantiate(settings, "data", TextDataModule)
+    data = instantiate(settings, "data", TextDataModule, trust)
     if not checkpoint:
         data.read()
         return data
-    data.read(instantiate(checkpoint["chargpt"]["tokenizer"], "tokenizer", Tokenizer))
+    data.read(instantiate(checkpoint["chargpt"]["tokenizer"], "tokenizer", Tokenizer, trust))
     saved = checkpoint["chargpt"]["corpus_sha256"]
     if saved != data.corpus_sha256:
         raise UserError(
@@ -101,9 +108,14 @@ def check_model(model: LanguageModel, data: TextDataModule) -> None:
         model.smoke_test()
     except ValueError as error:
         raise UserError(f"model: {error}") from error
+    if isinstance(model, ModuleAdapter) and not model.is_causal():
+        log.warning(
+            "model: the logits of %s depend on later tokens, which include the target: the loss is meaningless",
+            type(model.module).__name__,
+        )
 
 
-def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int) -> LanguageModeling:
+def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int, trust: Trust) -> LanguageModeling:
     """Builds the LightningModule of a model, with its optimizer and schedule.
 
     Args:
@@ -112,15 +124,25 @@ def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int) 
     Raises:
         UserError: one of them builds an object of the wrong type.
     """
-    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] = instantiate(optimizer, "optimizer")
-    if not callable(make_optimizer):
-        name = type(make_optimizer).__name__
-        raise UserError(f"optimizer: it must build a function that returns an optimizer, not a {name}")
-    module = LanguageModeling(model, make_optimizer, instantiate(schedule, "schedule", Constant), seed)
+    factor = instantiate(schedule, "schedule", trust=trust)
+    if not callable(factor):
+        raise UserError(f"schedule: it must build a function of (step, max_steps, time), not a {type(factor).__name__}")
+    module = LanguageModeling(model, _optimizer_factory(optimizer, trust), factor, seed)
     if not isinstance(module.optimizer, torch.optim.Optimizer):
         name = type(module.optimizer).__name__
         raise UserError(f"optimizer: it must return a torch.optim.Optimizer, not a {name}")
     return module
+
+
+def _optimizer_factory(config: Any, trust: Trust) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    """A function that builds the optimizer of a model.
+
+    The target is a function of (model, ...), or a subclass of `torch.optim.Optimizer`, which gets the parameters.
+    """
+    make: Any = instantiate({**config, "_partial_": True}, "optimizer", trust=trust)
+    if inspect.isclass(make.func) and issubclass(make.func, torch.optim.Optimizer):
+        return lambda model: make([p for p in model.parameters() if p.requires_grad])
+    return make
 
 
 def check_strategy(module: LanguageModeling, trainer: L.Trainer) -> None:
@@ -224,8 +246,8 @@ def _unset_parameters(target: Any, config: Mapping[str, Any]) -> dict[str, inspe
 
 def _make(config: Mapping[str, Any], path: str, kind: type, arguments: Any) -> Any:
     try:
-        target = locate(config.get("_target_"), path, trusted=True)
-        return instantiate(config, path, kind, trusted=True, **arguments(target, config))
+        target = locate(config.get("_target_"), path, COMPOSED)
+        return instantiate(config, path, kind, COMPOSED, **arguments(target, config))
     except Exception as error:  # a third-party class may raise any exception
         hint = ": pip install wandb" if "wandb" in str(error) else ""
         reason = (str(error).removeprefix(f"{path}: ").splitlines() or [type(error).__name__])[0]

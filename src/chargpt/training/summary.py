@@ -15,7 +15,7 @@ from chargpt.utils.atomic_write import atomic_write_text
 def summarize(run: Run) -> tuple[dict[str, Any], str]:
     """Writes and returns the metrics and the sample. metrics.json comes last: it marks the run as finished."""
     directory, metrics_callback, data = run.directory, run.metrics_callback, run.data
-    sample = load(directory.best).generate(max_new_tokens=500, seed=run.config["seed"])
+    sample = load(directory.best, trust=run.trust).generate(max_new_tokens=500, seed=run.config["seed"])
     atomic_write_text(directory.sample, sample + "\n")
     steps, seconds = run.trainer.global_step, run.timer.seconds()
     tokens = steps * run.trainer.accumulate_grad_batches * data.batch_size * data.block_size

@@ -116,7 +116,7 @@ class MetricsCallback(L.Callback):
         norm = pl_module.measure_grad_norm().item()
         point = {"train/loss": loss, "lr": self._lr, "grad_norm": norm}
         point["tokens_per_second"] = self.tokens_per_second
-        if self._peak_flops:  # Chowdhery et al. 2022, PaLM, appendix B
+        if self._peak_flops and pl_module.flops_per_token is not None:  # Chowdhery et al. 2022, PaLM, appendix B
             self.mfu = self.tokens_per_second * pl_module.flops_per_token / self._peak_flops
             point["mfu"] = self.mfu
         if trainer.is_global_zero:

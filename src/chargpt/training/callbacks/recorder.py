@@ -89,7 +89,7 @@ class RunRecorder(L.Callback):
             directory.remove_temporary_files()
         if origin.original:
             reproduce.copy_record(origin.original, directory)
-        config = OmegaConf.create(self._config)
+        config = OmegaConf.create({key: value for key, value in self._config.items() if key != "trust"})
         write_hydra(directory.hydra, config, cast(DictConfig, HydraConfig.get()))  # declared as its schema
         data, device = self._data, device_name(trainer.strategy.root_device)
         threads = torch.get_num_threads()
