@@ -104,9 +104,9 @@ def _run(command: Command, config_name: str) -> int:
             config = compose(name, overrides)
             with open_dict(config):
                 config.trust = list(trust)
-        components = [OmegaConf.to_container(config[key]) for key in COMPONENTS if config.get(key) is not None]
-        use_options(args.config_dir, sorted({*trust, *packages_to_trust(components)}))
-        command(config)
+            components = [OmegaConf.to_container(config[key]) for key in COMPONENTS if config.get(key) is not None]
+            use_options(args.config_dir, sorted({*trust, *packages_to_trust(components)}))
+            command(config)
     except BrokenPipeError:  # standard output was closed, as by `sample.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except tuple(EXIT_CODES) as error:

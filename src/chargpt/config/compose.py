@@ -108,6 +108,13 @@ def compose_unchecked(config_name: str, overrides: list[str]) -> DictConfig:
     return OmegaConf.masked_copy(config, names)
 
 
+def recompose(additional: list[str]) -> DictConfig:
+    """Composes the config of this command once more, with additional overrides, and without Hydra's own config."""
+    settings = HydraConfig.get()
+    hydra_overrides = cast(list[str], OmegaConf.to_container(settings.overrides.hydra, resolve=False))
+    return hydra.compose(settings.job.config_name, [*hydra_overrides, *task_overrides(), *additional])
+
+
 def task_overrides() -> list[str]:
     """The overrides of this run as typed, with interpolations unresolved."""
     # Of a ListConfig, the container is a list.

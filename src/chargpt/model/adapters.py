@@ -1,5 +1,6 @@
 """Adapts modules of other projects: any `nn.Module`, nanoGPT's `GPT`, and Hugging Face's causal language models."""
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable
@@ -86,14 +87,15 @@ class ModuleAdapter(LanguageModel):
 
     def flops_per_token(self) -> int | None:
         """Three times the operations of a forward pass, counted by torch; None if they cannot be counted."""
-        module = copy.deepcopy(self).eval()
+        module = copy.deepcopy(self)
         tokens_BT = torch.zeros(1, self.block_size, dtype=torch.long, device=self.device)
         counter = FlopCounterMode(display=False)
         try:
-            with warnings.catch_warnings(action="ignore"), torch.no_grad(), counter:
+            with warnings.catch_warnings(action="ignore"), contextlib.ExitStack() as stack:
                 # The counter does not count the operations of fused kernels.
-                with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
-                    module(tokens_BT)
+                for context in (torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), counter):
+                    stack.enter_context(context)
+                module._evaluate(tokens_BT)
         except (RuntimeError, NotImplementedError):
             return None
         return 3 * counter.get_total_flops() // self.block_size

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from chargpt.checkpoint.migrations import migrate, migrate_key
+from chargpt.checkpoint.migrations import migrate, migrate_key, migrate_override
 from chargpt.checkpoint.plain_data import find_non_plain
 from chargpt.config.instantiate import COMPONENTS, SAVED_KEYS, SAVED_KEYS_SINCE_0_3
 from chargpt.errors import UserError
@@ -151,6 +151,14 @@ class RunDirectory:
             return ""
         rank = files[0].stem.rpartition("_")[2]
         return f"rank {rank} failed: {files[0].read_text().strip().splitlines()[-1]}"
+
+    def read_overrides(self) -> list[str]:
+        """The recorded overrides of the first start; empty if they are missing or damaged."""
+        with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException):
+            overrides = OmegaConf.to_container(OmegaConf.load(self.hydra / "overrides.yaml"), resolve=False)
+            if isinstance(overrides, list):
+                return [migrate_override(line) for line in overrides if isinstance(line, str)]
+        return []
 
     def read_choices(self) -> dict[str, str]:
         """The selected option of each config group."""

@@ -22,6 +22,7 @@ from chargpt.optim.ema import make_ema
 from chargpt.runs import reproduce
 from chargpt.runs.directory import RunDirectory
 from chargpt.runs.identity import OLDER_DEFAULTS
+from chargpt.runs.observers import restore_observers
 from chargpt.runs.overrides import apply_overrides, log_changes
 from chargpt.runs.score import Monitor
 from chargpt.training import out_of_memory, report
@@ -147,7 +148,8 @@ def saved_config(
         trained = checkpoint["chargpt"]["config"]
         saved |= {key: trained[key] for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3) if key in trained}
     saved["data"] = data_config(saved)
-    return apply_overrides(saved, composed, task_overrides(), directory.read_choices())
+    saved = apply_overrides(saved, composed, task_overrides(), directory.read_choices())
+    return saved | restore_observers(directory)
 
 
 def _build(

@@ -1,0 +1,71 @@
+"""The callbacks and loggers of a resumed run: those of its recorded choices, composed again from the installed configs.
+
+The files of a run may be untrusted. Of its recorded overrides of callbacks and loggers, only the options of the groups,
+numbers and removals are used, so that no file can name code or a path.
+"""
+
+import logging
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from chargpt.config.compose import recompose, task_overrides
+from chargpt.runs.directory import RunDirectory
+
+log = logging.getLogger(__name__)
+
+GROUPS = ("callbacks", "logger")
+
+
+def restore_observers(directory: RunDirectory) -> dict[str, Any]:
+    """Composes `callbacks` and `logger` as the run recorded them; empty if it recorded nothing that can be used.
+
+    Overrides of this command have priority. What is left out is logged.
+    """
+    recorded = [override for override in map(_parse, directory.read_overrides()) if override is not None]
+    typed = {override.key_or_group for override in map(_parse, task_overrides()) if override is not None}
+    choices = directory.read_choices()
+    selected = {override.key_or_group for override in recorded}
+    lines = [f"{group}={choices[group]}" for group in GROUPS if group in choices and group not in selected | typed]
+    left_out: list[str] = []
+    for override in recorded:
+        group, _, setting = override.key_or_group.partition(".")
+        if group not in GROUPS or override.key_or_group in typed:
+            continue
+        name = setting.partition(".")[0]
+        if _names_no_code(override) and not any(line.startswith(f"{group}.{name}.") for line in left_out):
+            lines.append(override.input_line or "")
+        else:
+            left_out.append((override.input_line or "").lstrip("+"))
+    observers: dict[str, Any] = {}
+    if lines:
+        try:
+            config = recompose(lines)
+            observers = {group: OmegaConf.to_container(config[group], resolve=True) for group in GROUPS}
+        except (HydraException, OmegaConfBaseException):
+            left_out += lines
+    if left_out:
+        log.warning("not restored from the run, add it to this command to use it: %s", " ".join(left_out))
+    return observers
+
+
+def _parse(line: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(line)
+    except HydraException:
+        return None
+
+
+def _names_no_code(override: Override) -> bool:
+    """Whether it selects options of a group, removes an entry, or sets a number."""
+    value = override.value()
+    if override.is_delete():
+        return True
+    if "." in override.key_or_group:
+        return isinstance(value, bool | int | float) or value is None
+    names = value if isinstance(value, list) else [value]
+    return all(isinstance(name, str) and name.isidentifier() for name in names)
