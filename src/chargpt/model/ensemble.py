@@ -71,7 +71,7 @@ class Ensemble(LanguageModel):
     def matrix_parameters(self) -> list[tuple[nn.Parameter, int]]:
         return [matrix for member in self.members for matrix in member.matrix_parameters()]
 
-    def flops_per_token(self) -> int:
+    def flops_per_token(self) -> int | None:
         """The FLOPs of one member: in training, each token passes through only one."""
         return self.members[0].flops_per_token()
 

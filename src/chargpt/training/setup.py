@@ -124,7 +124,7 @@ def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int, 
     Raises:
         UserError: one of them builds an object of the wrong type.
     """
-    factor = instantiate(schedule, "schedule", trust=trust)
+    factor: Any = instantiate(schedule, "schedule", trust=trust)
     if not callable(factor):
         raise UserError(f"schedule: it must build a function of (step, max_steps, time), not a {type(factor).__name__}")
     module = LanguageModeling(model, _optimizer_factory(optimizer, trust), factor, seed)
