@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from chargpt.errors import UserError
+from chargpt.runs import directory
 from chargpt.runs.directory import PACKAGE, RunDirectory, git_state
 
 
@@ -113,6 +114,19 @@ def test_a_missing_or_damaged_status_is_read_as_failed(tmp_path: Path, content):
     if content is not None:
         (tmp_path / "status.json").write_text(content)
     assert RunDirectory(tmp_path).read_status()["state"] == "failed"
+
+
+@pytest.mark.parametrize(("processor", "machine", "expected"), [("arm", "arm64", "arm"), ("", "arm64", "arm64")])
+def test_without_proc_the_processor_is_that_of_the_platform_module(monkeypatch, processor, machine, expected):
+    """As on macOS."""
+
+    def absent(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    monkeypatch.setattr(directory.platform, "processor", lambda: processor)
+    monkeypatch.setattr(directory.platform, "machine", lambda: machine)
+    assert directory._processor() == expected
 
 
 def git(repository: Path, *arguments: str) -> str:
