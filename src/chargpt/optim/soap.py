@@ -160,7 +160,7 @@ def refresh(
 
 
 def _decomposable(matrix: Tensor) -> Tensor:
-    """The matrix on a device that has `eigh` and `qr`: on Apple GPUs, torch 2.13 has no `eigh`, and 2.11 no `qr`."""
+    """The matrix on a device with `eigh` and `qr`: for Apple GPUs, torch 2.13 has no `eigh`, and its `qr` is new."""
     return matrix.cpu() if matrix.device.type == "mps" else matrix
 
 
