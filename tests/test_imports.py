@@ -1,7 +1,11 @@
-"""The package has no import cycles, and model/ and data/ import neither Lightning nor Hydra."""
+"""The package has no import cycles, imports only its dependencies, and model/ and data/ import no framework."""
 
 import ast
+import re
+import sys
+import tomllib
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from tests.conftest import REPO
@@ -59,3 +63,16 @@ def test_model_and_data_import_neither_lightning_nor_hydra():
         if name.startswith(("chargpt.model", "chargpt.data")) and name not in allowed:
             frameworks = {module for module in names if module.split(".")[0] in ("lightning", "hydra", "omegaconf")}
             assert not frameworks, f"{name} imports {frameworks}"
+
+
+def test_only_declared_dependencies_are_imported_and_optional_ones_only_where_they_are_used():
+    optional = {"ray": ["hydra_plugins.chargpt_ray_launcher"]}
+    optional["optuna"] = ["hydra_plugins.chargpt_optuna_sweeper", "chargpt.sweeps.pruning", "chargpt.sweeps.trials"]
+    requirements = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["dependencies"]
+    dependencies = {re.split("[^a-z0-9-]", requirement)[0] for requirement in requirements}
+    distributions = packages_distributions()
+    for name, names in IMPORTS.items():
+        packages = {module.split(".")[0] for module in names} - sys.stdlib_module_names - {"chargpt"}
+        for package in packages - {package for package, modules in optional.items() if name in modules}:
+            found = {distribution.lower() for distribution in distributions[package]}
+            assert found & dependencies, f"{name} imports {package}, which no dependency provides"

@@ -63,8 +63,8 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[list[JobReturn]]:
         try:
             import optuna  # noqa: PLC0415 - optional dependency
-        except ImportError as error:
-            raise HydraException("this hydra/sweeper requires Optuna: pip install 'chargpt[search]'") from error
+        except ImportError:
+            raise HydraException("this hydra/sweeper requires Optuna: pip install optuna") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(arguments)
         try:

@@ -64,8 +64,8 @@ class RayLauncher(Launcher):
         """Starts Ray, or connects to it, and returns the available resources."""
         try:
             import ray  # noqa: PLC0415 - optional dependency
-        except ImportError as error:
-            raise HydraException("hydra/launcher=gpus requires Ray: pip install 'chargpt[ray]'") from error
+        except ImportError:
+            raise HydraException("hydra/launcher=gpus requires Ray: pip install ray") from None
         setup_globals()
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
         for name, value in RAY_ENV.items():

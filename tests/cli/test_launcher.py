@@ -284,10 +284,30 @@ def test_a_signal_to_the_parent_saves_the_run_at_any_time(tiny, tmp_path, number
     assert run_artifacts.status(only_run(tmp_path))["state"] == "interrupted"
 
 
-def test_ranks_save_a_checkpoint_and_exit_after_their_parent_was_killed(tiny, tmp_path):
+# A module that Python imports at its start. macOS has no prctl, by which Linux signals the exit of the parent.
+WITHOUT_PRCTL = """
+import ctypes
+
+class CDLL(ctypes.CDLL):
+    def __getattr__(self, name):
+        if name == "prctl":
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+ctypes.CDLL = CDLL
+"""
+
+
+@pytest.mark.parametrize("prctl", [True, False], ids=["with prctl", "without prctl"])
+def test_ranks_save_a_checkpoint_and_exit_after_their_parent_was_killed(tiny, tmp_path, tmp_path_factory, prctl):
+    modules = tmp_path_factory.mktemp("modules")
+    (modules / "sitecustomize.py").write_text("" if prctl else WITHOUT_PRCTL)
     overrides = [*tiny, QUIET, "trainer.devices=2", "trainer.max_steps=100000", "trainer.log_every_n_steps=1"]
     parent = subprocess.Popen(
-        [sys.executable, str(REPO / "train.py"), *overrides], cwd=tmp_path, stderr=subprocess.DEVNULL
+        [sys.executable, str(REPO / "train.py"), *overrides],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(modules)},
+        stderr=subprocess.DEVNULL,
     )
     while steps_done(tmp_path) < 10:
         time.sleep(0.01)

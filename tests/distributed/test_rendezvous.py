@@ -1,11 +1,14 @@
 """Runs open no network ports except on the loopback interface."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 
+from chargpt.distributed import rendezvous
 from chargpt.distributed.env import RENDEZVOUS_FILE_ENV
 from chargpt.distributed.rendezvous import INTERFACES, init_process_group
 from chargpt.training.strategies import make_strategy
@@ -13,6 +16,12 @@ from tests.conftest import process
 from tests.training import run_artifacts
 
 RECORD = "+callbacks.record._target_=tests.training.fault_injection.RecordListeningSockets"
+
+
+@pytest.mark.parametrize(("platform", "interface"), [("linux", "lo"), ("darwin", "lo0")])
+def test_the_loopback_interface_has_the_name_of_the_platform(monkeypatch, platform, interface):
+    monkeypatch.setattr(sys, "platform", platform)
+    assert runpy.run_path(rendezvous.__file__)["LOOPBACK"] == interface
 
 
 def listening_addresses(folder: Path) -> dict[str, list[str]]:

@@ -8,7 +8,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from chargpt.errors import UserError
 from chargpt.model.language_model import LanguageModel
@@ -175,6 +177,33 @@ def test_only_the_first_step_synchronizes_with_the_device(batched):
     assert first.names & synchronizing
     assert not later.names & synchronizing
     assert "linalg_qr" in later.names
+
+
+class OperatorDevices(TorchDispatchMode):
+    """Records the device of the first argument of each operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.devices: dict[str, str] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if args and isinstance(args[0], Tensor):
+            self.devices[function.overloadpacket.__name__] = args[0].device.type
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_matrices_on_an_apple_gpu_are_decomposed_on_the_cpu(batch):
+    """torch has no `eigh` for Apple GPUs. The tensors here have a device, but no values."""
+    optimizer, state = soap(OneMatrix(torch.randn(6, 4)), lr=0.01), {}
+    with FakeTensorMode(), torch.no_grad(), OperatorDevices() as operators:
+        optimizer._start(state, torch.empty(6, 4, device="mps"))
+        basis, order = refresh(torch.empty(*batch, 6, 6, device="mps"), torch.empty(*batch, 6, 6, device="mps"))
+    assert {operators.devices[name] for name in ("_linalg_eigh", "linalg_qr")} == {"cpu"}
+    assert {operators.devices[name] for name in ("mm", "bmm") if name in operators.devices} == {"mps"}
+    tensors = [basis, order, *(value for value in state.values() if isinstance(value, Tensor))]
+    assert {tensor.device.type for tensor in tensors} == {"mps"}
+    assert (basis.shape, order.shape) == ((*batch, 6, 6), (*batch, 6))
 
 
 # Batched

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from chargpt.errors import UserError
-from chargpt.runs.directory import RunDirectory
+from chargpt.runs import directory
+from chargpt.runs.directory import PACKAGE, RunDirectory, git_state
 
 
 def run_in_threads(function: Callable[[], RunDirectory], count: int) -> list[RunDirectory]:
@@ -112,3 +114,90 @@ def test_a_missing_or_damaged_status_is_read_as_failed(tmp_path: Path, content):
     if content is not None:
         (tmp_path / "status.json").write_text(content)
     assert RunDirectory(tmp_path).read_status()["state"] == "failed"
+
+
+@pytest.mark.parametrize(("processor", "machine", "expected"), [("arm", "arm64", "arm"), ("", "arm64", "arm64")])
+def test_without_proc_the_processor_is_that_of_the_platform_module(monkeypatch, processor, machine, expected):
+    """As on macOS."""
+
+    def absent(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    monkeypatch.setattr(directory.platform, "processor", lambda: processor)
+    monkeypatch.setattr(directory.platform, "machine", lambda: machine)
+    assert directory._processor() == expected
+
+
+def git(repository: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false"]
+    command = ["git", *identity, *arguments]
+    return subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Callable[[str], Path]:
+    """`repository("src/chargpt")`: creates a package in that folder of a new repository with one commit."""
+
+    def create(folder: str) -> Path:
+        package = tmp_path / "repository" / folder
+        package.mkdir(parents=True)
+        (package / "version.py").write_text("1")
+        git(tmp_path / "repository", "init", "--quiet")
+        git(tmp_path / "repository", "add", ".")
+        git(tmp_path / "repository", "commit", "--quiet", "--message", "one")
+        return package
+
+    return create
+
+
+def test_the_git_state_of_a_clone_is_its_commit_and_whether_tracked_files_are_modified(repository, tmp_path):
+    package = repository("src/chargpt")
+    commit = git(package, "rev-parse", "HEAD")
+    (package / "untracked.py").touch()
+    assert git_state(package) == {"git_commit": commit, "git_dirty": False}
+    (package / "version.py").write_text("2")
+    assert git_state(package) == {"git_commit": commit, "git_dirty": True}
+    (tmp_path / "link").symlink_to(package)
+    assert git_state(tmp_path / "link") == {"git_commit": commit, "git_dirty": True}
+
+
+@pytest.mark.parametrize(
+    "folder", [".venv/lib/python3.12/site-packages/chargpt", "chargpt", "libraries/chargpt/src/chargpt"]
+)
+def test_the_repository_of_a_project_that_contains_the_package_is_not_recorded(repository, folder):
+    assert git_state(repository(folder)) == {"git_commit": None, "git_dirty": None}
+
+
+def test_a_worktree_has_the_git_state_of_its_own_commit(repository, tmp_path):
+    package = repository("src/chargpt")
+    git(package, "worktree", "add", "--quiet", str(tmp_path / "worktree"))
+    (tmp_path / "worktree" / "src" / "chargpt" / "version.py").write_text("2")
+    git(tmp_path / "worktree", "commit", "--quiet", "--all", "--message", "two")
+    assert git_state(tmp_path / "worktree" / "src" / "chargpt") == {
+        "git_commit": git(tmp_path / "worktree", "rev-parse", "HEAD"),
+        "git_dirty": False,
+    }
+
+
+def test_without_a_repository_a_commit_or_git_there_is_no_git_state(tmp_path, monkeypatch):
+    absent = {"git_commit": None, "git_dirty": None}
+    package = tmp_path / "src" / "chargpt"
+    package.mkdir(parents=True)
+    assert git_state(package) == absent
+    git(tmp_path, "init", "--quiet")
+    assert git_state(package) == absent
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state() == absent
+
+
+def test_the_variables_of_a_git_hook_do_not_select_another_repository(repository, tmp_path, monkeypatch):
+    package = repository("src/chargpt")
+    git(tmp_path, "init", "--quiet", "other")
+    git(tmp_path / "other", "commit", "--quiet", "--allow-empty", "--message", "other")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    assert git_state(package)["git_commit"] is None
+
+
+def test_the_package_is_the_folder_of_the_source():
+    assert (PACKAGE / "runs" / "directory.py").is_file()

@@ -7,11 +7,15 @@ import lightning as L
 import pytest
 import torch
 import torch._inductor.config
+from lightning.fabric.accelerators.mps import MPSAccelerator
 from omegaconf import OmegaConf
 
+from chargpt.distributed.env import LOCK_FD_ENV
 from chargpt.errors import UserError
 from chargpt.training import bfloat16_support
-from chargpt.training.trainer import best_precision, build_trainer, device_name
+from chargpt.training.callbacks.timer import TrainingTimer
+from chargpt.training.compilation import Compilation
+from chargpt.training.trainer import best_precision, build_trainer, device_name, peak_flops
 from tests.conftest import REPO
 
 
@@ -93,6 +97,68 @@ def test_precision_on_a_gpu_is_the_16_bit_format_with_hardware_support(monkeypat
         monkeypatch.setattr(torch.cuda, name, function)
     assert best_precision("auto") == best_precision("gpu") == precision
     assert best_precision("cpu") == "32-true"
+
+
+@pytest.fixture
+def apple_gpu(monkeypatch):
+    """Makes torch and Lightning report a Mac with a GPU. Nothing can be computed on it."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "gpu", "mps"])
+@pytest.mark.parametrize("precision", ["auto", "fastest"])
+def test_an_apple_gpu_is_used_in_one_process_with_float32_and_without_compilation(
+    apple_gpu, tmp_path, accelerator, precision
+):
+    fixed = dict(logger=False, default_root_dir=tmp_path)
+    chosen = settings(accelerator=accelerator, precision=precision, devices="auto", max_steps=10**6)
+    trainer = build_trainer(chosen, **fixed)
+    device = trainer.strategy.root_device
+    assert (device.type, device_name(device), trainer.world_size, trainer.precision) == ("mps", "mps", 1, "32-true")
+    assert peak_flops(trainer) is None
+    compilation = Compilation("auto", None, TrainingTimer(None))
+    compilation.decide(trainer)
+    assert compilation._mode is None
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("accelerator", ["auto", "mps"])
+def test_mixed_precision_on_an_apple_gpu_uses_its_autocast(apple_gpu, tmp_path, accelerator, precision):
+    chosen = settings(accelerator=accelerator, precision=precision)
+    trainer = build_trainer(chosen, logger=False, default_root_dir=tmp_path)
+    assert trainer.precision_plugin.device == "mps"
+    assert torch.amp.is_autocast_available("mps")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"strategy": "ddp"}, r"trainer\.strategy=ddp: .*one process only.*trainer=cpu trainer\.devices=2"),
+        ({"strategy": "fsdp", "accelerator": "gpu"}, r"trainer\.strategy=fsdp: .*one process only"),
+        ({"devices": 2}, r"trainer: .*machine only has: \[0\].*Apple's GPU"),
+        ({"precision": "64-true"}, r"trainer\.precision=64-true: .*no float64"),
+    ],
+    ids=str,
+)
+def test_what_an_apple_gpu_does_not_support_is_a_user_error(apple_gpu, changed, message):
+    with pytest.raises(UserError, match=message) as error:
+        build_trainer(settings(accelerator="mps") | changed)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "mps"])
+def test_a_rank_of_several_processes_on_an_apple_gpu_reports_a_user_error(apple_gpu, monkeypatch, accelerator):
+    monkeypatch.setenv(LOCK_FD_ENV, "3")  # set by `WorkerGroup`
+    with pytest.raises(UserError, match=r"trainer\.devices=2.*one process only"):
+        build_trainer(settings(accelerator=accelerator, devices=2))
+
+
+def test_several_processes_on_the_cpu_of_a_mac_are_supported(apple_gpu, monkeypatch, tmp_path):
+    monkeypatch.setenv(LOCK_FD_ENV, "3")
+    trainer = build_trainer(settings(devices=2), logger=False, default_root_dir=tmp_path)
+    assert (trainer.strategy.root_device.type, trainer.world_size) == ("cpu", 2)
 
 
 @pytest.mark.parametrize(("setting", "expected"), [(True, True), ("warn", True), (False, False)])

@@ -1,5 +1,6 @@
 """Tests of the available memory, and of the heap that keeps freed memory, by the page faults of a real process."""
 
+import ctypes
 import math
 import subprocess
 import sys
@@ -38,6 +39,12 @@ def test_reused_memory_causes_few_page_faults():
     if not disable_malloc_trim():
         pytest.skip("not glibc")
     assert page_faults("keep") < page_faults("default") / 10
+
+
+def test_without_mallopt_the_heap_is_unchanged(monkeypatch):
+    """As on macOS, and on Linux without glibc."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    assert disable_malloc_trim() is False
 
 
 def deny() -> None:

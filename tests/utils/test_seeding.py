@@ -23,6 +23,16 @@ def test_seeding_the_cpu_equals_manual_seed():
     assert torch.equal(torch.rand(10), expected)
 
 
+def test_seeding_an_apple_gpu_seeds_its_generator_and_that_of_the_cpu(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.mps, "manual_seed", seeds.append)
+    seed_device(fold_in(5), torch.device("mps"))
+    assert seeds == [fold_in(5)]
+    drawn = torch.rand(10)
+    torch.manual_seed(fold_in(5))
+    assert torch.equal(torch.rand(10), drawn)
+
+
 def test_seeding_in_each_step_queues_no_calls():
     queues = [module._queued_calls for module in (torch.cuda, torch.xpu, torch.mtia)]
     lengths = [len(queue) for queue in queues]

@@ -22,6 +22,7 @@ from chargpt.errors import UserError
 
 # Texts and paths that need no quotes: their values are used as typed.
 RAW_KEYS = ("prompt", "text", "run", "runs", "resume", "rerun", "file", "folder", "data.path", "data.cache_dir")
+SUBMITIT_CONFIG = "hydra/launcher/submitit_"  # the configs of the optional package hydra-submitit-launcher
 # Settings that exist only with a certain option of a group.
 REQUIRED_OPTION = {"data.path": "data=text_file"}
 # Groups without a default: their options are added with a plus sign.
@@ -70,6 +71,8 @@ def short_error(error: Exception) -> str:
     details = ("To append", "full_key:", "object_type", "Set the env", "reference_type")
     kept = [line for line in dict.fromkeys(lines) if line and not line.startswith(details)]
     message = " ".join(kept[:3])
+    if f"Could not load '{SUBMITIT_CONFIG}" in message:
+        return "hydra/launcher=slurm requires Submitit: pip install hydra-submitit-launcher"
     if old := next((old for old in GROUPS if old in message), None):
         message = f"{message} {old} is now called {GROUPS[old]}."
     key = next((m[1] for line in lines if (m := re.match(r"full_key: (.+)", line))), None)

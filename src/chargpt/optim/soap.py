@@ -64,8 +64,9 @@ class SOAP(MatrixOptimizer):
         state["taken"] = 0
         state["momentum"], state["variance"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
         state["left"], state["right"] = gradient @ gradient.mT, gradient.mT @ gradient
-        state["left_basis"] = torch.linalg.eigh(state["left"]).eigenvectors
-        state["right_basis"] = torch.linalg.eigh(state["right"]).eigenvectors
+        for side in ("left", "right"):
+            average = state[side]
+            state[f"{side}_basis"] = torch.linalg.eigh(_decomposable(average)).eigenvectors.to(average.device)
 
 
 class BatchedSOAP(SOAP):
@@ -154,7 +155,13 @@ def refresh(
         The new basis, with the largest eigenvalue first, and the order of the earlier vectors in it.
     """
     order_M = (basis_MM.mT @ average_MM @ basis_MM).diagonal(dim1=-2, dim2=-1).argsort(descending=True)
-    return torch.linalg.qr(average_MM @ basis_MM.take_along_dim(order_M[..., None, :], -1)).Q, order_M
+    rotated_MM = average_MM @ basis_MM.take_along_dim(order_M.unsqueeze(-2), -1)
+    return torch.linalg.qr(_decomposable(rotated_MM)).Q.to(rotated_MM.device), order_M
+
+
+def _decomposable(matrix: Tensor) -> Tensor:
+    """The matrix on a device with `eigh` and `qr`: for Apple GPUs, torch 2.13 has no `eigh`, and its `qr` is new."""
+    return matrix.cpu() if matrix.device.type == "mps" else matrix
 
 
 def soap(

@@ -26,6 +26,7 @@ from chargpt.utils.atomic_write import atomic_write_text
 
 # What a directory may contain before its run starts: written by the launcher, or by an earlier failed attempt.
 ALLOWED_BEFORE_START = {".hydra", lock.NAME, "train.log", "job.log"}
+PACKAGE = Path(__file__).parents[1]
 STATES = ("waiting", "running", "interrupted", "failed", "diverged", "pruned", "finished")
 
 
@@ -206,8 +207,7 @@ def provenance(corpus: str, corpus_sha256: str, device: str, devices: int, threa
         "command": [*program_name().split(), *sys.argv[1:]],
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **git_state(),
         "host": platform.node(),
         "system": platform.platform(),
         "processor": _processor(),
@@ -219,11 +219,22 @@ def provenance(corpus: str, corpus_sha256: str, device: str, devices: int, threa
     }
 
 
-def _git(*arguments: str) -> str | None:
-    """The output of git in the source tree; None if it is not a repository."""
-    source = Path(__file__).parent
+def git_state(package: Path = PACKAGE) -> dict[str, str | bool | None]:
+    """The commit of the clone that contains the package, and whether tracked files are modified.
+
+    Both are None if the package is not `src/chargpt` of a repository. An installed package may be located in another
+    project's repository, whose commit does not identify the version of this code.
+    """
+    top_level, _, commit = (_git(package, "rev-parse", "--show-toplevel", "HEAD") or "").rpartition("\n")
+    if Path(top_level) / "src" / "chargpt" != package.resolve():
+        return {"git_commit": None, "git_dirty": None}
+    return {"git_commit": commit, "git_dirty": bool(_git(package, "status", "--porcelain", "--untracked-files=no"))}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """The output of git in a folder; None if git fails or is not installed."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        result = subprocess.run(["git", *arguments], cwd=source, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
         return result.stdout.strip()
     return None
 

@@ -37,6 +37,7 @@ def sweep(config_name: str, overrides: list[str], flags: list[str]) -> int:
         UserError: Hydra or a launcher reports an error.
         Interrupted: a signal arrived; the same command resumes the sweep.
     """
+    created: list[Path] = []
     try:
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration(config_name, overrides, RunMode.MULTIRUN)
@@ -48,6 +49,7 @@ def sweep(config_name: str, overrides: list[str], flags: list[str]) -> int:
         assert app is not None  # the caller has initialized Hydra
         batches = app.multirun(config_name, Job(flags), overrides)
     except HydraException as error:
+        _remove_if_unused(created)
         raise UserError(short_error(error)) from error
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code != ExitCode.INTERRUPTED:

@@ -249,6 +249,5 @@ def _make(config: Mapping[str, Any], path: str, kind: type, arguments: Any) -> A
         target = locate(config.get("_target_"), path, COMPOSED)
         return instantiate(config, path, kind, COMPOSED, **arguments(target, config))
     except Exception as error:  # a third-party class may raise any exception
-        hint = ": pip install wandb" if "wandb" in str(error) else ""
         reason = (str(error).removeprefix(f"{path}: ").splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be instantiated: {reason}{hint}") from error
+        raise UserError(f"{path} cannot be instantiated: {reason}") from error

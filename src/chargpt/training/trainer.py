@@ -12,6 +12,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from chargpt.distributed import env
@@ -62,6 +63,8 @@ def build_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
     _silence_lightning()
     launched = _launched_devices()
     distributed = env.LOCK_FD_ENV in os.environ or launched.get("devices", 1) * launched.get("num_nodes", 1) > 1
+    if settings["accelerator"] in ("auto", "gpu", "mps") and MPSAccelerator.is_available():
+        _check_apple_gpu(settings, distributed)
     settings["strategy"] = make_strategy(settings["strategy"], distributed)
     fixed["plugins"] = [*fixed.get("plugins", []), *_cluster_environment()]
     try:
@@ -153,10 +156,22 @@ def _check(settings: dict[str, Any]) -> None:
         raise UserError(f"trainer.gradient_clip_val={clip}: it must be more than 0, or null for no clipping")
 
 
+def _check_apple_gpu(settings: dict[str, Any], distributed: bool) -> None:
+    """Raises `UserError` for what torch does not support on Apple's GPU."""
+    if distributed or settings["strategy"] in ("ddp", "fsdp"):
+        raise UserError(
+            f"trainer.devices={settings['devices']} trainer.strategy={settings['strategy']}: torch uses Apple's GPU in "
+            f"one process only. Use trainer=mps, or several processes on the CPU: trainer=cpu trainer.devices=2"
+        )
+    if str(settings["precision"]) in ("64", "64-true"):
+        raise UserError(f"trainer.precision={settings['precision']}: Apple's GPU has no float64; use trainer=cpu")
+
+
 def best_precision(accelerator: str, on_cpu_too: bool = False) -> str:
     """The fastest precision with hardware support; float32 on a CPU unless `on_cpu_too`, so that runs are comparable.
 
-    GPUs support bfloat16 from Ampere on. Volta and Turing (V100, T4) would emulate it, but support float16.
+    NVIDIA's GPUs support bfloat16 from Ampere on. Volta and Turing (V100, T4) would emulate it, but support float16.
+    Apple's GPU uses float32, because the 16-bit types were not measured there.
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         if has_fast_bfloat16(torch.device("cuda")):

@@ -4,6 +4,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +33,16 @@ from tests.training.fault_injection import FakeClock
 )
 def test_durations_are_parsed(value, seconds):
     assert parse_duration(value) == seconds
+
+
+def test_the_timer_waits_for_an_apple_gpu_before_and_after_training_steps(monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waits.append(None))
+    timer, counts = TrainingTimer(None), []
+    for activity in ("train", "train", "validation", "checkpoint", "train"):
+        timer.start_activity(activity, torch.device("mps"))
+        counts.append(len(waits))
+    assert counts == [1, 1, 2, 2, 3]
 
 
 @given(st.integers(0, 99), st.integers(0, 23), st.integers(0, 59), st.integers(1, 59))
