@@ -44,7 +44,7 @@ def visualize(run: str, text: str | None, folder: str | None, device: str) -> No
     images, surprisal = _draw(trained, tokens_T)
     print(f" surprisal  {surprisal:.2f} bits per character over {len(tokens_T) - 1} characters")
     if len(images) == 1:
-        print(f" attention  none: a {type(trained.model).__name__} has no attention")
+        print(f" attention  none: no module of this {type(trained.model).__name__} has attention_weights")
     elif len(tokens_T) > (size := _attention_tokens(trained, tokens_T)):
         print(f" attention  of the first {size} characters: the limit of the figure or of the model's block size")
     if missing := sum(replace_missing_glyphs(label) != label for label in token_labels(tokens_T, trained.tokenizer)):
