@@ -1,5 +1,7 @@
 """The console command `chargpt`, and the commands that messages print."""
 
+import json
+import re
 import shlex
 import subprocess
 import sys
@@ -54,23 +56,22 @@ def test_help_of_a_command_shows_the_console_command(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_printed_commands_run_when_pasted(tmp_path, tiny):
-    """In a sweep with two ranks per job, from another folder, by the console command and by the script."""
-    by_script = [sys.executable, str(REPO / "train.py")]
-    for name, start in (("console", [sys.executable, "-m", "chargpt", "train"]), ("script", by_script)):
-        folder = tmp_path / name
-        folder.mkdir()
-        overrides = ["-m", "seed=1,2", "trainer.devices=2", "name=pair", *tiny]
-        done = subprocess.run(
-            [*start, *overrides], cwd=folder, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        done = subprocess.run([*start, *tiny], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        lines = [line.split(maxsplit=1) for line in output.splitlines() if line.strip()]
-        commands = {words[0]: words[1] for words in lines if len(words) == 2}
-        for command in (commands["sample"], commands["resume"]):
-            output_of(folder, *shlex.split(command))
+@pytest.mark.parametrize("train", [["-m", "chargpt", "train"], [str(REPO / "train.py")]], ids=["console", "script"])
+def test_the_printed_commands_run_when_pasted(tmp_path, tiny, train):
+    """The commands of a run, and of a job of a sweep, whose directory has a name with `=` and `,`."""
+    sweep = output_of(tmp_path, sys.executable, *train, "-m", "seed=1,2", "trainer.devices=2", "name=pair", *tiny)
+    jobs = sorted((tmp_path / "outputs" / "pair").glob("*/metrics.json"))
+    assert [json.loads(job.read_text())["devices"] for job in jobs] == [2, 2], sweep
+    job = jobs[0].parent.relative_to(tmp_path)
+    for overrides in (tiny, [f"resume={job}", "trainer.max_steps=21"]):
+        output = output_of(tmp_path, sys.executable, *train, *overrides)
+        printed = dict(re.findall(r"^ *(sample|resume)  (.+)$", output, re.MULTILINE))
+        prompt = shlex.split(printed["sample"])[-1].removeprefix("prompt=")
+        assert output_of(tmp_path, "sh", "-c", printed["sample"]).startswith(prompt)
+        *_, run, max_steps = shlex.split(printed["resume"])
+        output_of(tmp_path, "sh", "-c", printed["resume"])
+        metrics = json.loads((tmp_path / run.removeprefix("resume=") / "metrics.json").read_text())
+        assert max_steps == f"trainer.max_steps={metrics['steps']}"
 
 
 def test_the_printed_command_of_the_console(console, monkeypatch):

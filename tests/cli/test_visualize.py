@@ -68,7 +68,7 @@ def test_a_bigram_model_has_no_attention_to_draw(run_cli, tiny, tmp_path):
     assert trained.code == 0, trained.err
     outcome = run_cli("visualize", "run=run", f"text={TEXT}")
     assert outcome.code == 0, outcome.err
-    assert "none: a Bigram has no attention" in outcome.out
+    assert "none: no module of this Bigram has attention_weights" in outcome.out
     assert [p.name for p in (tmp_path / "run" / "pictures").iterdir()] == ["surprise.png"]
 
 

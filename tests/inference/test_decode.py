@@ -8,7 +8,7 @@ from chargpt.errors import UserError
 from chargpt.inference import decode
 from chargpt.inference.context import Context
 from chargpt.inference.decode import DecodeStep
-from tests.inference.architectures import build_model
+from tests.inference.architectures import OPTIONS, build_model
 
 NANO = "model=gpt_nano"
 ARCHITECTURES = [
@@ -52,6 +52,15 @@ def test_logits_are_equal_to_the_forward_pass(overrides, batch_size):
         torch.testing.assert_close(
             step(tokens_BT[:, t], cache), model(tokens_BT[:, : t + 1])[:, -1], atol=1e-4, rtol=3e-5
         )
+
+
+@pytest.mark.parametrize("component", [f"model/{group}={name}" for group in OPTIONS for name in OPTIONS[group]])
+def test_a_kv_cache_that_is_filled_in_chunks_does_not_change_the_logits(component):
+    model = build_model([NANO, component])
+    tokens_BT = torch.randint(11, (2, 16), generator=torch.Generator().manual_seed(1))
+    cache = model.new_cache(2)
+    logits_BTV = torch.cat([model(chunk_BT, cache) for chunk_BT in tokens_BT.split([5, 1, 7, 3], dim=1)], dim=1)
+    torch.testing.assert_close(logits_BTV, model(tokens_BT), atol=1e-4, rtol=3e-5)
 
 
 class HalvedLayerNorm(torch.nn.LayerNorm):

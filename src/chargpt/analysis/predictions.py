@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from chargpt.model.attention import CausalSelfAttention
 from chargpt.model.ensemble import Ensemble
 from chargpt.model.language_model import LanguageModel
 
@@ -41,13 +40,14 @@ def attention_maps(model: LanguageModel, tokens_T: Integer[Tensor, " T"]) -> lis
         tokens_T: at most `block_size` tokens.
 
     Returns:
-        One tensor per layer; of the first member for an ensemble; an empty list for a model without attention.
+        One tensor per layer; of the first member for an ensemble; an empty list for a model whose modules have no
+        method `attention_weights(x_BTC, rotation)`.
     """
     maps: list[Tensor] = []
     model = model.members[0] if isinstance(model, Ensemble) else model
-    layers = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
+    layers = [module for module in model.modules() if hasattr(module, "attention_weights")]
 
-    def append_map(layer: CausalSelfAttention, args: tuple[Any, ...]) -> None:
+    def append_map(layer: Any, args: tuple[Any, ...]) -> None:
         maps.append(layer.attention_weights(args[0], args[1].rotation)[0].float().cpu())
 
     hooks = [layer.register_forward_pre_hook(append_map) for layer in layers]

@@ -47,7 +47,7 @@ def visualize(run: str, text: str | None, folder: str | None, device: str, trust
     images, surprisal = _draw(trained, tokens_T)
     print(f" surprisal  {surprisal:.2f} bits per character over {len(tokens_T) - 1} characters")
     if len(images) == 1:
-        print(f" attention  none: a {_model_name(trained)} has no layer of chargpt.model.attention")
+        print(f" attention  none: no module of this {_model_name(trained)} has attention_weights")
     elif len(tokens_T) > (size := _attention_tokens(trained, tokens_T)):
         print(f" attention  of the first {size} characters: the limit of the figure or of the model's block size")
     if missing := sum(replace_missing_glyphs(label) != label for label in token_labels(tokens_T, trained.tokenizer)):

@@ -52,7 +52,8 @@ class Context:
     def __init__(self, model: LanguageModel, batch_size: int, window: str = "half", quantize: str | None = None):
         if quantize and (not DecodeStep.supports(model) or model.device.type != "cpu"):
             raise UserError(
-                f"quantize={quantize}: it supports only Transformers made of chargpt's own components, on the CPU"
+                f"quantize={quantize}: it supports only Transformers with CausalSelfAttention and other components of "
+                f"chargpt's own, on the CPU"
             )
         self._model, self._batch_size, self._kind = model, batch_size, window
         self._window = Window(model.block_size, window, batch_size, model.device)

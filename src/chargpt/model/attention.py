@@ -18,7 +18,7 @@ class LayerKVCache:
     """The KV cache of one layer: keys and values of all tokens so far, each computed once.
 
     Args:
-        both_2BHTD: the buffer for the keys and values of up to T tokens.
+        keys_values_2BHTD: the buffer for the keys and values of up to T tokens; beyond `length` it is uninitialized.
     """
 
     def __init__(self, keys_values_2BHTD: Float[Tensor, "2 B H T D"]):

@@ -1,4 +1,4 @@
-"""The feed-forward layers of a block: FeedForward, LinearReLU and SwiGLU."""
+"""The feed-forward layers of a block, and activations that torch does not have."""
 
 from collections.abc import Callable
 
