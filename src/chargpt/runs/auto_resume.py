@@ -108,6 +108,7 @@ def describe(directory: RunDirectory, decision: Decision) -> str:
         monitor = Monitor.of(metrics)
         score = score_of(metrics, monitor)
         result = "no validation" if score is None else f"{monitor.label} {score:.4f}"
+        result += " (partial validation)" if metrics.get("partial_validation") else ""
         return f"{directory.path} is already finished: {result}"
     return f"{directory.path} {_describe_status(directory)}; delete it to run it again"
 

@@ -19,7 +19,7 @@ from chargpt.utils.duration import parse_duration
 
 log = logging.getLogger(__name__)
 
-MAX_PROFILE_LINES = 150  # the report of trainer.profiler=advanced has thousands
+PROFILE_LINES = 40  # printed of a report; its actions are sorted, longest first
 
 
 def log_header(run: Run) -> None:
@@ -95,12 +95,12 @@ def _loss(metrics: dict[str, Any]) -> str:
 
 
 def print_profile(run: Run) -> None:
-    """Prints the report of `trainer.profiler`, or where it is if it is long."""
+    """Prints the beginning of the report of `trainer.profiler`, and its path."""
     for path in sorted(run.directory.path.glob(f"*-{PROFILE}*.txt")):
-        report = path.read_text().strip()
-        if len(report.splitlines()) <= MAX_PROFILE_LINES:
-            print(report, file=sys.stderr)
-        log.info("profile  %s", path)
+        lines = path.read_text().splitlines()
+        if run.config["trainer"]["profiler"] != "advanced":  # not sorted
+            print("\n".join(line.expandtabs() for line in lines[:PROFILE_LINES]), file=sys.stderr)
+        log.info("profile  %s (%d lines)", path, len(lines))
 
 
 class _Console(Console):
