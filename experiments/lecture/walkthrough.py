@@ -576,7 +576,7 @@ assert F.dropout(ones, 0.2, training=False).equal(ones)
 # %% [markdown]
 # ## 15. Scaled up
 #
-# All components are in place. Only the size changes: `python train.py +lecture=scaled_up`, 5000 steps, minutes on a GPU.
+# All components are in place. Only the size changes: `python train.py lecture=scaled_up`, 5000 steps, minutes on a GPU.
 
 # %%
 import csv
@@ -588,7 +588,7 @@ from chargpt.config.instantiate import instantiate
 
 HERE = Path.cwd()
 with hydra.initialize_config_dir(str(HERE.parent.parent / "conf"), version_base="1.3"):
-    config = hydra.compose("train", ["+lecture=scaled_up"])
+    config = hydra.compose("train", ["lecture=scaled_up"])
 model_sizes = {key: config.model[key] for key in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
 scaled_up = instantiate(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=65)
 print(model_sizes, f"batch {config.data.batch_size}, lr {config.optimizer.lr}, {config.trainer.max_steps} steps")

@@ -3,7 +3,7 @@
     python experiments/speedrun/run.py laptop --nanogpt ../nanoGPT
     python experiments/speedrun/run.py cpu --seeds 3
 
-Each run is `python train.py +speedrun=TRACK seed=...` in runs/TRACK/SEED; an interrupted run resumes, a finished one is
+Each run is `python train.py speedrun=TRACK seed=...` in runs/TRACK/SEED; an interrupted run resumes, a finished one is
 skipped. The target is reached if the mean loss of the last step is at or below it with p < 0.05 (one-sided t-test).
 """
 
@@ -28,7 +28,7 @@ KEYS = ("seed", "final_val_loss", "train_seconds", "compilation_seconds", "steps
 
 def run_chargpt(track: str, seed: int, overrides: list[str]) -> dict[str, float]:
     folder = HERE / "runs" / track / str(seed)
-    command = [sys.executable, str(ROOT / "train.py"), f"+speedrun={track}", f"seed={seed}", "resume=auto"]
+    command = [sys.executable, str(ROOT / "train.py"), f"speedrun={track}", f"seed={seed}", "resume=auto"]
     subprocess.run([*command, f"hydra.run.dir={folder}", *overrides], check=True, stdout=subprocess.DEVNULL)
     metrics = read_finished(folder).metrics
     return {"who": "chargpt"} | {key: metrics[key] for key in KEYS}

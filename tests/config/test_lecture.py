@@ -23,7 +23,7 @@ def build(compose):
     """`build("head")`: the config and the model, with the lecture's 65 characters."""
 
     def build(name: str):
-        config = compose(f"+lecture={name}")
+        config = compose(f"lecture={name}")
         return config, instantiate(config.model, "model", vocab_size=VOCABULARY)
 
     return build
@@ -46,7 +46,7 @@ def test_the_group_has_the_models_of_the_lecture_and_one_for_a_laptop():
     ],
 )
 def test_each_model_has_the_recipe_of_the_lecture(compose, name, steps, batch, block, lr):
-    config = compose(f"+lecture={name}")
+    config = compose(f"lecture={name}")
     assert config.trainer.max_steps == steps
     assert (config.data.batch_size, config.data.block_size, config.data.train_fraction) == (batch, block, 0.9)
     assert config.optimizer._target_ == "chargpt.optim.adamw.adamw"
@@ -107,11 +107,11 @@ def test_each_model_has_pytorchs_default_initialization(build, name):
 
 
 def test_scaled_up_is_gpt_small_with_its_recipe(compose):
-    scaled_up, gpt_small = compose("+lecture=scaled_up"), compose("model=gpt_small")
+    scaled_up, gpt_small = compose("lecture=scaled_up"), compose("model=gpt_small")
     for key in ("model", "data", "optimizer", "schedule"):
         assert scaled_up[key] == gpt_small[key]
     assert scaled_up.trainer.accelerator == "gpu"
-    assert compose("+lecture=scaled_up_cpu").trainer.accelerator == "cpu"
+    assert compose("lecture=scaled_up_cpu").trainer.accelerator == "cpu"
 
 
 @pytest.mark.parametrize("name", [*LECTURE, "scaled_up_cpu"])
@@ -126,6 +126,6 @@ def test_each_config_is_a_short_difference_to_the_previous_one(name):
 
 
 def test_the_command_line_overrides_a_lecture_config(compose):
-    config = compose("+lecture=residual", "optimizer.lr=1e-4", "model.n_layer=5", "model/norm=rms_norm")
+    config = compose("lecture=residual", "optimizer.lr=1e-4", "model.n_layer=5", "model/norm=rms_norm")
     assert (config.optimizer.lr, config.model.n_layer) == (1e-4, 5)
     assert config.model.norm._target_ == "torch.nn.RMSNorm"

@@ -14,7 +14,7 @@ from tests.sweeps.conftest import write_run
 @pytest.mark.parametrize("name", ["small", "full"])
 def test_the_grid_varies_depth_heads_dropout_and_block_size(name):
     with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
-        config = compose("train", [f"+grid={name}"], return_hydra_config=True)
+        config = compose("train", [f"grid={name}"], return_hydra_config=True)
     params = config.hydra.sweeper.params
     assert set(params) == {"model.n_layer", "model.n_head", "model.dropout", "model.block_size"}
     runs = 1

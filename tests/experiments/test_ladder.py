@@ -24,7 +24,7 @@ def lecture_runs(run_cli, text_file, tmp_path):
     runs = []
     for model, seed in (("bigram", 1), ("bigram", 2), ("residual", 1)):
         runs.append(tmp_path / f"{model}{seed}")
-        result = run_cli("train", f"+lecture={model}", f"seed={seed}", *short, f"hydra.run.dir={runs[-1]}")
+        result = run_cli("train", f"lecture={model}", f"seed={seed}", *short, f"hydra.run.dir={runs[-1]}")
         assert result.code == 0, result.err
     return runs
 

@@ -19,7 +19,7 @@ FLAGS = ["embedding_norm", "final_norm", "residual"]
 
 def build_model(overrides: list[str], n_embd: int = 24, block_size: int = 16) -> LanguageModel:
     sizes = ["model.n_layer=3", f"model.n_embd={n_embd}", f"model.block_size={block_size}", "model.dropout=0.1"]
-    heads = [] if "+lecture=head" in overrides else ["model.n_head=3"]
+    heads = [] if "lecture=head" in overrides else ["model.n_head=3"]
     with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
         config = compose("train", [*overrides, *sizes, *heads])
     torch.manual_seed(0)

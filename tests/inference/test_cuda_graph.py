@@ -19,7 +19,7 @@ MODELS = [
     ["model=gpt_modern"],
     ["model=gpt_modern", "model/value_residual=residual", "model/unet_skips=u_net", "model/softcap=soft_cap"],
     ["model=gpt_ensemble", "model.members=2"],
-    ["+lecture=head"],
+    ["lecture=head"],
 ]
 every_model = pytest.mark.parametrize("overrides", MODELS, ids=" ".join)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")

@@ -33,10 +33,10 @@ ARCHITECTURES = [
         "model/norm=rms_norm_plain",
     ],
     ["model=gpt_ensemble", "model.members=2"],
-    ["+lecture=head"],
-    ["+lecture=feed_forward"],
-    ["+lecture=residual"],
-    ["+lecture=layer_norm"],
+    ["lecture=head"],
+    ["lecture=feed_forward"],
+    ["lecture=residual"],
+    ["lecture=layer_norm"],
 ]
 
 

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from chargpt.checkpoint.migrations import migrate_override
 from chargpt.config.compose import check_overrides, compose, compose_unchecked, searchpath
 from chargpt.config.instantiate import COMPONENTS
-from chargpt.config.overrides import parse, quote, short_error
+from chargpt.config.overrides import parse, quote, short_error, without_plus
 from chargpt.config.schema import Groups
 from chargpt.config.trust import packages_to_trust, trusted_packages
 from chargpt.distributed import env
@@ -251,7 +251,7 @@ def _parse_arguments(parser: argparse.ArgumentParser, command: str) -> argparse.
         raise UserError(f"-m is only for training: {program_name()} takes one value per setting")
     if not args.multirun:
         args.overrides = [quote(override) for override in args.overrides]
-    args.overrides = [_current_override(override) for override in args.overrides]
+    args.overrides = [_current_override(without_plus(override)) for override in args.overrides]
     if any(override.startswith(("resume=", "rerun=")) for override in args.overrides):
         # Then data.path is the new location of the run's text; ++, because data.path may not exist in this config.
         args.overrides = [re.sub(r"^data\.path=", "++data.path=", override) for override in args.overrides]

@@ -25,8 +25,8 @@ RAW_KEYS = ("prompt", "text", "run", "runs", "resume", "rerun", "file", "folder"
 SUBMITIT_CONFIG = "hydra/launcher/submitit_"  # the configs of the optional package hydra-submitit-launcher
 # Settings that exist only with a certain option of a group.
 REQUIRED_OPTION = {"data.path": "data=text_file"}
-# Groups without a default: their options are added with a plus sign.
-OPTIONAL_GROUPS = ("lecture", "grid", "speedrun")
+# Groups without a default. Their options may be typed with a plus sign, as before 0.3.
+OPTIONAL_GROUPS = ("lecture", "grid", "speedrun", "experiment", "debug")
 
 
 def quote(override: str) -> str:
@@ -35,6 +35,12 @@ def quote(override: str) -> str:
     if key not in RAW_KEYS or not equals or value[:1] in ("'", '"') or value in ("null", "???"):
         return override
     return f"{key}={quote_value(value)}"
+
+
+def without_plus(override: str) -> str:
+    """An option of an optional group without its plus sign, which Hydra refuses: `+lecture=head` -> `lecture=head`."""
+    group, _, _ = override.lstrip("+").partition("=")
+    return override.lstrip("+") if group in OPTIONAL_GROUPS else override
 
 
 def quote_value(text: str) -> str:
@@ -159,8 +165,6 @@ def _check_delete(override: Override) -> None:
 def _check_option(override: Override, groups: Groups, sweep: bool) -> None:
     _check_no_sweep(override, sweep)
     group = override.key_or_group
-    if group in OPTIONAL_GROUPS and not (override.is_add() or override.is_delete()):
-        raise UserError(f"{override.input_line}: add options of {group} with a plus sign: +{override.input_line}")
     if group == "hydra":
         raise UserError(
             f"{override.input_line}: Hydra's settings must be set one by one, for example hydra.run.dir=FOLDER"

@@ -7,11 +7,33 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
+from chargpt.errors import UserError
 from chargpt.utils.seeding import BATCH, generator
 
 IGNORE_INDEX = -100  # the target of padding, which torch's cross-entropy ignores
 
 Batch = tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]
+
+
+def limit_batches(setting: str, value: int | float | None, total: int) -> int:
+    """The number of batches that a limit selects.
+
+    Args:
+        setting: its name, for error messages.
+        value: a number of batches (int), or a fraction of all batches (float); None for all.
+        total: the number of all batches.
+
+    Raises:
+        UserError: the value is out of range, or selects no batch.
+    """
+    if value is None:
+        return total
+    if value < 0 or (isinstance(value, float) and not value <= 1):
+        raise UserError(f"{setting}={value}: it must be a number of batches, or a fraction from 0.0 to 1.0")
+    count = math.floor(value * total + 1e-9) if isinstance(value, float) else min(value, total)
+    if count == 0:
+        raise UserError(f"{setting}={value}: it selects none of {total} batches; set a number, or a larger fraction")
+    return count
 
 
 class RandomBlockLoader:
@@ -29,6 +51,7 @@ class RandomBlockLoader:
         warmup: batches before this one are split into shorter blocks: the first third into eighths, the second into
             quarters, the last into halves, as far as T is divisible (Li et al. 2021, "The Stability-Efficiency
             Dilemma", sequence length warm-up). The tokens are the same.
+        repeat: a number N: batch k has the blocks of batch k mod N. None for a new batch each time.
     """
 
     def __init__(
@@ -41,6 +64,7 @@ class RandomBlockLoader:
         world_size: int = 1,
         first: int | Callable[[], int] = 0,
         warmup: int = 0,
+        repeat: int | None = None,
     ):
         # A view whose row i contains tokens i .. i + T; only the rows of a batch are copied.
         self._blocks = tokens_N.unfold(0, block_size + 1, 1)
@@ -49,9 +73,11 @@ class RandomBlockLoader:
         self._rank_slice = slice(rank, None, world_size)
         self._first = first if callable(first) else lambda: first
         self._warmup = warmup
+        self._repeat = repeat
 
     def batch(self, k: int) -> Batch:
-        starts_B = torch.randint(len(self._blocks), (self._batch_size,), generator=generator(self._seed, BATCH, k))
+        random = generator(self._seed, BATCH, k % self._repeat if self._repeat else k)
+        starts_B = torch.randint(len(self._blocks), (self._batch_size,), generator=random)
         starts_B = starts_B[self._rank_slice]
         if self._blocks.device.type == "cuda":  # a copy from memory that is not pinned may synchronize the device
             starts_B = starts_B.pin_memory()

@@ -10,7 +10,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from chargpt.data.corpus import Corpus, TextFiles, TinyShakespeare
-from chargpt.data.dataloader import EvalBlockLoader, RandomBlockLoader
+from chargpt.data.dataloader import EvalBlockLoader, RandomBlockLoader, limit_batches
 from chargpt.data.tokenizer import CharTokenizer, Tokenizer
 from chargpt.errors import UserError
 
@@ -27,6 +27,11 @@ class TextDataModule(L.LightningDataModule):
         block_warmup: the number of batches at the start that have shorter blocks; see `RandomBlockLoader`.
         tokenizer: builds a tokenizer from the complete text (as in the lecture, validation text included).
         seed: the run's seed; global batch k depends only on it and on k.
+
+    Attributes:
+        limit_train_batches: the length of an epoch: a number of batches, or a fraction of those of the split; None for
+            all.
+        overfit_batches: the same, and training repeats the batches 0 to N - 1; None for no repetition.
 
     Raises:
         UserError: a size is invalid. `read` raises it if the text cannot be read or is too short.
@@ -61,6 +66,8 @@ class TextDataModule(L.LightningDataModule):
         self._make_tokenizer = tokenizer
         self._seed = seed
         self.tokenizer: Tokenizer | None = None
+        self.limit_train_batches: int | float | None = None
+        self.overfit_batches: int | float | None = None
 
     @classmethod
     def from_tiny_shakespeare(cls, cache_dir: str | None = None, **settings) -> "TextDataModule":
@@ -103,8 +110,11 @@ class TextDataModule(L.LightningDataModule):
 
     @property
     def batches_per_epoch(self) -> int:
-        """The number of batches with as many tokens as the training split, rounded down, at least 1."""
-        return max(1, len(self.train_tokens_N) // (self.batch_size * self.block_size))
+        """The number of batches with as many tokens as the training split, rounded down, at least 1; or the limit."""
+        batches = max(1, len(self.train_tokens_N) // (self.batch_size * self.block_size))
+        if self.overfit_batches:
+            return limit_batches("trainer.overfit_batches", self.overfit_batches, batches)
+        return limit_batches("trainer.limit_train_batches", self.limit_train_batches, batches)
 
     def split(self, name: str) -> Integer[Tensor, " N"]:
         """The tokens of `train`, `val` or `all`."""
@@ -130,8 +140,13 @@ class TextDataModule(L.LightningDataModule):
             self._seed,
             first=lambda: cast(int, module.batches),  # torch types every attribute as Tensor or Module
             warmup=self._block_warmup,
+            repeat=self.batches_per_epoch if self.overfit_batches else None,
             **self._rank_and_world_size(),
         )
+
+    def validation_batches(self, world_size: int) -> int:
+        """The number of batches of the complete validation split on each device."""
+        return len(EvalBlockLoader(self.val_tokens_N, self.block_size, self.validation_batch_size, 0, world_size))
 
     def val_dataloader(self) -> EvalBlockLoader:
         tokens_N = self._on_device(self.val_tokens_N)

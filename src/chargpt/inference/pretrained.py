@@ -141,8 +141,9 @@ def find_checkpoint(run: Path, names: tuple[str, ...] = ("best.ckpt", "last.ckpt
 
 
 def latest_run(outputs: str | Path = "outputs") -> Path:
-    """Returns the run under `outputs` that finished last."""
-    finished = [p.parent for p in Path(outputs).rglob("metrics.json")]
+    """Returns the run under `outputs` that finished last, without those of `debug=`."""
+    debug = Path(outputs) / "debug"
+    finished = [p.parent for p in Path(outputs).rglob("metrics.json") if not p.is_relative_to(debug)]
     if not finished:
         raise UserError(
             f"run=latest: there is no finished run in {outputs}/. Train a model first: {command_line('train')}"

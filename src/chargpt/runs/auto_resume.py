@@ -106,7 +106,10 @@ def describe(directory: RunDirectory, decision: Decision) -> str:
     if decision == Decision.SKIP_FINISHED:
         metrics = json.loads(directory.metrics.read_text())
         monitor = Monitor.of(metrics)
-        return f"{directory.path} is already finished: {monitor.label} {score_of(metrics, monitor):.4f}"
+        score = score_of(metrics, monitor)
+        result = "no validation" if score is None else f"{monitor.label} {score:.4f}"
+        result += " (partial validation)" if metrics.get("partial_validation") else ""
+        return f"{directory.path} is already finished: {result}"
     return f"{directory.path} {_describe_status(directory)}; delete it to run it again"
 
 
@@ -154,15 +157,16 @@ def _is_extended(directory: RunDirectory, saved: DictConfig, requested: DictConf
     for key, end in new.items():
         if end < old[key]:
             raise UserError(
-                f"trainer.{key}={requested[key]}: {directory.path} was planned for trainer.{key}={saved[key]} and "
+                f"trainer.{key}={requested[key]}: {directory.path} was planned for trainer.{key}={saved.get(key)} and "
                 f"cannot be shortened. Increase it, or choose another name="
             )
     return old != new
 
 
 def _run_length(trainer: DictConfig) -> dict[str, float]:
-    steps = trainer.max_steps if trainer.max_steps != -1 else math.inf
-    return {"max_steps": steps, "max_time": parse_duration(trainer.max_time) or math.inf}
+    limits = {key: trainer.get(key) for key in ("max_steps", "max_epochs")}
+    steps = {key: math.inf if value in (None, -1) else value for key, value in limits.items()}
+    return {**steps, "max_time": parse_duration(trainer.max_time) or math.inf}
 
 
 def run_directory_of(resume: str) -> Path:

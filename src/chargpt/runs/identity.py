@@ -17,19 +17,33 @@ MACHINE = (
     "trainer.num_nodes",
     "trainer.compile",
     "trainer.deterministic",
+    "trainer.benchmark",
+    "trainer.sync_batchnorm",
 )
 # Settings that do not identify a run. The precision is not in `MACHINE`, because a recipe may set it.
 NOT_IDENTITY = (
     *MACHINE,
     "trainer.precision",
     "trainer.log_every_n_steps",
+    "trainer.min_steps",
+    "trainer.min_epochs",
+    "trainer.check_val_every_n_epoch",
+    "trainer.limit_val_batches",
+    "trainer.num_sanity_val_steps",
+    "trainer.inference_mode",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.enable_autolog_hparams",
+    "trainer.fast_dev_run",
+    "trainer.detect_anomaly",
+    "trainer.profiler",
     "data.cache_dir",
     "data.validation_tokens",
     "name",
     "on_divergence",
 )
 # The length of training: a run may be extended.
-LENGTH = ("trainer.max_steps", "trainer.max_time")
+LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
 # Config groups, and settings of the command, that do not identify a run.
 NOT_IDENTITY_GROUPS = ("logger", "callbacks", "hydra", "resume", "rerun")
 # Settings that may change on resuming. The text file may be moved: the digest of the text identifies the run.
@@ -42,6 +56,10 @@ OLDER_DEFAULTS = {
     "optimizer.batched": False,
     "optimizer.orthogonalization_dtype": "auto",
     "trainer.ema_decay": None,
+    "trainer.gradient_clip_algorithm": "norm",
+    "trainer.limit_train_batches": None,
+    "trainer.max_epochs": None,
+    "trainer.overfit_batches": None,
     "monitor": "val_loss",
     "mode": "min",
 }

@@ -68,6 +68,11 @@ class RunRecord:
         return score_of(self.metrics, self.monitor) if self.monitor else None
 
     @property
+    def partial_validation(self) -> bool:
+        """Whether its score is that of a part of the validation split."""
+        return self.metrics.get("partial_validation") is True
+
+    @property
     def finished(self) -> bool:
         return self.state == "finished" and self.score is not None
 
@@ -135,7 +140,9 @@ def read_run(path: Path) -> RunRecord:
         problems.append(str(error))
     if run.metrics:  # metrics.json is written last: it marks a finished run
         run.state = "finished"
-        if run.monitor and run.score is None:
+        if "val_loss" in run.metrics and run.metrics["val_loss"] is None:
+            problems.append("no validation (trainer.limit_val_batches=0)")
+        elif run.monitor and run.score is None:
             problems.append(f"metrics.json has no {'score' if 'monitor' in run.metrics else 'val_loss'}")
     elif run.state != "finished" and "metrics.json is missing" in problems:
         problems.remove("metrics.json is missing")  # as expected

@@ -14,6 +14,8 @@ from chargpt.runs.identity import in_folder_name
 
 # Settings that are part of the names of versions before 0.3, although they do not identify a run.
 FORMERLY_NAMED = ("trainer.compile", "on_divergence")
+# Groups whose options had a plus sign before 0.3.
+FORMERLY_ADDED = ("lecture", "grid", "speedrun")
 
 
 def job_name(overrides: Iterable[str], swept: Iterable[str], sweep_dir: str = "") -> str:
@@ -28,7 +30,8 @@ def job_name(overrides: Iterable[str], swept: Iterable[str], sweep_dir: str = ""
         overrides = cast(list[str], OmegaConf.to_container(overrides, resolve=False))  # of a ListConfig, a list
     overrides, swept = list(overrides), set(swept)
     names = []
-    for candidates in (overrides, [legacy_override(override) for override in overrides]):
+    with_plus = [f"+{override}" if override.partition("=")[0] in FORMERLY_ADDED else override for override in overrides]
+    for candidates in (overrides, with_plus, [legacy_override(override) for override in with_plus]):
         names += [_name(candidates, swept), _name(candidates, {*swept, *FORMERLY_NAMED})]
     if sweep_dir:
         names = [name for name in names if (Path(sweep_dir) / name).is_dir()] or names

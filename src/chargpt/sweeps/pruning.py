@@ -35,7 +35,7 @@ class PruningCallback(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step, stop = trainer.global_step, False
-        if trainer.is_global_zero and not trainer.should_stop:
+        if trainer.is_global_zero and not (trainer.should_stop or trainer.sanity_checking):
             trial = self._trial()
             trial.report(self._metrics_callback.val_metrics[self._monitor], step)
             stop = trial.should_prune()

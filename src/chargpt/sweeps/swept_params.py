@@ -70,9 +70,8 @@ def hashable(value: Any) -> Any:
 
 
 def _groups(run: RunRecord) -> dict[str, str | None]:
-    return {
-        group: c for group, c in run.choices.items() if group.split("/")[0] not in ("trainer", *NOT_IDENTITY_GROUPS)
-    }
+    ignored = ("trainer", *NOT_IDENTITY_GROUPS)
+    return {group: c for group, c in run.choices.items() if c is not None and group.split("/")[0] not in ignored}
 
 
 def _leaves(run: RunRecord) -> dict[str, Any]:

@@ -27,6 +27,7 @@ _COLUMNS: dict[str, tuple[Callable[[RunRecord], float | None], Callable[[float],
     "tokens/s": (lambda run: run.metric("tokens_per_second"), "{:,.0f}".format),
 }
 _MONITOR_OF = {"val loss": "val_loss", "bits/char": "val_bpc"}  # these columns are omitted for these monitors
+_PARTIAL = "*"  # marks scores of a part of the validation split
 _MAX_REASONS = 8  # lines below the table
 
 
@@ -53,6 +54,9 @@ def print_ranking(ranking: Ranking, folder: Path, titled: bool = False) -> None:
     console.print(table)
     if ranking.monitor != ranking.run_monitor:
         note = f"the tokenizers differ: ranked by {ranking.monitor.name}, not by {ranking.run_monitor.label}"
+        console.print(Text(note, style="dim"), soft_wrap=True)
+    if any(run.partial_validation for run in ranking.runs):
+        note = f"{_PARTIAL} on a part of the validation split: not comparable with the others"
         console.print(Text(note, style="dim"), soft_wrap=True)
     if left_out:
         console.print(f"[dim]terminal too narrow for {', '.join(left_out)}: see sweep.csv[/]", soft_wrap=True)
@@ -104,7 +108,8 @@ def _count_header(ranking: Ranking) -> str:
 
 def _score(row: Row) -> Text:
     if row.scores:
-        return Text(mean_and_spread(row.scores, digits=4))
+        mark = _PARTIAL if any(run.partial_validation for run in row.finished) else ""
+        return Text(mean_and_spread(row.scores, digits=4) + mark)
     if row.finished or not row.last_values:
         return Text("")
     last = f"{mean(score for _, score in row.last_values):.4f} at {max(step for step, _ in row.last_values)}"

@@ -9,7 +9,7 @@ from jaxtyping import Float, Integer
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
@@ -61,6 +61,7 @@ class LanguageModeling(L.LightningModule):
         self.train_loss_fn: Callable[[Tensor, Tensor], Tensor] = self.loss  # `Compilation` replaces it
         self.batches, self.in_step = 0, False
         self._step = 0  # the last completed step
+        self._stops_early = False  # early stopping waits for trainer.min_steps
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning sets this attribute about fifty times per step, and `nn.Module.__setattr__` is slow.
@@ -74,12 +75,16 @@ class LanguageModeling(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["batches"] = self.batches
+        waiting = self.trainer.global_step < (self.trainer.min_steps or 0)
+        checkpoint["stops_early"] = self.trainer.should_stop and waiting
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         default = checkpoint["global_step"] * self.trainer.accumulate_grad_batches  # version 0.2 did not save it
         self.batches = checkpoint.get("batches", default)
+        self._stops_early = bool(checkpoint.get("stops_early"))
 
     def on_train_start(self) -> None:
+        self.trainer.should_stop = self.trainer.should_stop or self._stops_early
         self._step = self.trainer.global_step
         # A resumed run may have a larger max_steps than the one for which the saved learning rate was computed.
         scheduler = self.lr_schedulers()
@@ -130,12 +135,13 @@ class LanguageModeling(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the gradients by their global norm and keeps the norm for logging."""
+        """Clips the gradients by their global norm or each element, and keeps the norm before it for logging."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         if scaler is not None and fused:  # 16-mixed: a fused optimizer unscales in its step, after clipping
             scaler.unscale_(optimizer)
-        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        value = gradient_clip_val if gradient_clip_algorithm == "value" else None
+        limit = float("inf") if gradient_clip_val is None or value is not None else gradient_clip_val
         clip = getattr(self.trainer.model, "clip_grad_norm_", None)  # FSDP: the norm spans the shards
         if clip is not None:
             self.grad_norm = clip(limit)
@@ -145,6 +151,8 @@ class LanguageModeling(L.LightningModule):
             parameters = list(self.parameters())
             self.grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
             clip_grads_with_norm_(parameters, limit, self.grad_norm)
+        if value is not None:
+            clip_grad_value_(self.parameters(), value)
 
     def measure_grad_norm(self) -> Tensor:
         """The global gradient norm of the last step, before clipping."""

@@ -14,6 +14,7 @@ from chargpt.config.compose import task_overrides
 from chargpt.config.instantiate import COMPONENTS, CONSTRUCTOR_ERRORS, SAVED_KEYS, SAVED_KEYS_SINCE_0_3
 from chargpt.config.model import build_model
 from chargpt.config.trust import COMPOSED, Trust, targets_of, trusted_packages
+from chargpt.data.dataloader import limit_batches
 from chargpt.distributed import env
 from chargpt.distributed.rendezvous import destroy_process_group, init_process_group
 from chargpt.errors import DivergenceError, TrainingError, UserError
@@ -27,7 +28,7 @@ from chargpt.runs.overrides import apply_overrides, log_changes
 from chargpt.runs.score import Monitor
 from chargpt.training import out_of_memory, report
 from chargpt.training.callbacks.checkpoint import CheckpointCallback, ChecksumCheckpointIO
-from chargpt.training.callbacks.divergence import MAX_ROLLBACKS, DivergenceRollback
+from chargpt.training.callbacks.divergence import ADVICE, MAX_ROLLBACKS, DivergenceRollback
 from chargpt.training.callbacks.interrupt import InterruptHandler
 from chargpt.training.callbacks.metrics import MetricsCallback
 from chargpt.training.callbacks.rank_errors import RankErrorFile
@@ -104,6 +105,7 @@ def _train(config: dict[str, Any], directory: RunDirectory, diverged_at: list[in
         destroy_process_group()
     if results is not None:
         report.print_results(run, *results)
+        report.print_profile(run)
         if run.origin.original:
             reproduce.log_differences(run.origin.original, run.directory)
 
@@ -171,6 +173,9 @@ def _build(
     assert data.tokenizer is not None  # set by `load_data`
     if origin.original:
         reproduce.check_text(origin.original, data.corpus_sha256)
+    data.limit_train_batches, data.overfit_batches = (
+        settings.get(name) for name in ("limit_train_batches", "overfit_batches")
+    )
     model = build_model(config["model"], data.tokenizer.vocab_size, trust)
     check_model(model, data)
     module = make_module(model, config["optimizer"], config["schedule"], config["seed"], trust)
@@ -196,6 +201,7 @@ def _build(
     recorder = RunRecorder(directory, config, origin, data, metrics_callback, messages)
     trainer = build_trainer(
         settings,
+        data.batches_per_epoch,
         callbacks=[
             timer,
             metrics_callback,
@@ -213,6 +219,9 @@ def _build(
         default_root_dir=str(directory.path),
         enable_checkpointing=True,
     )
+    if trainer.limit_val_batches:
+        batches = data.validation_batches(trainer.world_size)
+        trainer.limit_val_batches = limit_batches("trainer.limit_val_batches", trainer.limit_val_batches, batches)
     compilation.decide(trainer)
     check_strategy(module, trainer)
     check_batch(data.batch_size, model, trainer.world_size)
@@ -243,6 +252,11 @@ def fit(run: Run, recorder: RunRecorder) -> None:
     try:
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=path, weights_only=weights_only)
     except CONSTRUCTOR_ERRORS as error:
+        if run.config["trainer"].get("detect_anomaly") and "returned nan values" in str(error):
+            raise TrainingError(
+                f"trainer.detect_anomaly: step {run.trainer.global_step + 1}: {error} The warning above shows the "
+                f"operation: {ADVICE}"
+            ) from error
         if out_of_memory.is_out_of_memory(error):
             raise TrainingError(_out_of_memory(run, error)) from error
         with invalid_state_as_user_error(path) if path and not recorder.is_open else contextlib.nullcontext():

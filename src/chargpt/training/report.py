@@ -11,12 +11,15 @@ from rich.markup import escape
 
 from chargpt.distributed import env
 from chargpt.invocation import command_line, python
+from chargpt.training import epochs
 from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.setup import Run
-from chargpt.training.trainer import device_name
+from chargpt.training.trainer import PROFILE, device_name
 from chargpt.utils.duration import parse_duration
 
 log = logging.getLogger(__name__)
+
+PROFILE_LINES = 40  # printed of a report; its actions are sorted, longest first
 
 
 def log_header(run: Run) -> None:
@@ -52,7 +55,13 @@ def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
     path = run.directory.path
     tensorboard = ["tensorboard"] if python() == ["python"] else [*python(), "-m", "tensorboard.main"]
     longer = f"trainer.max_steps={2 * metrics['steps']}"
-    budget = parse_duration(run.config["trainer"]["max_time"])
+    settings = run.config["trainer"]
+    end = epochs.length(settings, run.data.batches_per_epoch)
+    if end.startswith("trainer.max_epochs="):
+        longer = f"trainer.max_epochs={2 * settings['max_epochs']}"
+    if end.startswith("trainer.fast_dev_run="):
+        longer = "trainer.fast_dev_run=false"
+    budget = parse_duration(settings["max_time"])
     if budget is not None and run.timer.time_fraction() >= 1:
         longer = f"trainer.max_time={2 * round(budget)}"
     # The first word of the sample is a prompt that the vocabulary of this run contains.
@@ -61,9 +70,7 @@ def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
     logdir = path.parent if path.is_absolute() else path.parts[0]
     mfu = f", {run.metrics_callback.mfu:.0%} of the device's peak" if run.metrics_callback.mfu else ""
     rows = {
-        "loss": f"[bold]{metrics['val_loss']:.4f}[/] nats per token on the validation split "
-        f"(step {metrics['best_step']}), {metrics['final_val_loss']:.4f} at the last step; "
-        f"{metrics['val_bpc']:.3f} bits per character",
+        "loss": _loss(metrics),
         "time": f"{metrics['steps']:,} steps in {metrics['train_seconds']:.0f} s of training, "
         f"{metrics['tokens_per_second']:,.0f} tokens/s{mfu}",
         "run": escape(f"{path}"),
@@ -75,6 +82,25 @@ def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
         if name in ("loss", "time") or not in_sweep:
             console.print(f"[dim]{name:>7}[/]  {line}", soft_wrap=True)
     sys.stdout.flush()
+
+
+def _loss(metrics: dict[str, Any]) -> str:
+    if metrics["val_loss"] is None:
+        return "no validation"
+    split = "a part of the validation split" if metrics.get("partial_validation") else "the validation split"
+    final = metrics["final_val_loss"]
+    last = "" if final is None else f", {final:.4f} at the last step"
+    best = f"[bold]{metrics['val_loss']:.4f}[/] nats per token on {split} (step {metrics['best_step']})"
+    return f"{best}{last}; {metrics['val_bpc']:.3f} bits per character"
+
+
+def print_profile(run: Run) -> None:
+    """Prints the beginning of the report of `trainer.profiler`, and its path."""
+    for path in sorted(run.directory.path.glob(f"*-{PROFILE}*.txt")):
+        lines = path.read_text().splitlines()
+        if run.config["trainer"]["profiler"] != "advanced":  # not sorted
+            print("\n".join(line.expandtabs() for line in lines[:PROFILE_LINES]), file=sys.stderr)
+        log.info("profile  %s (%d lines)", path, len(lines))
 
 
 class _Console(Console):
@@ -106,8 +132,8 @@ def format_count(count: int) -> str:
 
 def _epochs(run: Run) -> str:
     steps, passes = run.trainer.max_steps, run.trainer.accumulate_grad_batches
-    epochs = steps * passes / run.data.batches_per_epoch
-    return f", {epochs:{'.2g' if epochs < 10 else ',.0f'}} epochs" if steps > 0 else ""
+    count = steps * passes / run.data.batches_per_epoch
+    return f", {count:{'.2g' if count < 10 else ',.0f'}} epochs" if steps > 0 else ""
 
 
 def _end(run: Run) -> str:

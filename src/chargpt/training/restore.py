@@ -14,6 +14,7 @@ from chargpt.errors import UserError
 from chargpt.inference.pretrained import find_checkpoint
 from chargpt.optim.state_check import check_optimizer_state
 from chargpt.runs.directory import RunDirectory
+from chargpt.training import epochs
 from chargpt.training.callbacks.metrics import MetricsCallback
 from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.setup import Run
@@ -99,16 +100,20 @@ def _check_progress(run: Run, checkpoint: dict[str, Any]) -> None:
     if not isinstance(batches, int) or batches < 0:
         raise ValueError(f"its number of batches is {batches!r}")
     path, step, max_steps = run.directory.path, checkpoint["global_step"], run.trainer.max_steps
+    batches = run.data.batches_per_epoch
+    length = epochs.length(run.config["trainer"], batches)
     if max_steps != -1 and (step > max_steps or (step == max_steps and run.directory.metrics.exists())):
+        name = length.partition("=")[0]
+        longer = f"{name}={2 * (run.config['trainer']['max_epochs'] if name == 'trainer.max_epochs' else step)}"
         raise UserError(
-            f"{path} has already trained for {step} steps, and trainer.max_steps={max_steps}; to train longer, "
-            f"increase it: resume={path} trainer.max_steps={2 * step}"
+            f"{path} has already trained for {step} steps, and {length}; to train longer, increase it: "
+            f"resume={path} {longer}"
         )
-    planned = checkpoint["chargpt"]["config"]["trainer"]["max_steps"]
+    planned = epochs.max_steps(checkpoint["chargpt"]["config"]["trainer"], batches)
     if -1 != max_steps < planned:
         raise UserError(
-            f"{path} was planned for {planned} steps: trainer.max_steps={max_steps} would make this a different run; "
-            f"increase it, or leave it out"
+            f"{path} was planned for {planned} steps: {length} would make this a different run; increase it, or leave "
+            f"it out"
         )
     budget = parse_duration(run.config["trainer"]["max_time"])
     used = TrainingTimer.train_seconds_in(checkpoint)

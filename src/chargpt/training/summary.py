@@ -7,14 +7,23 @@ import torch
 from chargpt.inference.pretrained import load
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.runs.directory import write_json
+from chargpt.training.callbacks.checkpoint import CheckpointCallback
 from chargpt.training.setup import Run
 from chargpt.training.trainer import device_name
 from chargpt.utils.atomic_write import atomic_write_text
 
 
 def summarize(run: Run) -> tuple[dict[str, Any], str]:
-    """Writes and returns the metrics and the sample. metrics.json comes last: it marks the run as finished."""
+    """Writes and returns the metrics and the sample. metrics.json comes last: it marks the run as finished.
+
+    Without validation the last checkpoint is the best, and the metrics of validation are null.
+    """
     directory, metrics_callback, data = run.directory, run.metrics_callback, run.data
+    if validated := metrics_callback.best_step > 0:
+        val_loss: float | None = metrics_callback.best_val_loss
+    else:
+        CheckpointCallback.copy(directory.last, directory.best)
+        val_loss = None
     sample = load(directory.best, trust=run.trust).generate(max_new_tokens=500, seed=run.config["seed"])
     atomic_write_text(directory.sample, sample + "\n")
     steps, seconds = run.trainer.global_step, run.timer.seconds()
@@ -22,13 +31,14 @@ def summarize(run: Run) -> tuple[dict[str, Any], str]:
     metrics = {
         "monitor": metrics_callback.monitor.name,
         "mode": metrics_callback.monitor.mode,
-        "score": metrics_callback.best_score,
-        "val_loss": metrics_callback.best_val_loss,
-        "final_val_loss": metrics_callback.val_loss,
+        "score": metrics_callback.best_score if validated else None,
+        "val_loss": val_loss,
+        "final_val_loss": metrics_callback.val_loss if run.trainer.enable_validation else None,
         "initial_loss": metrics_callback.initial_loss,
-        "val_bpc": bits_per_character(metrics_callback.best_val_loss, data.characters_per_token),
-        "val_perplexity": perplexity(metrics_callback.best_val_loss),
-        "best_step": metrics_callback.best_step,
+        "val_bpc": None if val_loss is None else bits_per_character(val_loss, data.characters_per_token),
+        "val_perplexity": None if val_loss is None else perplexity(val_loss),
+        **({"partial_validation": True} if metrics_callback.partial_validation else {}),
+        "best_step": metrics_callback.best_step if validated else steps,
         "steps": steps,
         "epochs": run.module.batches / data.batches_per_epoch,
         "rollbacks": len(run.rollbacks.steps),

@@ -13,19 +13,43 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import MPSAccelerator
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.profilers import AdvancedProfiler, PassThroughProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from chargpt.distributed import env
 from chargpt.errors import UserError
+from chargpt.training import epochs
 from chargpt.training import peak_flops as peaks
 from chargpt.training.bfloat16_support import has_fast_bfloat16
 from chargpt.training.strategies import make_strategy
 
+log = logging.getLogger(__name__)
+
 TENSOR_CORE_CAPABILITY = (7, 0)  # the lowest compute capability with tensor cores: Volta, for float16
 
-# Trainer arguments of Lightning that would make the metrics of a run misleading.
-UNSUPPORTED = {"fast_dev_run", "overfit_batches", "max_epochs", "min_epochs", "min_steps", "num_sanity_val_steps"}
-UNSUPPORTED |= {f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")}
+# Trainer arguments that a run does not support: the value that asks for nothing, and the reason.
+REFUSED: dict[str, tuple[Any, str]] = {
+    "barebones": (
+        False,
+        "a run has no result without checkpoints and metrics; use logger=none ~callbacks.progress",
+    ),
+    "callbacks": (None, "they are a config group: callbacks=OPTION, or +callbacks.NAME._target_=CLASS"),
+    "default_root_dir": (None, "hydra.run.dir=FOLDER sets the directory of the run"),
+    "enable_checkpointing": (True, "a run is sampled, evaluated and resumed from its checkpoints"),
+    "limit_predict_batches": (None, "a run predicts nothing; sample.py max_new_tokens=N sets the length of a sample"),
+    "limit_test_batches": (None, "there is no test split; trainer.limit_val_batches limits the validation"),
+    "logger": (None, "loggers are a config group: logger=OPTION, or +logger.NAME._target_=CLASS"),
+    "model_registry": (None, "checkpoints stay in the run directory; export.py writes a file to upload"),
+    "plugins": (None, "they are objects that the run builds; trainer.precision and trainer.strategy select them"),
+    "reload_dataloaders_every_n_epochs": (0, "each batch is computed from its number, so there is nothing to reload"),
+    "use_distributed_sampler": (False, "the data loader itself distributes each batch over the devices"),
+}
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+PROFILE = "profile"  # the reports are fit-profile*.txt in the run directory
+# Settings of `trainer` that other parts of chargpt implement.
+_OWN = ("check_val_every_n_epoch", "compile", "ema_decay", "fast_dev_run", "limit_train_batches", "max_epochs")
+_OWN += ("max_time", "min_epochs", "overfit_batches")
 
 
 class NoProfiler(PassThroughProfiler):
@@ -38,28 +62,49 @@ class NoProfiler(PassThroughProfiler):
         return self._context
 
 
-def build_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
+def build_trainer(settings: dict[str, Any], batches_per_epoch: int = 1, **fixed: Any) -> L.Trainer:
     """Builds a Trainer for an infinite stream of batches.
 
+    Settings in epochs become settings in optimizer steps, so that Lightning's own epochs have no effect.
+
     Args:
-        settings: the config's `trainer`, with Lightning's keys. `val_check_interval` counts optimizer steps;
-            `TrainingTimer` handles `max_time`.
+        settings: the config's `trainer`, with Lightning's keys. `TrainingTimer` handles `max_time`.
+        batches_per_epoch: the number of batches of an epoch.
         fixed: arguments that the user does not set: callbacks, loggers, directories.
 
     Raises:
-        UserError: the hardware is not available, or Lightning rejects the settings.
+        UserError: the hardware is not available, or a setting is invalid or not supported.
     """
-    settings = dict(settings)
+    settings = {name: value for name, value in settings.items() if value is not None}
     _check(settings)
-    settings.pop("max_time")
-    for name in ("compile", "ema_decay"):
-        settings.pop(name, None)
-    settings["val_check_interval"] *= settings["accumulate_grad_batches"]
+    debug_steps = int(settings.get("fast_dev_run", 0))
+    settings |= {
+        "max_steps": epochs.max_steps(settings, batches_per_epoch),
+        "min_steps": epochs.min_steps(settings, batches_per_epoch),
+        "val_check_interval": epochs.val_check_interval(settings, batches_per_epoch)
+        * settings["accumulate_grad_batches"],
+    }
+    if settings["min_steps"] and 0 < settings["max_steps"] < settings["min_steps"] and not debug_steps:
+        raise UserError(
+            f"trainer.min_steps or min_epochs: the run ends at step {settings['max_steps']}, before their step "
+            f"{settings['min_steps']}; increase trainer.max_steps or max_epochs"
+        )
+    if settings.get("overfit_batches"):
+        settings["limit_val_batches"] = settings["overfit_batches"]
+    if debug_steps:
+        settings |= {"limit_val_batches": debug_steps, "num_sanity_val_steps": 0, "min_steps": None}
+        fixed["logger"] = [DummyLogger()] if fixed.get("logger") else False
+    settings = {name: value for name, value in settings.items() if name not in (*_OWN, *REFUSED)}
+    callbacks = fixed.get("callbacks", [])
+    if settings.get("enable_progress_bar") is False:
+        fixed["callbacks"] = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    settings.setdefault("enable_progress_bar", any(isinstance(callback, ProgressBar) for callback in callbacks))
+    settings = {"num_sanity_val_steps": 0, "enable_model_summary": False} | settings
     if settings["precision"] in ("auto", "fastest"):
         settings["precision"] = best_precision(settings["accelerator"], settings["precision"] == "fastest")
     if settings["deterministic"] is False and settings["accelerator"] != "cpu" and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32 for matrix products that autocast leaves in float32
-    settings["profiler"] = settings.get("profiler") or NoProfiler()
+    settings["profiler"] = _make_profiler(settings.get("profiler"), fixed.get("default_root_dir"))
     _silence_lightning()
     launched = _launched_devices()
     distributed = env.LOCK_FD_ENV in os.environ or launched.get("devices", 1) * launched.get("num_nodes", 1) > 1
@@ -73,16 +118,23 @@ def build_trainer(settings: dict[str, Any], **fixed: Any) -> L.Trainer:
             **fixed,
             max_epochs=-1,
             check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the dataloader itself distributes each batch over the ranks
-            enable_model_summary=False,
+            use_distributed_sampler=False,
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         message = " ".join(str(error).split())
         hint = "" if settings["accelerator"] == "auto" else "; trainer=auto uses the available hardware"
         raise UserError(f"trainer: {message} ({_detect_accelerator()}){hint}") from error
+    trainer.fast_dev_run = debug_steps  # pyright: ignore[reportAttributeAccessIssue] - not declared; for callbacks
     disable_signal_handlers(trainer)
     return trainer
+
+
+def _make_profiler(name: str | None, directory: str | None) -> Profiler:
+    if name is None:
+        return NoProfiler()
+    if name not in PROFILERS:
+        raise UserError(f"trainer.profiler={name}: it must be one of {', '.join(PROFILERS)}")
+    return PROFILERS[name](dirpath=directory, filename=PROFILE)
 
 
 def disable_signal_handlers(trainer: L.Trainer) -> None:
@@ -131,18 +183,15 @@ def device_name(device: torch.device) -> str:
 
 
 def _check(settings: dict[str, Any]) -> None:
-    if unsupported := sorted(UNSUPPORTED & settings.keys()):
-        raise UserError(
-            f"trainer.{unsupported[0]}: not supported, because validation always uses the complete split; for a "
-            f"short run set trainer.max_steps"
-        )
-    for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
+    for name, (harmless, reason) in REFUSED.items():
+        if settings.get(name, harmless) != harmless:
+            raise UserError(f"trainer.{name}: not supported: {reason}")
+    for name in ("log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
         if settings[name] < 1:
             raise UserError(f"trainer.{name}={settings[name]}: it must be 1 or more")
-    if settings["max_steps"] < 1 and not (settings["max_steps"] == -1 and settings["max_time"]):
-        raise UserError(
-            f"trainer.max_steps={settings['max_steps']}: it must be 1 or more, or -1 with a trainer.max_time"
-        )
+    epochs.check(settings)
+    if settings.get("num_sanity_val_steps", 0) < -1:
+        raise UserError(f"trainer.num_sanity_val_steps={settings['num_sanity_val_steps']}: it must be -1 or more")
     if settings["deterministic"] not in (True, False, "warn"):
         raise UserError(f"trainer.deterministic={settings['deterministic']}: it must be true, false or warn")
     if str(settings["strategy"]).endswith(("_notebook", "_fork", "_spawn")):
@@ -151,9 +200,17 @@ def _check(settings: dict[str, Any]) -> None:
         raise UserError(
             "trainer.ema_decay: EMA requires complete weights, but FSDP shards them; remove it, or use trainer=ddp"
         )
-    clip = settings["gradient_clip_val"]
+    _check_clipping(settings)
+
+
+def _check_clipping(settings: dict[str, Any]) -> None:
+    clip, algorithm = settings.get("gradient_clip_val"), settings.get("gradient_clip_algorithm", "norm")
     if clip is not None and not clip > 0:
         raise UserError(f"trainer.gradient_clip_val={clip}: it must be more than 0, or null for no clipping")
+    if algorithm not in ("norm", "value"):
+        raise UserError(f"trainer.gradient_clip_algorithm={algorithm}: it must be norm or value")
+    if clip is None and algorithm == "value":
+        log.warning("trainer.gradient_clip_algorithm=value: nothing is clipped without trainer.gradient_clip_val")
 
 
 def _check_apple_gpu(settings: dict[str, Any], distributed: bool) -> None:

@@ -87,6 +87,8 @@ def _title(ranking: Ranking, name: str) -> str:
     states = Counter(run.state for run in ranking.runs)
     others = "".join(f", {count} {state}" for state, count in states.items() if state != "finished")
     best = f"best {ranking.monitor.label} {ranking.scored[0].score:.4f}"
+    if any(run.partial_validation for run in ranking.runs):
+        best += " (some on a part of the validation split)"
     return escape_mathtext(f"{name}: {states['finished']} finished{others}; {best}")
 
 

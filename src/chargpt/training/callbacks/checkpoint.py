@@ -14,6 +14,7 @@ from chargpt.checkpoint.torch_file import KEY
 from chargpt.runs.directory import RunDirectory
 from chargpt.training.callbacks.divergence import check_weights
 from chargpt.training.callbacks.metrics import MetricsCallback
+from chargpt.training.lightning_module import LanguageModeling
 from chargpt.version import __version__
 
 
@@ -29,6 +30,8 @@ class ChecksumCheckpointIO(TorchCheckpointIO):
 
 class CheckpointCallback(Checkpoint):
     """Saves after each validation; keeps the last, the previous and the best checkpoint.
+
+    Without validation (`trainer.limit_val_batches=0`) it saves at the same steps, and the last checkpoint is the best.
 
     Every checkpoint is saved between two steps, after any validation due at that step. It is self-contained: it
     contains the weights, the tokenizer and the config as plain data.
@@ -51,10 +54,31 @@ class CheckpointCallback(Checkpoint):
         self._identity = identity
         self._last_is_intact = last_is_intact
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, LanguageModeling)  # Lightning declares its base class
+        step, interval = trainer.global_step, int(trainer.val_check_interval) // trainer.accumulate_grad_batches
+        if not trainer.enable_validation and not pl_module.in_step and step != self._step and step % interval == 0:
+            self.save(trainer)
+            self._write_status(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.enable_validation:
+            self.save(trainer)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
         self.save(trainer)
         if self._metrics_callback.best_step == trainer.global_step:
             self.copy(self._run.last, self._run.best)
+        self._write_status(trainer)
+
+    def _write_status(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:
             self._run.write_status("running", trainer.global_step)
 

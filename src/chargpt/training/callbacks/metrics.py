@@ -38,6 +38,7 @@ class MetricsCallback(L.Callback):
             `val_bpc` in bits per character, and others that were logged.
         score: the monitored metric in `val_metrics`.
         initial_loss, val_loss, best_val_loss, best_step, best_score: for metrics.json.
+        partial_validation: whether a validation of the run has read only a part of the validation split.
         best_from: if a run resumes without an intact best checkpoint, the step of the checkpoint from which it resumes,
             which then counts as the best so far.
         mfu: model FLOPs utilization of the last steps, as a fraction of the device's peak; None if the peak is
@@ -54,6 +55,7 @@ class MetricsCallback(L.Callback):
         self.best_val_loss = math.inf
         self.best_score: float = monitor.worst
         self.best_step = 0
+        self.partial_validation = False
         self.best_from: int | None = None
         self.tokens_per_second = 0.0
         self.mfu: float | None = None
@@ -129,7 +131,10 @@ class MetricsCallback(L.Callback):
             )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        step = trainer.global_step
+        if trainer.sanity_checking:
+            return
+        step, batches = trainer.global_step, self._data.validation_batches(trainer.world_size)
+        self.partial_validation = self.partial_validation or trainer.limit_val_batches not in (1.0, batches)
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name != SCORE}
         metrics = {name.replace("/", "_"): value for name, value in logged.items()}
         self.val_loss = metrics["val_loss"]
@@ -177,6 +182,7 @@ class MetricsCallback(L.Callback):
             "best_val_loss": self.best_val_loss,
             "best_score": self.best_score,
             "best_step": self.best_step,
+            "partial_validation": self.partial_validation,
             "last_step": self._last_step,
             "last_seconds": self._last_seconds,
             "waiting": pending.reshape(self._trainer.world_size, -1).tolist(),
@@ -188,6 +194,7 @@ class MetricsCallback(L.Callback):
         names = ("initial_loss", "train_loss", "val_loss", "score", "best_val_loss", "best_score", "best_step")
         for name in names:
             setattr(self, name, state_dict[name])
+        self.partial_validation = state_dict.get("partial_validation", False)  # since 0.3
         self._last_step, self._last_seconds = state_dict["last_step"], state_dict["last_seconds"]
         self._pending_losses = state_dict["waiting"]
         if self.best_from is not None and self.val_loss is not None and self.score is not None:

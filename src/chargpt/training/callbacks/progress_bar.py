@@ -77,7 +77,7 @@ class TrainingProgressBar(ProgressBar):
         )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._quiet:
+        if self._quiet or trainer.sanity_checking:
             return
         metrics_callback = self._metrics_callback
         best = "  best" if metrics_callback.best_step == trainer.global_step else ""

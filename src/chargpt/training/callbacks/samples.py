@@ -24,6 +24,8 @@ class Samples(L.Callback):
         self._max_new_tokens, self._seed = max_new_tokens, seed
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
         sharded = isinstance(trainer.strategy, FSDPStrategy)  # rank 0 has only a shard of the weights
         log_methods = [method for logger in trainer.loggers if (method := getattr(logger, "log_text", None))]
         if sharded or not log_methods or not trainer.is_global_zero or not self._max_new_tokens:

@@ -90,6 +90,9 @@ class TrainingTimer(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.start_activity("checkpoint", pl_module.device)
 
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.start_activity("setup", pl_module.device)
+
     def state_dict(self) -> dict[str, float]:
         return self.seconds()
 
