@@ -26,6 +26,8 @@ EXTRA_TYPES: dict[str, Types] = {
     "trainer.gradient_clip_val": (int, float, type(None)),
     "trainer.ema_decay": (int, float, type(None)),
     "trainer.deterministic": (bool, str),
+    "checkpoint.every_n_steps": (int, type(None)),
+    "checkpoint.every_minutes": (int, float, type(None)),
     "resume": (str,),
     "rerun": (str, type(None)),
     "name": (str, int, float, bool),
