@@ -27,6 +27,8 @@ SUBMITIT_CONFIG = "hydra/launcher/submitit_"  # the configs of the optional pack
 REQUIRED_OPTION = {"data.path": "data=text_file"}
 # Groups without a default. Their options may be typed with a plus sign, as before 0.3.
 OPTIONAL_GROUPS = ("lecture", "grid", "speedrun", "experiment", "debug")
+# Groups of which several options can be selected: logger=[csv,wandb].
+LIST_GROUPS = ("callbacks", "logger")
 
 
 def quote(override: str) -> str:
@@ -132,9 +134,9 @@ def missing_values(config: object, path: str = "") -> set[str]:
 
 def _is_option(override: Override, groups: Groups) -> bool:
     # `data=text_file` selects an option; `trainer={...}` and `~callbacks.samples` do not.
-    group = override.key_or_group
-    is_setting = "/" not in group and group not in OPTIONAL_GROUPS and isinstance(override.value(), dict | list)
-    return group in groups and not is_setting
+    group, value = override.key_or_group, override.value()
+    is_setting = "/" not in group and group not in OPTIONAL_GROUPS and isinstance(value, dict | list)
+    return group in groups and (not is_setting or (group in LIST_GROUPS and isinstance(value, list)))
 
 
 def _values(override: Override) -> Iterable[Any]:
@@ -170,14 +172,16 @@ def _check_option(override: Override, groups: Groups, sweep: bool) -> None:
             f"{override.input_line}: Hydra's settings must be set one by one, for example hydra.run.dir=FOLDER"
         )
     options = groups.options(group)
+    checked = not group.startswith("hydra") or group in ("hydra/launcher", "hydra/sweeper")
     for value in _values(override):
-        option = "null" if value is None else str(value)
-        checked = not group.startswith("hydra") or group in ("hydra/launcher", "hydra/sweeper")
-        if isinstance(value, dict | list) or (option not in options and checked and not override.is_delete()):
-            raise UserError(
-                f"{group}={option}: there is no such option{_nearest(option, options)} "
-                f"The options of {group} are {', '.join(options)}"
-            )
+        several = isinstance(value, list) and group in LIST_GROUPS and value
+        for name in value if several else [value]:
+            option = "null" if name is None else str(name)
+            if isinstance(name, dict | list) or (option not in options and checked and not override.is_delete()):
+                hint = f": use {group}=none" if group in LIST_GROUPS and not name else _nearest(option, options)
+                raise UserError(
+                    f"{group}={option}: there is no such option{hint} The options of {group} are {', '.join(options)}"
+                )
 
 
 def _first_option(override: Override) -> str:

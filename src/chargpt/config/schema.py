@@ -54,6 +54,8 @@ EXTRA_TYPES: dict[str, Types] = {
         ),
         (bool, type(None)),
     ),
+    "checkpoint.every_n_steps": (int, type(None)),
+    "checkpoint.every_minutes": (int, float, type(None)),
     "resume": (str,),
     "rerun": (str, type(None)),
     "name": (str, int, float, bool),

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,8 @@ class RunDirectory:
         self.status_file = self.path / "status.json"
         self.sample = self.path / "sample.txt"
         self.history = self.path / "history.csv"
-        self.tensorboard = self.path / "tensorboard"
+        self.loggers = [self.path / name for name in ("tensorboard", "csv", "wandb", "mlflow")]
+        self.logger_runs = self.path / "logger_runs.json"  # the identifiers of this run at W&B and MLflow
         self.hydra = self.path / ".hydra"
         self.config = self.hydra / "config.yaml"
         self.log = self.path / "train.log"
@@ -104,11 +106,11 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Removes the files of a run so that it can start again; train.log is kept and appended to."""
-        for folder in (self.checkpoints, self.tensorboard, self.hydra):
+        for folder in (self.checkpoints, *self.loggers, self.hydra):
             shutil.rmtree(folder, ignore_errors=True)
         # status.json is removed last: if this method is interrupted, the directory is still recognized as a run.
         (self.path / "provenance.json").unlink(missing_ok=True)
-        for file in (self.history, self.metrics, self.metrics_before, self.sample, self.status_file):
+        for file in (self.history, self.metrics, self.metrics_before, self.sample, self.logger_runs, self.status_file):
             file.unlink(missing_ok=True)
 
     def remove_temporary_files(self) -> None:
@@ -140,8 +142,8 @@ class RunDirectory:
             if not isinstance(config, DictConfig):
                 return None
             if {*SAVED_KEYS} <= {*config} and all(OmegaConf.is_dict(config[name]) for name in COMPONENTS):
-                keys = [key for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3, "on_divergence") if key in config]
-                plain = OmegaConf.to_container(OmegaConf.masked_copy(config, keys))
+                keys = (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3, "on_divergence", "checkpoint")
+                plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in keys if key in config]))
                 return None if find_non_plain(plain, "config") else DictConfig(migrate(plain))
         return None
 
@@ -167,6 +169,13 @@ class RunDirectory:
             choices = OmegaConf.to_container(OmegaConf.load(self.hydra / "hydra.yaml").hydra.runtime.choices)
             # In a damaged file it may have another type: an `AttributeError`.
             return {migrate_key(group): choice for group, choice in cast(dict[str, str], choices).items()}
+        return {}
+
+    def read_logger_runs(self) -> dict[str, str]:
+        """The identifier of this run at each logger that has one, by the name of the logger in the config."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            runs = json.loads(self.logger_runs.read_text()).items()
+            return {name: run for name, run in runs if isinstance(run, str) and re.fullmatch(r"[\w-]+", run)}
         return {}
 
     def write_status(self, state: str, step: int, reason: str = "") -> None:

@@ -41,6 +41,8 @@ NOT_IDENTITY = (
     "data.validation_tokens",
     "name",
     "on_divergence",
+    "checkpoint.every_n_steps",
+    "checkpoint.every_minutes",
 )
 # The length of training: a run may be extended.
 LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")

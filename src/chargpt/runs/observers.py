@@ -5,6 +5,7 @@ numbers and removals are used, so that no file can name code or a path.
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,16 +22,21 @@ log = logging.getLogger(__name__)
 GROUPS = ("callbacks", "logger")
 
 
-def restore_observers(directory: RunDirectory) -> dict[str, Any]:
+def restore_observers(directory: RunDirectory, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Composes `callbacks` and `logger` as the run recorded them; empty if it recorded nothing that can be used.
 
     Overrides of this command have priority. What is left out is logged.
+
+    Args:
+        saved: the settings of the run, to which those of callbacks and loggers refer, such as `${seed}`.
     """
     recorded = [override for override in map(_parse, directory.read_overrides()) if override is not None]
     typed = {override.key_or_group for override in map(_parse, task_overrides()) if override is not None}
     choices = directory.read_choices()
     selected = {override.key_or_group for override in recorded}
-    lines = [f"{group}={choices[group]}" for group in GROUPS if group in choices and group not in selected | typed]
+    unselected = [f"{group}={choices[group]}" for group in GROUPS if group in choices and group not in selected]
+    recorded = [override for override in map(_parse, unselected) if override is not None] + recorded
+    lines: list[str] = []
     left_out: list[str] = []
     for override in recorded:
         group, _, setting = override.key_or_group.partition(".")
@@ -45,12 +51,21 @@ def restore_observers(directory: RunDirectory) -> dict[str, Any]:
     if lines:
         try:
             config = recompose(lines)
+            config.name, config.seed = saved["name"], saved["seed"]
             observers = {group: OmegaConf.to_container(config[group], resolve=True) for group in GROUPS}
         except (HydraException, OmegaConfBaseException):
             left_out += lines
     if left_out:
         log.warning("not restored from the run, add it to this command to use it: %s", " ".join(left_out))
     return observers
+
+
+def selected_option(directory: RunDirectory, group: str) -> str:
+    """The override by which this command or else the run selected an option of `callbacks` or `logger`."""
+    parsed = [override for override in map(_parse, [*directory.read_overrides(), *task_overrides()]) if override]
+    lines = [f"{group}={directory.read_choices().get(group)}"]
+    lines += [override.input_line or "" for override in parsed if override.key_or_group == group]
+    return lines[-1]
 
 
 def _parse(line: str) -> Override | None:

@@ -42,6 +42,7 @@ from chargpt.training.setup import (
     Origin,
     Run,
     check_batch,
+    check_loggers,
     check_model,
     check_monitor,
     check_strategy,
@@ -151,7 +152,7 @@ def saved_config(
         saved |= {key: trained[key] for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3) if key in trained}
     saved["data"] = data_config(saved)
     saved = apply_overrides(saved, composed, task_overrides(), directory.read_choices())
-    return saved | restore_observers(directory)
+    return saved | restore_observers(directory, saved)
 
 
 def _build(
@@ -196,9 +197,17 @@ def _build(
     saved = {key: config[key] for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3)}
     identity = {"config": saved, "tokenizer": data.tokenizer.as_config(), "corpus_sha256": data.corpus_sha256}
     checkpoints = CheckpointCallback(
-        directory, metrics_callback, identity, last_is_intact=origin.checkpoint_path == directory.last
+        directory,
+        metrics_callback,
+        identity,
+        last_is_intact=origin.checkpoint_path == directory.last,
+        **(config.get("checkpoint") or {}),
     )
     recorder = RunRecorder(directory, config, origin, data, metrics_callback, messages)
+    if origin.resumed:
+        loggers = make_loggers(config["logger"], origin.step, directory.read_logger_runs())
+    else:
+        loggers = make_loggers(config["logger"], None)
     trainer = build_trainer(
         settings,
         data.batches_per_epoch,
@@ -214,7 +223,7 @@ def _build(
             checkpoints,
             RankErrorFile(directory),
         ],
-        logger=make_loggers(config["logger"], origin.step if origin.resumed else None),
+        logger=loggers,
         plugins=[ChecksumCheckpointIO()],
         default_root_dir=str(directory.path),
         enable_checkpointing=True,
@@ -224,6 +233,7 @@ def _build(
         trainer.limit_val_batches = limit_batches("trainer.limit_val_batches", trainer.limit_val_batches, batches)
     compilation.decide(trainer)
     check_strategy(module, trainer)
+    check_loggers(trainer)
     check_batch(data.batch_size, model, trainer.world_size)
     if trainer.strategy.root_device.type == "cpu":
         passes, local = trainer.accumulate_grad_batches, trainer.num_devices

@@ -1,4 +1,4 @@
-"""The header and the results that a run prints, and the hyperparameters for TensorBoard's HParams tab."""
+"""The header and the results that a run prints, and the hyperparameters for loggers."""
 
 import logging
 import os
@@ -6,11 +6,15 @@ import shlex
 import sys
 from typing import Any
 
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.markup import escape
 
 from chargpt.distributed import env
 from chargpt.invocation import command_line, python
+from chargpt.runs.observers import selected_option
 from chargpt.training import epochs
 from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.setup import Run
@@ -64,19 +68,23 @@ def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
     budget = parse_duration(settings["max_time"])
     if budget is not None and run.timer.time_fraction() >= 1:
         longer = f"trainer.max_time={2 * round(budget)}"
+    stopped = next((stop for stop in run.trainer.early_stopping_callbacks if stop.stopping_reason_message), None)
+    resume = [longer] if stopped is None else _resume_after(stopped, run)
     # The first word of the sample is a prompt that the vocabulary of this run contains.
     first_word = next((word for word in sample.split() if word.isalpha()), "")
     prompt = [f"prompt={first_word}"] if first_word else []
+    has_tensorboard = any(isinstance(logger, TensorBoardLogger) for logger in run.trainer.loggers)
     logdir = path.parent if path.is_absolute() else path.parts[0]
+    curves = shlex.join([*tensorboard, "--logdir", str(logdir)]) if has_tensorboard else str(run.directory.history)
     mfu = f", {run.metrics_callback.mfu:.0%} of the device's peak" if run.metrics_callback.mfu else ""
     rows = {
         "loss": _loss(metrics),
         "time": f"{metrics['steps']:,} steps in {metrics['train_seconds']:.0f} s of training, "
-        f"{metrics['tokens_per_second']:,.0f} tokens/s{mfu}",
+        f"{metrics['tokens_per_second']:,.0f} tokens/s{mfu}{_reason(stopped)}",
         "run": escape(f"{path}"),
         "sample": escape(command_line("sample", f"run={path}", *prompt)),
-        "metrics": escape(shlex.join([*tensorboard, "--logdir", str(logdir)])),
-        "resume": escape(command_line("train", f"resume={path}", longer)),
+        "metrics": escape(curves),
+        "resume": escape(command_line("train", f"resume={path}", *resume)),
     }
     for name, line in rows.items():
         if name in ("loss", "time") or not in_sweep:
@@ -110,19 +118,34 @@ class _Console(Console):
 
 
 def hyperparameters(config: dict[str, Any], module: LanguageModeling) -> dict[str, bool | str | float | int]:
-    """The hyperparameters by which the HParams tab compares runs: the model's scalars and the training settings."""
+    """The hyperparameters by which loggers compare runs: the model's scalars and the training settings."""
     scalars = {k: v for k, v in config["model"].items() if isinstance(v, bool | int | float | str) and k[0] != "_"}
     return {
         **scalars,
         "model": config["model"]["_target_"].rsplit(".", 1)[-1],
         "parameters": module.parameter_count,
         "optimizer": config["optimizer"]["_target_"].rsplit(".", 1)[-1],
-        "lr": config["optimizer"]["lr"],
+        **({"lr": config["optimizer"]["lr"]} if "lr" in config["optimizer"] else {}),
         "schedule": config["schedule"]["_target_"].rsplit(".", 1)[-1],
         "batch_size": config["data"]["batch_size"],
         "max_steps": config["trainer"]["max_steps"],
         "seed": config["seed"],
     }
+
+
+def _reason(stopped: EarlyStopping | None) -> str:
+    message = (stopped and stopped.stopping_reason_message) or ""
+    return f"; stopped early: {message.removesuffix(' Signaling Trainer to stop.')}" if message else ""
+
+
+def _resume_after(stopped: EarlyStopping, run: Run) -> list[str]:
+    """The overrides with which a run trains on that has stopped early."""
+    if "early_stopping" not in (run.config["callbacks"] or {}):  # added by its `_target_`, which resuming leaves out
+        return []
+    setting = "stopping_threshold=null"
+    if stopped.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
+        setting = f"patience={2 * stopped.patience}"
+    return [selected_option(run.directory, "callbacks"), f"callbacks.early_stopping.{setting}"]
 
 
 def format_count(count: int) -> str:

@@ -1,15 +1,18 @@
 """Builds and validates the components of a run: data, module, callbacks and loggers."""
 
 import difflib
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
@@ -28,6 +31,7 @@ from chargpt.training.callbacks.divergence import DivergenceRollback
 from chargpt.training.callbacks.metrics import SCORE, VALIDATION_METRICS, MetricsCallback
 from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.lightning_module import LanguageModeling
+from chargpt.training.loggers import dispatch
 
 log = logging.getLogger(__name__)
 
@@ -211,22 +215,44 @@ def make_callbacks(
     ]
 
 
-def make_loggers(configs: dict[str, Any] | None, step: int | None) -> list[Logger]:
+def make_loggers(
+    configs: dict[str, Any] | None, step: int | None, runs: Mapping[str, str] = MappingProxyType({})
+) -> list[Logger]:
     """Builds the loggers of the config: of this package, of Lightning or of the user.
 
     Args:
         step: the step of the checkpoint from which a run resumes; TensorBoard hides points that an interrupted run
             logged after it.
+        runs: the identifiers of this run at services that continue it, by the name of the logger.
 
     Raises:
         UserError: a logger cannot be instantiated, or is not a Lightning logger.
     """
 
-    def arguments(target: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-        is_tensorboard = inspect.isclass(target) and issubclass(target, TensorBoardLogger)
-        return {"purge_step": step + 1} if is_tensorboard and step is not None and "purge_step" not in config else {}
+    def arguments(name: str, target: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+        if step is None or not inspect.isclass(target):
+            return {}
+        resumed: dict[str, Any] = {"purge_step": step + 1} if issubclass(target, TensorBoardLogger) else {}
+        if name in runs and (parameter := dispatch.run_id_parameter(target)):
+            resumed[parameter] = runs[name]
+        return {key: value for key, value in resumed.items() if key not in config}
 
-    return [_make(config, f"logger.{name}", Logger, arguments) for name, config in (configs or {}).items() if config]
+    return [
+        _make(config, f"logger.{name}", Logger, functools.partial(arguments, name))
+        for name, config in (configs or {}).items()
+        if config
+    ]
+
+
+def check_loggers(trainer: L.Trainer) -> None:
+    """Raises `UserError` if a callback requires a logger and there is none."""
+    callbacks: list[L.Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] - not declared
+    for callback in callbacks:
+        if isinstance(callback, LearningRateMonitor | DeviceStatsMonitor) and not trainer.loggers:
+            raise UserError(
+                f"callbacks: {type(callback).__name__} requires a logger: add one, for example logger=csv, or remove "
+                f"this callback"
+            )
 
 
 def _unset_parameters(target: Any, config: Mapping[str, Any]) -> dict[str, inspect.Parameter]:

@@ -1,6 +1,7 @@
 """Saves checkpoints: the last and the previous one for resuming, the best one for inference."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from chargpt.checkpoint import torch_file
 from chargpt.checkpoint.torch_file import KEY
+from chargpt.errors import UserError
 from chargpt.runs.directory import RunDirectory
 from chargpt.training.callbacks.divergence import check_weights
 from chargpt.training.callbacks.metrics import MetricsCallback
 from chargpt.training.lightning_module import LanguageModeling
+from chargpt.training.loggers import dispatch
 from chargpt.version import __version__
 
 
@@ -29,7 +32,7 @@ class ChecksumCheckpointIO(TorchCheckpointIO):
 
 
 class CheckpointCallback(Checkpoint):
-    """Saves after each validation; keeps the last, the previous and the best checkpoint.
+    """Saves after each validation and at intervals; keeps the last, the previous and the best checkpoint.
 
     Without validation (`trainer.limit_val_batches=0`) it saves at the same steps, and the last checkpoint is the best.
 
@@ -41,6 +44,7 @@ class CheckpointCallback(Checkpoint):
         metrics_callback: provides the best step; its history is saved before each checkpoint.
         identity: plain data for each checkpoint: the config and the tokenizer.
         last_is_intact: whether the run resumes from `last.ckpt`; otherwise that file may be damaged.
+        every_n_steps, every_minutes: intervals of further checkpoints, which `InterruptHandler` saves; None for none.
     """
 
     def __init__(
@@ -49,13 +53,32 @@ class CheckpointCallback(Checkpoint):
         metrics_callback: MetricsCallback,
         identity: dict[str, Any],
         last_is_intact: bool = False,
+        every_n_steps: int | None = None,
+        every_minutes: float | None = None,
     ):
+        for name, value in {"every_n_steps": every_n_steps, "every_minutes": every_minutes}.items():
+            if value is not None and not value > 0:
+                raise UserError(f"checkpoint.{name}={value}: it must be more than 0, or null")
         self._run, self._metrics_callback = run, metrics_callback
         self._identity = identity
         self._last_is_intact = last_is_intact
+        self._every_n_steps, self._every_minutes = every_n_steps, every_minutes
+        self._saved_step, self._saved_at = 0, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step = trainer.global_step
+        self._step = self._saved_step = trainer.global_step
+        self._saved_at = time.monotonic()
+
+    def steps_are_due(self, step: int) -> bool:
+        """Whether a checkpoint is due by the number of steps; the same on all ranks."""
+        return bool(self._every_n_steps) and step % self._every_n_steps == 0 and step != self._saved_step
+
+    def time_is_due(self) -> bool:
+        """Whether a checkpoint is due by this rank's clock; then False until the next one is due."""
+        if not self._every_minutes or time.monotonic() - self._saved_at < 60 * self._every_minutes:
+            return False
+        self._saved_at = time.monotonic()  # with several ranks it is saved one step later
+        return True
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -82,17 +105,26 @@ class CheckpointCallback(Checkpoint):
         if trainer.is_global_zero:
             self._run.write_status("running", trainer.global_step)
 
+    def save_between_validations(self, trainer: L.Trainer) -> None:
+        """Saves a checkpoint that is due. Called on all ranks."""
+        self.save(trainer)
+        self._write_status(trainer)
+
     def save(self, trainer: L.Trainer) -> None:
         """Writes `last.ckpt`; an intact `last.ckpt` first becomes `previous.ckpt`. Called on all ranks."""
         check_weights(trainer, trainer.lightning_module)
         if trainer.is_global_zero:
             self._metrics_callback.history.save()
-        for logger in trainer.loggers:
-            logger.save()
+        dispatch.save(trainer.loggers)
         if self._last_is_intact:
             self.copy(self._run.last, self._run.previous)
         trainer.save_checkpoint(self._run.last)
         self._last_is_intact = True
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+
+    def _write_status(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero:
+            self._run.write_status("running", trainer.global_step)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = {"version": __version__, "devices": trainer.world_size, **self._identity}

@@ -1,4 +1,4 @@
-"""Stops a run between two steps: after a signal or the exit of the parent process, and if the loss is not finite."""
+"""Acts between two steps: stops after a signal or a loss that is not finite, and saves checkpoints that are due."""
 
 import contextlib
 import signal
@@ -25,9 +25,11 @@ from chargpt.training.lightning_module import LanguageModeling
 class InterruptHandler(L.Callback):
     """Saves a checkpoint and stops the run after a signal; stops it without saving if a loss is NaN or infinite.
 
+    It also saves the checkpoints that are due between validations.
+
     The signal handler only sets a flag, because a step must not be interrupted; a second signal kills the process.
     With several ranks, an asynchronous all-reduce during the previous step makes all ranks stop before the same step
-    and agree on whether a loss is not finite and on the time used.
+    and agree on whether a loss is not finite, on the time used, and on whether a checkpoint is due.
     """
 
     def __init__(
@@ -57,13 +59,15 @@ class InterruptHandler(L.Callback):
         number = self._signal or (signal.SIGTERM if parent_exited() else 0)
         newest = pl_module.train_losses[-trainer.accumulate_grad_batches :]
         used = self._timer.local_time_fraction() if trainer.is_global_zero else 0.0
-        reduced = self._reduce.exchange([number, self._detector.is_non_finite(newest), used])
+        due = self._checkpoints.time_is_due() if trainer.is_global_zero else False
+        reduced = self._reduce.exchange([number, self._detector.is_non_finite(newest), used, due])
         if reduced is None:
             return
         number, diverged, used = int(reduced[0]), bool(reduced[1]), reduced[2]
         if trainer.world_size > 1:
             self._timer.set_time_fraction(used)
-        if number and pl_module.train_losses:  # the losses of the newest steps may not have been checked
+        save = bool(reduced[3]) or self._checkpoints.steps_are_due(trainer.global_step)
+        if (number or save) and pl_module.train_losses:  # the losses of the newest steps may not have been checked
             diverged = diverged or not torch.isfinite(mean_losses(trainer, pl_module)).all()
         if diverged:
             self._metrics_callback.log_point(trainer, pl_module)  # raises DivergenceError
@@ -76,6 +80,10 @@ class InterruptHandler(L.Callback):
                     requeue()
             command = command_line("train", f"resume={self._run.path}")
             raise Interrupted(f"interrupted after step {step}, checkpoint saved. Resume with: {command}")
+        if save:
+            self._timer.start_activity("checkpoint", pl_module.device)
+            self._checkpoints.save_between_validations(trainer)
+            self._timer.start_activity("train", pl_module.device)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._reduce.finish()

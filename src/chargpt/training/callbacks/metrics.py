@@ -14,6 +14,7 @@ from chargpt.runs.score import Monitor
 from chargpt.training.callbacks.divergence import ADVICE, first_non_finite_step, mean_losses
 from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.lightning_module import LanguageModeling
+from chargpt.training.loggers import dispatch
 from chargpt.training.loggers.csv_history import CSVHistory
 from chargpt.training.trainer import peak_flops
 
@@ -207,5 +208,4 @@ class MetricsCallback(L.Callback):
 
     @staticmethod
     def _log(trainer: L.Trainer, point: dict[str, float], step: int) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics(point, step=step)
+        dispatch.log_metrics(trainer.loggers, point, step)

@@ -9,6 +9,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.data.datamodule import TextDataModule
@@ -20,6 +21,8 @@ from chargpt.training import report
 from chargpt.training.callbacks.checkpoint import CheckpointCallback
 from chargpt.training.callbacks.metrics import MetricsCallback
 from chargpt.training.lightning_module import LanguageModeling
+from chargpt.training.loggers import dispatch
+from chargpt.training.loggers.csv_history import rewind_earlier_versions
 from chargpt.training.loggers.tensorboard import TensorBoard
 from chargpt.training.setup import Origin
 from chargpt.training.trainer import device_name
@@ -103,14 +106,28 @@ class RunRecorder(L.Callback):
                 CheckpointCallback.copy(origin.checkpoint_path, directory.best)
         if origin.resumed:
             self._metrics_callback.history.rewind(step)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoard):
-                logger.open(first_step=step + 1 if origin.resumed else None)
-                logger.start_hparams(report.hyperparameters(self._config, module))
-                logger.log_text("config", OmegaConf.to_yaml(config), step)
+        self._open_loggers(trainer, module)
+        dispatch.log_text(trainer.loggers, "config", OmegaConf.to_yaml(config), step)
         if directory.metrics.exists():
             directory.metrics.replace(directory.metrics_before)
         directory.write_status("running", step)
+
+    def _open_loggers(self, trainer: L.Trainer, module: LanguageModeling) -> None:
+        directory, origin, step = self._directory, self._origin, self._origin.step
+        names = [name for name, settings in (self._config["logger"] or {}).items() if settings]
+        continued = directory.read_logger_runs() if origin.resumed else {}
+        runs = {}
+        for name, logger in zip(names, trainer.loggers, strict=False):
+            if isinstance(logger, TensorBoard):
+                logger.open(first_step=step + 1 if origin.resumed else None)
+            if isinstance(logger, CSVLogger) and origin.resumed:
+                rewind_earlier_versions(logger, directory.path, step)
+            if name not in continued:  # MLflow refuses to change hyperparameters, such as those of a longer run
+                dispatch.log_hyperparams(logger, report.hyperparameters(self._config, module))
+            if dispatch.run_id_parameter(type(logger)):
+                runs[name] = str(logger.version)
+        if runs:
+            write_json(directory.logger_runs, continued | runs)
 
     def _open_log(self) -> None:
         self._log = _LogFile(self._directory.log, encoding="utf-8", errors="backslashreplace")

@@ -7,11 +7,12 @@ from chargpt.data.datamodule import TextDataModule
 from chargpt.errors import UserError
 from chargpt.inference.generate import generate
 from chargpt.training.lightning_module import LanguageModeling
+from chargpt.training.loggers import dispatch
 from chargpt.utils.seeding import SAMPLE, fold_in
 
 
 class Samples(L.Callback):
-    """Logs a sample to every logger with a `log_text` method. Sampling has its own random generator.
+    """Logs a sample to every logger that takes text. Sampling has its own random generator.
 
     Args:
         max_new_tokens: length of the sample; 0 for none.
@@ -27,8 +28,8 @@ class Samples(L.Callback):
         if trainer.sanity_checking:
             return
         sharded = isinstance(trainer.strategy, FSDPStrategy)  # rank 0 has only a shard of the weights
-        log_methods = [method for logger in trainer.loggers if (method := getattr(logger, "log_text", None))]
-        if sharded or not log_methods or not trainer.is_global_zero or not self._max_new_tokens:
+        has_reader = any(map(dispatch.takes_text, trainer.loggers))
+        if sharded or not has_reader or not trainer.is_global_zero or not self._max_new_tokens:
             return
         data: TextDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] - not declared
         assert isinstance(pl_module, LanguageModeling)  # Lightning declares its base class
@@ -37,5 +38,4 @@ class Samples(L.Callback):
         prompt_N = data.val_tokens_N[:1]
         tokens = generate(pl_module.model, prompt_N, self._max_new_tokens, seed=fold_in(self._seed, SAMPLE, step))
         text = "".join(tokenizer.decode(new_1) for new_1 in tokens)
-        for log_text in log_methods:
-            log_text("sample", text, step)
+        dispatch.log_text(trainer.loggers, "sample", text, step)

@@ -2,9 +2,11 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger
 
 from chargpt.utils.atomic_write import atomic_write_text
 
@@ -50,15 +52,34 @@ class CSVHistory:
 
     def rewind(self, step: int) -> None:
         """Drops the rows after `step`; a resumed run writes them again."""
-        if not self._path.exists():
-            return
-        with self._path.open(newline="", errors="replace") as file:
-            rows = [row for row in csv.DictReader(file) if _is_complete(row) and int(row["step"]) <= step]
-        kept = io.StringIO()
-        writer = csv.DictWriter(kept, self._columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        atomic_write_text(self._path, kept.getvalue())
+        if self._path.exists():
+            _rewind(self._path, step, self._columns)
+
+
+def rewind_earlier_versions(logger: CSVLogger, folder: Path, step: int) -> None:
+    """Drops the rows after `step` that earlier parts of a resumed run wrote with Lightning's `CSVLogger`.
+
+    Args:
+        logger: that of this part, which writes to another `version_N`.
+        folder: the run directory; files elsewhere may belong to other runs.
+    """
+    root = Path(logger.root_dir)
+    if root.absolute().is_relative_to(folder.absolute()):
+        for file in root.glob("version_*/metrics.csv"):
+            if file.parent != Path(logger.log_dir):
+                _rewind(file, step)
+
+
+def _rewind(path: Path, step: int, columns: Sequence[str] | None = None) -> None:
+    with path.open(newline="", errors="replace") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if _is_complete(row) and int(row["step"]) <= step]
+        columns = columns or reader.fieldnames or ["step"]
+    kept = io.StringIO()
+    writer = csv.DictWriter(kept, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write_text(path, kept.getvalue())
 
 
 def _is_complete(row: dict[str, Any]) -> bool:

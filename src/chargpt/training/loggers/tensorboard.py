@@ -42,10 +42,6 @@ class TensorBoard(TensorBoardLogger):
             _mark_restart(writer, first_step)
         self._writer.open(writer)
 
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Ignores Lightning's call; `start_hparams` logs the hyperparameters."""
-
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
@@ -64,7 +60,7 @@ class TensorBoard(TensorBoardLogger):
         self.experiment.add_text(name, indented, step)
 
     @rank_zero_only
-    def start_hparams(self, params: dict[str, bool | str | float | int]) -> None:
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Adds the run to the HParams tab, with its losses as the metrics to compare."""
         from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415 - tensorboard is slow to import
 
