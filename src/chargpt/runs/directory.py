@@ -213,7 +213,7 @@ def provenance(corpus: str, corpus_sha256: str, device: str, devices: int, threa
     packages = ("chargpt", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": [*program_name().split(), *sys.argv[1:]],
+        "command": [*program_name().split(), *(text for text in sys.argv[1:] if not text.startswith("trust="))],
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
         **git_state(),
