@@ -2,16 +2,20 @@
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import hydra
+import nbformat
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from nbclient import NotebookClient
 
 import chargpt
 from tests.conftest import REPO
@@ -157,3 +161,64 @@ def test_a_plain_script(overrides, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "steps 20 20" in done.stdout
     assert "rows 2 20" in done.stdout
+
+
+def run_notebook(folder: Path, *cells: str) -> list[nbformat.NotebookNode]:
+    """Runs the cells in a new kernel; returns the output of each."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    return [cell.outputs for cell in notebook.cells]
+
+
+def printed(outputs: list) -> str:
+    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+
+
+INTERRUPT = """
+import _thread, threading
+threading.Timer(8, _thread.interrupt_main).start()  # as the button of the notebook
+try:
+    chargpt.train([*overrides, "name=interrupted", "trainer.max_steps=1000000", "resume=auto"])
+except chargpt.Interrupted as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_notebook(overrides, tmp_path):
+    outputs = run_notebook(
+        tmp_path,
+        f"import chargpt\noverrides = {overrides}",
+        "run = chargpt.train(overrides)\nprint(run.metrics['steps'])",
+        "print(run.load().generate('T', 5))",
+        "table = chargpt.sweep([*overrides, 'model.n_layer=1,2'])\nprint(len(table.rows), table.best.metrics['steps'])",
+        INTERRUPT,
+        "status = (table.path.parents[1] / 'interrupted').rglob('status.json')\nprint([p.read_text() for p in status])",
+    )
+    assert "20\n" in printed(outputs[1])
+    (bar,) = [output for output in outputs[1] if "20/20" in output.get("data", {}).get("text/plain", "")]
+    assert "tokens/s" in bar.data["text/html"]
+    assert len(printed(outputs[2])) == 7
+    assert printed(outputs[3]).endswith("2 20\n")
+    assert "checkpoint saved. Resume with: " in printed(outputs[4])
+    assert "interrupted" in printed(outputs[5])
+
+
+def code_blocks(page: Path, *words: str) -> str:
+    """The Python code blocks of a page that contain one of the words, one after another."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    return "\n".join(block for block in blocks if any(word in block for word in words))
+
+
+@pytest.mark.slow
+def test_the_documented_trainer_of_ones_own_trains(overrides, tmp_path):
+    code = code_blocks(REPO / "docs" / "inference.md", "L.Trainer")
+    code = code.replace("from_tiny_shakespeare(", f"from_files({str(tmp_path / 'text.txt')!r}, ").replace(
+        "max_steps=300, val_check_interval=100", "max_steps=20, val_check_interval=10"
+    )
+    (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 200)
+    (tmp_path / "mine.py").write_text(code + "\nprint('steps', trainer.global_step, trainer.callback_metrics)\n")
+    done = subprocess.run([sys.executable, "mine.py"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "steps 20" in done.stdout
+    assert "val/loss" in done.stdout

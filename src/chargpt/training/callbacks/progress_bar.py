@@ -74,14 +74,7 @@ class TrainingProgressBar(ProgressBar):
         if self._bar is None or now - self._drawn < self._refresh_seconds:
             return
         self._drawn = now
-        loss = self._metrics_callback.train_loss
-        self._bar.update(
-            self._task,
-            completed=trainer.global_step,
-            description=f"loss {loss:.3f}" if loss is not None else "",
-            speed=f"{self._metrics_callback.tokens_per_second:,.0f} tokens/s",
-        )
-        self._redraw(self._bar)
+        self._redraw(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._quiet:
@@ -99,20 +92,27 @@ class TrainingProgressBar(ProgressBar):
         )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._close()
+        self._close(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._close()
+        self._close(trainer)
 
-    def _close(self) -> None:
+    def _redraw(self, trainer: L.Trainer) -> None:
+        if self._bar is None:
+            return
+        loss = self._metrics_callback.train_loss
+        self._bar.update(
+            self._task,
+            completed=trainer.global_step,
+            description=f"loss {loss:.3f}" if loss is not None else "",
+            speed=f"{self._metrics_callback.tokens_per_second:,.0f} tokens/s",
+            refresh=True,
+        )
+        if self._display is not None:
+            self._display.update(self._bar)
+
+    def _close(self, trainer: L.Trainer) -> None:
         if self._bar is not None:
-            if self._display is not None:
-                self._redraw(self._bar)
+            self._redraw(trainer)
             self._bar.stop()
             self._bar = self._display = None
-
-    def _redraw(self, bar: Bar) -> None:
-        if self._display is None:
-            bar.refresh()
-        else:
-            self._display.update(bar)
