@@ -1,6 +1,5 @@
 """examples/my_project, used from a folder outside the repository: its code is none of chargpt's."""
 
-import os
 import re
 import shlex
 import shutil

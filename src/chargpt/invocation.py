@@ -1,17 +1,20 @@
 """How this process was started: `python train.py` in a clone, or `chargpt train` of the installed package.
 
-Messages print commands in the form that the user typed, and child processes are started in the same way.
+Messages print commands in the form that the user typed, and child processes are started in the same way. A call of the
+Python API counts as `chargpt train`.
 """
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _console_command = ""  # the command that follows `chargpt`; empty for a script such as train.py
+_arguments: list[str] | None = None  # of a call from Python; otherwise they are in sys.argv
 _config_dir: str | None = None  # the folder of --config-dir
 _trust: tuple[str, ...] = ()  # the packages that a command must trust to load the run of this process
 
@@ -31,6 +34,23 @@ def use_options(config_dir: str | None, trust: Iterable[str]) -> None:
     """
     global _config_dir, _trust
     _config_dir, _trust = config_dir, tuple(trust)
+
+
+@contextlib.contextmanager
+def called_from_python(arguments: list[str]) -> Iterator[None]:
+    """In this context, this process counts as `chargpt train ARGUMENTS`, whatever program it is."""
+    global _console_command, _arguments, _config_dir, _trust
+    saved = _console_command, _arguments, _config_dir, _trust
+    _console_command, _arguments = "train", arguments
+    try:
+        yield
+    finally:
+        _console_command, _arguments, _config_dir, _trust = saved
+
+
+def arguments() -> list[str]:
+    """The arguments of this command: overrides and flags."""
+    return sys.argv[1:] if _arguments is None else _arguments
 
 
 def program_name() -> str:

@@ -3,12 +3,13 @@
 import csv
 
 from chargpt.runs.record import read_run
-from chargpt.sweeps.csv_report import write_csv
+from chargpt.sweeps.csv_report import table_rows, write_csv
 from chargpt.sweeps.ranking import rank_by_monitor
 
 
 def rows(folder, *paths) -> list[dict[str, str]]:
-    write_csv(rank_by_monitor([read_run(path) for path in paths]), folder / "sweep.csv")
+    rankings = rank_by_monitor([read_run(path) for path in paths])
+    write_csv(table_rows(rankings, folder), folder / "sweep.csv")
     with (folder / "sweep.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 

@@ -71,7 +71,7 @@ def entry_point(config_name: str) -> Callable[[Command], Callable[[], None]]:
                 traceback.print_exc()
                 code = ExitCode.FAILED
             for handler in logging.getLogger().handlers:
-                if isinstance(handler, _StderrHandler):  # an interrupted import of torch logs statistics at exit
+                if isinstance(handler, StderrHandler):  # an interrupted import of torch logs statistics at exit
                     handler.setLevel(logging.WARNING)
             env.exit_process(code)
 
@@ -81,32 +81,24 @@ def entry_point(config_name: str) -> Callable[[Command], Callable[[], None]]:
 
 
 def _run(command: Command, config_name: str) -> int:
-    _limit_openmp_spin()
-    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[_StderrHandler()])
+    limit_openmp_spin()
+    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[StderrHandler()])
     try:
         parser = _make_parser()
         args = _parse_arguments(parser, config_name)
-        trust, args.overrides = _extract_trust(args.overrides)
+        args.overrides, trust = prepare_overrides(args.overrides, args.multirun)
         folder, name = Path(args.config_path or config_folder()).absolute(), args.config_name or config_name
         if not folder.is_dir():
             raise UserError(f"--config-path={args.config_path} is not a folder (relative to {Path.cwd()})")
         overrides = [*searchpath(args.config_dir, args.overrides), *args.overrides]
         with hydra.initialize_config_dir(str(folder), job_name=config_name, version_base="1.3"):
             if args.multirun:
-                from chargpt.sweeps.sweep import sweep  # noqa: PLC0415 - only for -m, and adds a third to the start-up
-
-                check_overrides(name, overrides, sweep=True)
-                trusted = [f"trust=[{','.join(trust)}]"] if trust else []
-                return sweep(name, overrides, [*_job_flags(args, folder), *trusted])
+                results, _ = run_sweep(name, overrides, trust, _job_flags(args, folder))
+                return _sweep_code([result["code"] for result in results])
             if flag := next((flag for flag in EXCLUSIVE_FLAGS[:-2] if getattr(args, flag)), None):
                 _print_info(flag, parser, args, name, overrides)
                 return ExitCode.DONE
-            config = compose(name, overrides)
-            with open_dict(config):
-                config.trust = list(trust)
-            components = [OmegaConf.to_container(config[key]) for key in COMPONENTS if config.get(key) is not None]
-            use_options(args.config_dir, sorted({*trust, *packages_to_trust(components)}))
-            command(config)
+            command(compose_command(name, overrides, args.config_dir, trust))
     except BrokenPipeError:  # standard output was closed, as by `sample.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except tuple(EXIT_CODES) as error:
@@ -114,6 +106,56 @@ def _run(command: Command, config_name: str) -> int:
             _error_line(error), next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
         )
     return ExitCode.DONE
+
+
+def prepare_overrides(overrides: list[str], sweep: bool = False) -> tuple[list[str], tuple[str, ...]]:
+    """Quotes texts and paths, translates old names, and separates `trust=` from the other overrides.
+
+    Args:
+        sweep: whether a setting may have several values; then nothing is quoted.
+
+    Returns:
+        The overrides for Hydra, and the trusted packages.
+    """
+    if not sweep:
+        overrides = [quote(override) for override in overrides]
+    overrides = [_current_override(without_plus(override)) for override in overrides]
+    if any(override.startswith(("resume=", "rerun=")) for override in overrides):
+        # Then data.path is the new location of the run's text; ++, because data.path may not exist in this config.
+        overrides = [re.sub(r"^data\.path=", "++data.path=", override) for override in overrides]
+    trust, overrides = _extract_trust(overrides)
+    return overrides, trust
+
+
+def compose_command(name: str, overrides: list[str], config_dir: str | None, trust: tuple[str, ...]) -> DictConfig:
+    """Composes the config of a command, with the trusted packages as `trust`, within `initialize_config_dir`.
+
+    Raises:
+        UserError: as `chargpt.config.compose.compose`.
+    """
+    config = compose(name, overrides)
+    with open_dict(config):
+        config.trust = list(trust)
+    components = [OmegaConf.to_container(config[key]) for key in COMPONENTS if config.get(key) is not None]
+    use_options(config_dir, sorted({*trust, *packages_to_trust(components)}))
+    return config
+
+
+def run_sweep(
+    name: str, overrides: list[str], trust: tuple[str, ...], flags: list[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Checks the overrides of a sweep and runs it, within `initialize_config_dir`: see `chargpt.sweeps.sweep.sweep`."""
+    from chargpt.sweeps.sweep import sweep  # noqa: PLC0415 - only for -m, and adds a third to the start-up
+
+    check_overrides(name, overrides, sweep=True)
+    return sweep(name, overrides, [*flags, *([f"trust=[{','.join(trust)}]"] if trust else [])])
+
+
+def _sweep_code(codes: list[int]) -> int:
+    """The exit code of a sweep: `ExitCode.FAILED` if any job failed, `ExitCode.USER_ERROR` if all were refused."""
+    if set(codes) == {ExitCode.USER_ERROR}:
+        return ExitCode.USER_ERROR
+    return ExitCode.FAILED if any(codes) else ExitCode.DONE
 
 
 def _print_info(
@@ -173,7 +215,7 @@ def _error_line(error: BaseException) -> str:
     return short_error(error) if isinstance(error, OmegaConfBaseException) else str(error)
 
 
-def _limit_openmp_spin() -> None:
+def limit_openmp_spin() -> None:
     """Makes OpenMP threads that wait for each other sleep after about a millisecond. Call it before torch is imported.
 
     By default they spin for longer: on two cores with one other busy program, a step takes 18 times as long, with this
@@ -183,7 +225,7 @@ def _limit_openmp_spin() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
 
-class _StderrHandler(logging.StreamHandler):
+class StderrHandler(logging.StreamHandler):
     """Writes to the current `sys.stderr`, which a progress bar replaces."""
 
     stream = property(lambda self: sys.stderr, lambda self, stream: None)
@@ -194,6 +236,8 @@ def _print_error(message: str, code: int) -> int:
         raise  # noqa: PLE0704 - only called where an exception is handled
     if code == ExitCode.USER_ERROR:
         env.report_to_parent(message)
+        if env.LOCK_FD_ENV in os.environ:  # the parent process prints it
+            return code
     if env.get_rank() == 0:  # the other ranks have the same error
         sys.stderr.write(f"{program_name()}: {message}\n")
     return code
@@ -242,17 +286,11 @@ def _current_override(override: str) -> str:
 
 
 def _parse_arguments(parser: argparse.ArgumentParser, command: str) -> argparse.Namespace:
-    """Parses the command line and quotes its texts and paths."""
+    """Parses the command line."""
     args = parser.parse_intermixed_args()
     flags = [f"--{name.replace('_', '-')}" for name in EXCLUSIVE_FLAGS if getattr(args, name)]
     if len(flags) > 1:
         raise UserError(f"{' and '.join(flags)} cannot be combined: use one of them")
     if args.multirun and command != "train":
         raise UserError(f"-m is only for training: {program_name()} takes one value per setting")
-    if not args.multirun:
-        args.overrides = [quote(override) for override in args.overrides]
-    args.overrides = [_current_override(without_plus(override)) for override in args.overrides]
-    if any(override.startswith(("resume=", "rerun=")) for override in args.overrides):
-        # Then data.path is the new location of the run's text; ++, because data.path may not exist in this config.
-        args.overrides = [re.sub(r"^data\.path=", "++data.path=", override) for override in args.overrides]
     return args

@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,9 +24,11 @@ from chargpt.distributed.env import (
     STOP_SIGNALS,
     forwarded_signals,
     parent_exited,
+    read_report,
+    set_handlers,
 )
 from chargpt.errors import ExitCode
-from chargpt.invocation import child_command
+from chargpt.invocation import arguments, child_command
 from chargpt.runs import lock
 from chargpt.runs.directory import RunDirectory
 
@@ -57,6 +58,9 @@ class WorkerGroup:
         count: number of processes.
         resume: the directory of the run to resume, or `never`.
         directory: the run directory, locked by this process; the ranks inherit the lock.
+
+    Attributes:
+        user_error: the error of the rank that was refused; empty if there is none, or before the end of `wait`.
     """
 
     def __init__(self, count: int, resume: str, directory: RunDirectory):
@@ -64,8 +68,8 @@ class WorkerGroup:
         self._logs = [directory.path / f"rank_{rank}.log" for rank in range(count)]
         directory.remove_temporary_files()
         replaced = ("resume=", "hydra.run.dir=")
-        arguments = [argument for argument in sys.argv[1:] if not argument.lstrip("+").startswith(replaced)]
-        arguments += [f"resume={quote_value(resume)}", f"hydra.run.dir={quote_value(str(directory.path))}"]
+        overrides = [argument for argument in arguments() if not argument.lstrip("+").startswith(replaced)]
+        overrides += [f"resume={quote_value(resume)}", f"hydra.run.dir={quote_value(str(directory.path))}"]
         descriptor = lock.file_descriptor(directory.path)
         self._folder = tempfile.TemporaryDirectory(prefix="chargpt-")
         environment = os.environ | {
@@ -73,15 +77,17 @@ class WorkerGroup:
             LOCK_FD_ENV: str(descriptor),
             PARENT_PID_ENV: str(os.getpid()),
         }
-        self._command = [*child_command(), *arguments]
+        self._command = [*child_command(), *overrides]
         self._environment, self._descriptor = environment, descriptor
         self._processes: list[subprocess.Popen] = []
         self._killed: set[int] = set()
-        self._error_pipes = [int(os.environ[ERROR_PIPE_ENV])] if ERROR_PIPE_ENV in os.environ else []
+        self.user_error = ""
+        self._errors, self._error_pipe = os.pipe()
+        environment[ERROR_PIPE_ENV] = str(self._error_pipe)
         self._signal = 0  # the last one received
         self._deadline = float("inf")  # when the remaining processes are killed
         self._ready, ready = os.pipe()
-        self._handlers = {number: signal.signal(number, self._forward_signal) for number in forwarded_signals()}
+        self._handlers = set_handlers(dict.fromkeys(forwarded_signals(), self._forward_signal))
         self._start(0, {READY_PIPE_ENV: str(ready)}, [ready])
         os.close(ready)
 
@@ -95,7 +101,7 @@ class WorkerGroup:
                     env=self._environment | environment | {"LOCAL_RANK": str(rank)},
                     stdout=output,
                     stderr=output,
-                    pass_fds=[self._descriptor, *descriptors, *self._error_pipes],
+                    pass_fds=[self._descriptor, self._error_pipe, *descriptors],
                     process_group=0,
                 )
             )
@@ -138,8 +144,9 @@ class WorkerGroup:
             self._kill()
             self._folder.cleanup()
             os.close(self._ready)
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
+            os.close(self._error_pipe)
+            self.user_error = read_report(self._errors)
+            set_handlers(self._handlers)
         for file in self._logs:
             if file.exists() and not file.stat().st_size:
                 file.unlink()

@@ -23,6 +23,7 @@ from chargpt.distributed.env import (
     num_processes,
     received_signals,
     request_stop,
+    set_handlers,
 )
 from chargpt.distributed.slurm import PREEMPTION_SIGNAL
 from chargpt.errors import ExitCode, UserError
@@ -35,32 +36,51 @@ from chargpt.sweeps import naming  # noqa: F401 - registers the resolver of hydr
 log = logging.getLogger(__name__)
 
 
-def train(config: DictConfig) -> None:
+class RunEnded(SystemExit):
+    """The run did not finish, and this has been reported: a rank has failed, or an earlier command.
+
+    Args:
+        code: the exit code.
+        directory: that of the run.
+        reason: one line; by default that in status.json.
+    """
+
+    def __init__(self, code: int, directory: RunDirectory, reason: str = ""):
+        super().__init__(code)
+        status = directory.read_status()
+        self.directory, self.state, self.reason = directory.path, status["state"], reason or status["reason"]
+
+
+def train(config: DictConfig) -> RunDirectory:
     """Trains in this process, or in one process per device.
+
+    Returns:
+        The directory of the run.
 
     Raises:
         UserError, Interrupted, DivergenceError: as `chargpt.training.loop.train`.
-        SystemExit: a rank started by this process has failed or was interrupted.
+        RunEnded: a rank started by this process has failed or was interrupted, or `resume=auto` finds a failed run.
     """
     if LOCK_FD_ENV in os.environ:  # a rank started by `WorkerGroup`
         exit_with_parent()
-        _train_in_process(config, RunDirectory(HydraConfig.get().run.dir))
-        return
+        directory = RunDirectory(HydraConfig.get().run.dir)
+        _train_in_process(config, directory)
+        return directory
     is_rank_zero = get_rank() == 0  # other ranks (of torchrun or srun) decide alike, without writing
     original = original_run(config.rerun, config.resume)
     directory = RunDirectory(_resolve_run_dir(config, original))
     try:
         if config.resume == "auto":
             if not _should_train(config, directory, is_rank_zero):
-                return
+                return directory
         elif config.resume != "never" and is_rank_zero and directory.path.is_dir():
             lock.acquire(directory.path)
         claim = is_rank_zero and config.resume == "never"
         count = 1 if launched_as_rank() else _num_workers(config, original or directory)
         if count == 1:
             _train_in_process(config, directory, claim)
-        elif code := _train_in_workers(count, config.resume, directory):
-            raise SystemExit(code)
+        else:
+            _train_in_workers(count, config.resume, directory)
     except BaseException as error:
         if isinstance(error, UserError):
             lock.release_and_remove_all()
@@ -68,6 +88,7 @@ def train(config: DictConfig) -> None:
         raise
     finally:
         lock.release_all()
+    return directory
 
 
 def _resolve_run_dir(config: DictConfig, original: RunDirectory | None) -> Path:
@@ -98,9 +119,10 @@ def _should_train(config: DictConfig, directory: RunDirectory, is_rank_zero: boo
     """Whether to train with `resume=auto`; sets `config.resume` to the directory or to "never"."""
     decision = (auto_resume.resolve if is_rank_zero else auto_resume.inspect)(config, directory)
     if decision in (auto_resume.Decision.SKIP_FINISHED, auto_resume.Decision.SKIP_FAILED):
-        log.info("%s", auto_resume.describe(directory, decision))
+        reason = auto_resume.describe(directory, decision)
+        log.info("%s", reason)
         if code := auto_resume.exit_code(directory, decision):
-            raise SystemExit(code)
+            raise RunEnded(code, directory, reason)
         return False
     config.resume = str(directory.path) if decision == auto_resume.Decision.RESUME else "never"
     return True
@@ -126,9 +148,7 @@ def _train_in_process(config: DictConfig, directory: RunDirectory, claim: bool =
         claim: whether to create and lock the directory first.
     """
     # Used until training installs its own handlers.
-    handlers = {
-        number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM, PREEMPTION_SIGNAL)
-    }
+    handlers = set_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM, PREEMPTION_SIGNAL), request_stop))
     try:
         unblock_signals()
         if claim:
@@ -139,8 +159,7 @@ def _train_in_process(config: DictConfig, directory: RunDirectory, claim: bool =
 
         train_run(settings, directory)
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        set_handlers(handlers)
         received_signals.clear()
 
 
@@ -167,8 +186,13 @@ def _num_workers(config: DictConfig, directory: RunDirectory) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _train_in_workers(count: int, resume: str, directory: RunDirectory) -> int:
-    """Starts the ranks and waits for them. Returns the exit code of the run."""
+def _train_in_workers(count: int, resume: str, directory: RunDirectory) -> None:
+    """Starts the ranks and waits for them.
+
+    Raises:
+        UserError: a rank was refused.
+        RunEnded: a rank has failed or was interrupted.
+    """
     with block_signals():
         if resume == "never":
             _claim_directory(directory)
@@ -176,6 +200,10 @@ def _train_in_workers(count: int, resume: str, directory: RunDirectory) -> int:
     code = ranks.wait()
     if code in (ExitCode.USER_ERROR, ExitCode.INTERRUPTED):  # then training may not have started
         directory.remove_if_unused()
+    if code == ExitCode.DONE:
+        return
+    if code == ExitCode.USER_ERROR and ranks.user_error:
+        raise UserError(ranks.user_error)
     status = directory.read_status()
     if code == ExitCode.INTERRUPTED and status["state"] == "running":  # during start-up, or by a second signal
         reason = "a second signal" if status["step"] else "before its first step"
@@ -185,4 +213,4 @@ def _train_in_workers(count: int, resume: str, directory: RunDirectory) -> int:
     if code == ExitCode.FAILED and (reason := ranks.first_failure()):
         directory.write_status("failed", status["step"], reason)
         sys.stderr.write(f"{program_name()}: {reason}. The logs are in {directory.path}\n")
-    return code
+    raise RunEnded(code, directory)

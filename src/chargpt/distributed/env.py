@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from chargpt.errors import ExitCode
@@ -40,6 +40,13 @@ def forwarded_signals() -> list[signal.Signals]:
         signal.SIGUSR1: lambda handler: handler is signal.SIG_DFL,
     }
     return [n for n in STOP_SIGNALS if n not in conditions or conditions[n](signal.getsignal(n))]
+
+
+def set_handlers(handlers: Mapping[int, Any]) -> dict[int, Any]:
+    """Sets signal handlers, and returns the previous ones. Does nothing in a thread: only the main thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
 
 def launched_as_rank() -> bool:
@@ -75,7 +82,14 @@ def report_to_parent(message: str) -> None:
     """Sends an error message to the parent process if it has opened a pipe for it."""
     if (pipe := os.environ.get(ERROR_PIPE_ENV)) is not None:
         with contextlib.suppress(OSError):
-            os.write(int(pipe), message.encode(errors="replace")[:4000])
+            os.write(int(pipe), message.encode(errors="replace")[:4000] + b"\0")
+
+
+def read_report(pipe: int) -> str:
+    """Closes the reading end of the pipe of `report_to_parent`. Returns the first message; empty if there is none."""
+    with os.fdopen(pipe, "rb") as file:
+        os.set_blocking(pipe, False)
+        return (file.read() or b"").partition(b"\0")[0].decode(errors="replace")
 
 
 def num_processes(devices: Any) -> int | None:

@@ -4,10 +4,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from chargpt.errors import UserError
 from chargpt.runs.record import read_run
-from chargpt.sweeps.csv_report import write_csv
+from chargpt.sweeps.csv_report import table_rows, write_csv
 from chargpt.sweeps.naming import folder_name
 from chargpt.sweeps.plots.sweep_figure import plot_sweep
 from chargpt.sweeps.ranking import Ranking, rank_by_monitor
@@ -16,13 +17,16 @@ from chargpt.utils.atomic_write import atomic_write
 from chargpt.utils.paths import printable
 
 
-def compare(runs: Sequence[Path], folder: Path) -> None:
+def compare(runs: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
     """Prints the tables of the runs, and writes sweep.csv and sweep.png into `folder`.
 
     If the runs have different monitors, each monitor has its own table and figure, such as `sweep_val_loss.png`.
 
     Args:
         runs: run directories, in any state.
+
+    Returns:
+        The rows of sweep.csv.
 
     Raises:
         UserError: `folder` cannot be written, or there are no runs.
@@ -32,10 +36,11 @@ def compare(runs: Sequence[Path], folder: Path) -> None:
     with _report_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     rankings = rank_by_monitor([read_run(Path(run)) for run in runs])
+    rows = table_rows(rankings, folder)
     figures = _figure_names(rankings)
     try:
         with _report_write_errors(folder):
-            write_csv(rankings, folder / "sweep.csv")
+            write_csv(rows, folder / "sweep.csv")
             for ranking, figure in zip(rankings, figures, strict=True):
                 _save_figure(ranking, folder / figure)
     finally:  # print the table even if the files cannot be written
@@ -43,6 +48,7 @@ def compare(runs: Sequence[Path], folder: Path) -> None:
             print_ranking(ranking, folder, titled=len(rankings) > 1)
     for name, file in (("table", "sweep.csv"), *(("figure", figure) for figure in figures)):
         print(f"{name:>10}  {printable(folder / file)}")
+    return rows
 
 
 def _figure_names(rankings: Sequence[Ranking]) -> list[str]:

@@ -14,24 +14,30 @@ from chargpt.sweeps.swept_params import ABSENT
 from chargpt.utils.atomic_write import atomic_write_text
 
 
-def write_csv(rankings: Sequence[Ranking], path: Path) -> None:
-    """Writes the path (relative to the file's folder), state, swept settings and all metrics of each run."""
+def table_rows(rankings: Sequence[Ranking], folder: Path) -> list[dict[str, Any]]:
+    """The path (relative to `folder`), state, swept settings and metrics of each run; `ABSENT` where it has none."""
     runs = [(run, row) for ranking in rankings for row in ranking.rows for run in row.runs]
     keys = [*dict.fromkeys([*(key for ranking in rankings for key in ranking.keys), "seed"])]
     metrics = dict.fromkeys(name for run, _ in runs for name in run.metrics if name not in keys)
-    last_columns = dict.fromkeys(f"last_{ranking.monitor.name}" for ranking in rankings)
-    header = ["run", "state", "reason", *keys, *metrics, "training_flops", "last_step", *last_columns]
+    rows = []
+    for run, row in runs:
+        all_metrics = _monitor_metrics(run) | run.metrics
+        cells: dict[str, Any] = {"run": short_path(run.path, folder), "state": run.state, "reason": run.reason}
+        cells |= {key: run.seed if key == "seed" else row.values.get(key, ABSENT) for key in keys}
+        cells |= {name: all_metrics.get(name, ABSENT) for name in metrics}
+        cells["training_flops"] = ABSENT if run.training_flops is None else run.training_flops
+        cells["last_step"], score = run.last_values.get(row.monitor.name, (ABSENT, ABSENT))
+        cells |= dict.fromkeys((f"last_{ranking.monitor.name}" for ranking in rankings), ABSENT)
+        rows.append(cells | {f"last_{row.monitor.name}": score})
+    return rows
+
+
+def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(header)
-    for run, row in runs:
-        settings = [run.seed if key == "seed" else row.values.get(key, ABSENT) for key in keys]
-        all_metrics = _monitor_metrics(run) | run.metrics
-        values = [all_metrics.get(name, ABSENT) for name in metrics]
-        step, score = run.last_values.get(row.monitor.name, (ABSENT, ABSENT))
-        values += [ABSENT if run.training_flops is None else run.training_flops, step]
-        values += [score if name == f"last_{row.monitor.name}" else ABSENT for name in last_columns]
-        writer.writerow(map(_cell, [short_path(run.path, path.parent), run.state, run.reason, *settings, *values]))
+    writer.writerow(rows[0])
+    for row in rows:
+        writer.writerow(map(_cell, row.values()))
     atomic_write_text(path, content.getvalue().encode("utf-8", "replace").decode())
 
 

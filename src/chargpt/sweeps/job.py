@@ -19,7 +19,14 @@ from omegaconf import DictConfig
 
 from chargpt.config.compose import SEARCHPATH, task_overrides
 from chargpt.config.overrides import quote_value
-from chargpt.distributed.env import ERROR_PIPE_ENV, PARENT_PID_ENV, SWEEP_ENV, forwarded_signals
+from chargpt.distributed.env import (
+    ERROR_PIPE_ENV,
+    PARENT_PID_ENV,
+    SWEEP_ENV,
+    forwarded_signals,
+    read_report,
+    set_handlers,
+)
 from chargpt.errors import ExitCode, UserError
 from chargpt.invocation import child_command, program_name
 from chargpt.runs import auto_resume
@@ -100,9 +107,8 @@ class Job:
             received.append(number)
             process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-        handlers = {}
-        with contextlib.suppress(ValueError):  # not in the main thread: the launcher handles signals itself
-            handlers = {number: signal.signal(number, forward) for number in forwarded_signals()}
+        # Not in the main thread, the launcher handles signals itself.
+        handlers = set_handlers(dict.fromkeys(forwarded_signals(), forward))
         try:
             code = process.wait()
         except BaseException:  # preemption: raised by the launcher's signal handler
@@ -110,11 +116,8 @@ class Job:
             process.wait()
             raise
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            with os.fdopen(read_end, "rb") as pipe:
-                os.set_blocking(read_end, False)
-                reason = (pipe.read() or b"").decode()
+            set_handlers(handlers)
+            reason = read_report(read_end)
         if received and code != ExitCode.DONE:  # even if the signal killed it before it had installed its handlers
             code = ExitCode.INTERRUPTED
         return code, reason if code == ExitCode.USER_ERROR else ""

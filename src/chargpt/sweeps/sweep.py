@@ -23,7 +23,9 @@ from chargpt.sweeps.job import Job
 log = logging.getLogger(__name__)
 
 
-def sweep(config_name: str, overrides: list[str], flags: list[str]) -> int:
+def sweep(
+    config_name: str, overrides: list[str], flags: list[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Runs every unfinished job, even if other jobs fail, and then compares the runs.
 
     Args:
@@ -31,7 +33,7 @@ def sweep(config_name: str, overrides: list[str], flags: list[str]) -> int:
         flags: Hydra's flags for each job.
 
     Returns:
-        The exit code: `ExitCode.FAILED` if any job failed, `ExitCode.USER_ERROR` if all were refused.
+        The results of the jobs, as `Job` returns them; and the rows of sweep.csv, empty if all jobs were refused.
 
     Raises:
         UserError: Hydra or a launcher reports an error.
@@ -59,18 +61,18 @@ def sweep(config_name: str, overrides: list[str], flags: list[str]) -> int:
     codes = [result["code"] for result in results]
     if set(codes) == {ExitCode.USER_ERROR}:
         _remove_if_unused(created)
-        return ExitCode.USER_ERROR
+        return results, []
     from chargpt.sweeps.compare import compare  # noqa: PLC0415 - matplotlib takes a second to import, and the jobs come first
 
     # The directory of a refused job is empty, or contains a different run.
     runs = [Path(result["directory"]) for result in results if result["code"] != ExitCode.USER_ERROR]
-    compare(runs, common_folder(runs))
+    rows = compare(runs, common_folder(runs))
     for result in results:
         if result["code"] == ExitCode.USER_ERROR:
             sys.stderr.write(f"refused: {Path(result['directory']).name}: {result['reason']}\n")
     if any(codes):
         sys.stderr.write(f"{program_name()}: {sum(map(bool, codes))} of {len(codes)} jobs did not succeed\n")
-    return ExitCode.FAILED if any(codes) else ExitCode.DONE
+    return results, rows
 
 
 def _remove_if_unused(created: list[Path]) -> None:

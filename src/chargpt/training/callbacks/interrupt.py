@@ -10,7 +10,7 @@ import lightning as L
 import torch
 
 from chargpt.distributed.async_reduce import AsyncMaxReduce
-from chargpt.distributed.env import parent_exited, received_signals
+from chargpt.distributed.env import parent_exited, received_signals, set_handlers
 from chargpt.distributed.slurm import PREEMPTION_SIGNAL, requeue
 from chargpt.errors import Interrupted
 from chargpt.invocation import command_line
@@ -47,8 +47,9 @@ class InterruptHandler(L.Callback):
         self._reduce = AsyncMaxReduce(trainer.world_size, pl_module.device)
         self._detector = NonFiniteLossDetector(pl_module.device, trainer.accumulate_grad_batches)
         self._signal = next(iter(received_signals), 0)
-        for number in (signal.SIGINT, signal.SIGTERM, PREEMPTION_SIGNAL):
-            self._handlers[number] = signal.signal(number, self._on_signal)
+        self._handlers = set_handlers(
+            dict.fromkeys((signal.SIGINT, signal.SIGTERM, PREEMPTION_SIGNAL), self._on_signal)
+        )
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -103,6 +104,5 @@ class InterruptHandler(L.Callback):
             sys.stderr.write("\nfinishing this step and saving; a second signal quits immediately\n")
 
     def _restore(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        set_handlers(self._handlers)
         self._handlers = {}

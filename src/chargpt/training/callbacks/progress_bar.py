@@ -1,4 +1,4 @@
-"""Shows training progress: a progress bar in a terminal, and one log line per validation."""
+"""Shows training progress: a progress bar in a terminal or notebook, and one log line per validation."""
 
 import logging
 import time
@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 
 class TrainingProgressBar(ProgressBar):
-    """A progress bar with loss, tokens/s and remaining time; log lines only if stderr is not a terminal.
+    """A progress bar with loss, tokens/s and remaining time; log lines only if stderr is neither a terminal nor a
+    notebook.
 
     Args:
         metrics_callback, timer: provide the values to show.
@@ -30,6 +31,7 @@ class TrainingProgressBar(ProgressBar):
         self._metrics_callback, self._timer = metrics_callback, timer
         self._refresh_seconds = refresh_seconds
         self._bar: Bar | None = None
+        self._display: Any = None  # of the notebook
         self._drawn = 0.0
 
     def disable(self) -> None:
@@ -43,7 +45,7 @@ class TrainingProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         console = Console(stderr=True)
-        if self._quiet or not console.is_terminal:
+        if self._quiet or not (console.is_terminal or console.is_jupyter):
             return
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -56,9 +58,14 @@ class TrainingProgressBar(ProgressBar):
             transient=True,
             expand=True,
         )
-        self._bar.start()
         total = trainer.max_steps if trainer.max_steps > 0 else None
         self._task = self._bar.add_task("", total=total, completed=trainer.global_step, speed="")
+        if console.is_jupyter:  # rich itself requires ipywidgets
+            from IPython.display import display  # noqa: PLC0415 - installed where a notebook runs
+
+            self._display = display(self._bar, display_id=True)
+        else:
+            self._bar.start()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -67,14 +74,7 @@ class TrainingProgressBar(ProgressBar):
         if self._bar is None or now - self._drawn < self._refresh_seconds:
             return
         self._drawn = now
-        loss = self._metrics_callback.train_loss
-        self._bar.update(
-            self._task,
-            completed=trainer.global_step,
-            description=f"loss {loss:.3f}" if loss is not None else "",
-            speed=f"{self._metrics_callback.tokens_per_second:,.0f} tokens/s",
-            refresh=True,
-        )
+        self._redraw(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._quiet or trainer.sanity_checking:
@@ -92,12 +92,27 @@ class TrainingProgressBar(ProgressBar):
         )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._close()
+        self._close(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._close()
+        self._close(trainer)
 
-    def _close(self) -> None:
+    def _redraw(self, trainer: L.Trainer) -> None:
+        if self._bar is None:
+            return
+        loss = self._metrics_callback.train_loss
+        self._bar.update(
+            self._task,
+            completed=trainer.global_step,
+            description=f"loss {loss:.3f}" if loss is not None else "",
+            speed=f"{self._metrics_callback.tokens_per_second:,.0f} tokens/s",
+            refresh=True,
+        )
+        if self._display is not None:
+            self._display.update(self._bar)
+
+    def _close(self, trainer: L.Trainer) -> None:
         if self._bar is not None:
+            self._redraw(trainer)
             self._bar.stop()
-            self._bar = None
+            self._bar = self._display = None
