@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -128,7 +128,7 @@ def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int, 
     Raises:
         UserError: one of them builds an object of the wrong type.
     """
-    factor: Any = instantiate(schedule, "schedule", trust=trust)
+    factor = cast(Callable[[int, int, float], float], instantiate(schedule, "schedule", trust=trust))
     if not callable(factor):
         raise UserError(f"schedule: it must build a function of (step, max_steps, time), not a {type(factor).__name__}")
     module = LanguageModeling(model, _optimizer_factory(optimizer, trust), factor, seed)

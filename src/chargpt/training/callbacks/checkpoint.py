@@ -66,8 +66,7 @@ class CheckpointCallback(Checkpoint):
         self._saved_step, self._saved_at = 0, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step = self._saved_step = trainer.global_step
-        self._saved_at = time.monotonic()
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
 
     def steps_are_due(self, step: int) -> bool:
         """Whether a checkpoint is due by the number of steps; the same on all ranks."""
@@ -85,9 +84,13 @@ class CheckpointCallback(Checkpoint):
     ) -> None:
         assert isinstance(pl_module, LanguageModeling)  # Lightning declares its base class
         step, interval = trainer.global_step, int(trainer.val_check_interval) // trainer.accumulate_grad_batches
-        if not trainer.enable_validation and not pl_module.in_step and step != self._step and step % interval == 0:
-            self.save(trainer)
-            self._write_status(trainer)
+        if (
+            not trainer.enable_validation
+            and not pl_module.in_step
+            and step != self._saved_step
+            and step % interval == 0
+        ):
+            self.save_between_validations(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.enable_validation:
@@ -100,10 +103,6 @@ class CheckpointCallback(Checkpoint):
         if self._metrics_callback.best_step == trainer.global_step:
             self.copy(self._run.last, self._run.best)
         self._write_status(trainer)
-
-    def _write_status(self, trainer: L.Trainer) -> None:
-        if trainer.is_global_zero:
-            self._run.write_status("running", trainer.global_step)
 
     def save_between_validations(self, trainer: L.Trainer) -> None:
         """Saves a checkpoint that is due. Called on all ranks."""
