@@ -28,6 +28,7 @@ SEPARATE = {
     ("lecture", "scaled_up"),
     *product(["trainer"], HARDWARE),
 }
+COMPLETE = ("lecture", "grid", "speedrun", "experiment")  # they select the model and the recipe themselves
 SMALL = {"n_layer": 2, "n_embd": 16, "n_head": 2, "block_size": 16}
 CPU = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto"]
 
@@ -95,7 +96,7 @@ def pairwise_combinations(groups: dict[str, list[str]]) -> Iterator[Options]:
 PAIRED = {
     group: [name for name in names if (group, name) != ("logger", "wandb")]
     for group, names in GROUPS.items()
-    if group in KEYS
+    if group in KEYS and group not in COMPLETE
 }
 ROWS = list(pairwise_combinations(PAIRED))
 
@@ -231,3 +232,20 @@ def compose_option(config_name: str) -> DictConfig:
     group = config_name.partition("/")[0]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(config_name)[group]
+
+
+def test_debug_overrides_all_other_groups_but_not_the_command_line():
+    for other in ("lecture=residual", "grid=small", "speedrun=laptop", "experiment=muon_lecture", "model=gpt_small"):
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra.compose("train", ["debug=overfit", other, "data.batch_size=7"], return_hydra_config=True)
+        trainer = config.trainer
+        assert (trainer.max_steps, trainer.val_check_interval, trainer.overfit_batches) == (200, 50, 3)
+        assert config.data.batch_size == 7
+        assert config.hydra.run.dir.startswith(f"outputs/debug/{config.name}/")
+        assert config.hydra.sweep.dir == f"outputs/debug/{config.name}"
+
+
+def test_an_option_of_an_optional_group_may_have_a_plus_sign(run_cli):
+    outputs = [run_cli("train", f"{sign}lecture=head", "--cfg", "job").out for sign in ("", "+")]
+    assert "n_layer: 1" in outputs[0]
+    assert outputs[0] == outputs[1]

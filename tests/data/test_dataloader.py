@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chargpt.data.dataloader import IGNORE_INDEX, EvalBlockLoader, RandomBlockLoader
+from chargpt.data.dataloader import IGNORE_INDEX, EvalBlockLoader, RandomBlockLoader, limit_batches
+from chargpt.errors import UserError
 
 # Each token equals its position in the corpus, so that a batch shows its origin.
 POSITIONS_N = torch.arange(1000)
@@ -54,6 +55,23 @@ def test_iteration_starts_at_the_given_batch():
     uninterrupted = list(itertools.islice(RandomBlockLoader(POSITIONS_N, 8, 4, seed=3), 8))
     resumed = list(itertools.islice(RandomBlockLoader(POSITIONS_N, 8, 4, seed=3, first=5), 3))
     assert all(same(a, b) for a, b in zip(uninterrupted[5:], resumed, strict=True))
+
+
+def test_repeated_batches_are_the_first_ones_again():
+    blocks, repeated = (RandomBlockLoader(POSITIONS_N, 8, 4, seed=3, repeat=repeat) for repeat in (None, 3))
+    assert all(same(repeated.batch(k), blocks.batch(k % 3)) for k in range(8))
+    assert not same(repeated.batch(3), blocks.batch(3))
+
+
+@pytest.mark.parametrize(("value", "count"), [(None, 10), (3, 3), (1, 1), (50, 10), (1.0, 10), (0.3, 3), (0.99, 9)])
+def test_a_limit_is_a_number_or_a_fraction_of_the_batches(value, count):
+    assert limit_batches("limit", value, 10) == count
+
+
+@pytest.mark.parametrize("value", [0, -1, 0.0, 0.01, 1.5, -0.5])
+def test_a_limit_that_selects_no_batch_is_a_user_error(value):
+    with pytest.raises(UserError, match=f"limit={value}: "):
+        limit_batches("limit", value, 10)
 
 
 def test_iterating_twice_gives_the_same_batches():

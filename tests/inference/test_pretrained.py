@@ -84,6 +84,13 @@ def test_latest_run_is_the_one_that_finished_last(tmp_path):
     assert latest_run(tmp_path / "outputs").name == "a"
 
 
+def test_runs_of_debug_are_never_the_latest(tmp_path):
+    for name in ("a", "debug/b"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.json").write_text("{}")
+    assert latest_run(tmp_path) == tmp_path / "a"
+
+
 def test_missing_runs_and_runs_without_checkpoints_raise_an_error(tmp_path):
     with pytest.raises(UserError, match="no finished run"):
         latest_run(tmp_path)

@@ -117,7 +117,7 @@ def values() -> st.SearchStrategy[str]:
 
 def overrides(keys: list[str]) -> st.SearchStrategy[str]:
     prefix = st.sampled_from(["", "", "", "", "", "+", "++", "~"])
-    other = st.sampled_from(["nope", "model.nope", "model.norm.nope", "trainer.fast_dev_run", "callbacks.mine", ""])
+    other = st.sampled_from(["nope", "model.nope", "model.norm.nope", "callbacks.mine", ""])
     key = st.sampled_from(keys) if len(keys) < 20 else st.sampled_from(keys) | st.sampled_from(keys) | other
     return st.builds(lambda p, k, v: limited(p + k, v), prefix, key, values())
 

@@ -58,6 +58,13 @@ def test_the_order_of_the_overrides_does_not_matter_and_the_model_comes_first():
     assert name == job_name(overrides[::-1], swept=["seed"]) == "model.n_layer=1,+lecture=head,seed=2"
 
 
+def test_an_existing_folder_of_a_typed_plus_sign_is_used(tmp_path):
+    overrides, swept = ["lecture=head", "seed=2"], ["lecture", "seed"]
+    assert job_name(overrides, swept, str(tmp_path)) == "lecture=head,seed=2"
+    (tmp_path / "+lecture=head,seed=2").mkdir()
+    assert job_name(overrides, swept, str(tmp_path)) == "+lecture=head,seed=2"
+
+
 @pytest.mark.parametrize("old", ["model/n_grams=none,seed=2", "model/n_grams=none,on_divergence=stop,seed=2"])
 def test_an_existing_folder_with_the_name_of_version_0_2_is_used(tmp_path, old):
     overrides = ["model/ngram_embedding=none", "seed=2", "on_divergence=stop"]

@@ -37,6 +37,24 @@ def test_each_setting_has_a_line_with_its_metrics_best_first(run, shown):
     assert other.split()[:2] == ["1", "4.0150"]
 
 
+def test_scores_of_a_part_of_the_validation_split_are_marked(run, shown):
+    complete = run("a", "model.n_layer=1", loss=2.0)
+    _, _, best, other, note = shown(complete, run("b", "model.n_layer=2", loss=1.5, partial_validation=True))
+    assert best.split()[:2] == ["2", "1.5000*"]
+    assert other.split()[:2] == ["1", "2.0000"]
+    assert note.startswith("* on a part of the validation split")
+    assert len(shown(complete)) == 3
+
+
+def test_a_run_without_validation_comes_after_those_with_a_score(run, shown):
+    nothing = run("b", "model.n_layer=2", val_bpc=None, score=None)
+    _, _, best, other, reason = shown(nothing, run("a", "model.n_layer=1", loss=2.0))
+    assert best.split()[0] == "1"
+    assert other.split()[0] == "2"
+    assert other.endswith("finished")
+    assert "no validation (trainer.limit_val_batches=0)" in reason
+
+
 def test_an_unfinished_run_shows_its_last_score_and_its_reason(run, shown):
     failed = [
         run(f"{n}", f"model.n_layer={n}", state="failed", reason="RuntimeError: [boom]", history=[(10, 3.25)])

@@ -110,6 +110,21 @@ def test_the_logged_gradient_norm_is_that_before_clipping(run_cli, tiny, tmp_pat
     assert float(run_artifacts.history(run)[-1]["grad_norm"]) > 10 * limit
 
 
+def test_clipping_by_value_limits_each_element(run_cli, tiny, tmp_path: Path):
+    limit = 0.001
+    overrides = ["model.dropout=0.0", "optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0.0"]
+    overrides += ["schedule=constant", f"trainer.gradient_clip_val={limit}", "trainer.gradient_clip_algorithm=value"]
+    overrides += ["trainer.log_every_n_steps=1", "trainer.val_check_interval=1", "trainer.max_steps=2"]
+    outcome = run_cli("train", *tiny, *overrides, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    run = tmp_path / "run"
+    before, after = (run_artifacts.checkpoint(run, name)["state_dict"] for name in ("previous", "last"))
+    changes = torch.cat([(after[k] - before[k]).abs().flatten() for k in before])
+    assert changes.max().item() == pytest.approx(limit, rel=1e-3)
+    assert (changes > 0.99 * limit).sum() > 10
+    assert float(run_artifacts.history(run)[-1]["grad_norm"]) > 10 * limit
+
+
 def test_the_seed_determines_weights_data_and_dropout(run_cli, tiny, tmp_path: Path):
     for name, seed in (("one", 1), ("other", 2)):
         overrides = [f"seed={seed}", f"hydra.run.dir={name}", "optimizer.lr=0.0", "trainer.max_steps=2"]

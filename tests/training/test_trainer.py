@@ -1,5 +1,6 @@
 """Building the Trainer from the `trainer` config: arguments, precision, and invalid settings."""
 
+import inspect
 import signal
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch._inductor.config
 from lightning.fabric.accelerators.mps import MPSAccelerator
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from omegaconf import OmegaConf
 
 from chargpt.distributed.env import LOCK_FD_ENV
@@ -15,8 +17,9 @@ from chargpt.errors import UserError
 from chargpt.training import bfloat16_support
 from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.compilation import Compilation
-from chargpt.training.trainer import best_precision, build_trainer, device_name, peak_flops
+from chargpt.training.trainer import REFUSED, best_precision, build_trainer, device_name, peak_flops
 from tests.conftest import REPO
+from tests.training import run_artifacts
 
 
 def settings(**changed) -> dict:
@@ -34,6 +37,14 @@ def settings(**changed) -> dict:
         ({"log_every_n_steps": 0}, r"trainer\.log_every_n_steps=0"),
         ({"accumulate_grad_batches": 0}, r"trainer\.accumulate_grad_batches=0"),
         ({"num_nodes": 0}, r"trainer\.num_nodes=0"),
+        ({"max_steps": 5, "min_steps": 6}, r"trainer\.min_steps.*step 5.*step 6"),
+        ({"num_sanity_val_steps": -2}, r"trainer\.num_sanity_val_steps=-2"),
+        ({"gradient_clip_algorithm": "agc"}, r"trainer\.gradient_clip_algorithm=agc: .*norm or value"),
+        ({"profiler": "fast"}, r"trainer\.profiler=fast: .*simple, advanced, pytorch"),
+        ({"limit_test_batches": 1.0}, r"trainer\.limit_test_batches: not supported: there is no test split"),
+        ({"logger": False}, r"trainer\.logger: .*config group"),
+        ({"enable_checkpointing": False}, r"trainer\.enable_checkpointing: "),
+        ({"reload_dataloaders_every_n_epochs": 1}, r"trainer\.reload_dataloaders_every_n_epochs: "),
         ({"gradient_clip_val": 0}, r"trainer\.gradient_clip_val=0"),
         ({"gradient_clip_val": -1.0}, r"trainer\.gradient_clip_val=-1"),
         ({"gradient_clip_val": float("nan")}, r"trainer\.gradient_clip_val=nan"),
@@ -191,3 +202,137 @@ def test_lightning_still_handles_sigterm_by_the_replaced_private_methods(tmp_pat
         assert signal.getsignal(signal.SIGTERM) == before
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_the_config_has_every_argument_of_lightnings_trainer():
+    arguments = inspect.signature(L.Trainer).parameters
+    assert settings().keys() == {*arguments, "compile", "ema_decay"}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_argument_is_accepted_with_the_value_that_asks_for_nothing(name, tmp_path: Path):
+    build_trainer(settings(**{name: REFUSED[name][0]}), logger=False, default_root_dir=tmp_path)
+
+
+def test_settings_in_epochs_become_optimizer_steps(tmp_path: Path):
+    chosen = settings(max_epochs=3, min_epochs=1, val_check_interval=0.5, accumulate_grad_batches=2)
+    trainer = build_trainer(chosen, 10, logger=False, default_root_dir=tmp_path)
+    assert (trainer.max_steps, trainer.min_steps, trainer.max_epochs) == (15, 5, -1)
+    assert trainer.val_check_interval == 6  # batches
+
+
+def test_there_is_no_progress_bar_besides_the_one_of_the_callbacks(tmp_path: Path):
+    def bars(callbacks: list[L.Callback], **changed) -> list[L.Callback]:
+        trainer = build_trainer(settings(**changed), logger=False, default_root_dir=tmp_path, callbacks=callbacks)
+        return [callback for callback in trainer.callbacks if isinstance(callback, ProgressBar)]
+
+    bar = TQDMProgressBar()
+    assert bars([bar]) == [bar]
+    assert bars([bar], enable_progress_bar=False) == bars([]) == []
+    assert len(bars([], enable_progress_bar=True)) == 1
+
+
+FLAGS_WITHOUT_EFFECT = ["num_sanity_val_steps=2", "enable_model_summary=true", "detect_anomaly=true", "profiler=simple"]
+
+
+def test_flags_that_only_show_something_do_not_change_the_run(run_cli, tiny, finished, tmp_path: Path):
+    overrides = [*(f"trainer.{flag}" for flag in FLAGS_WITHOUT_EFFECT), "hydra.run.dir=run"]
+    outcome = run_cli("train", *tiny, *overrides)
+    assert outcome.code == 0, outcome.err
+    states = [run_artifacts.training_state(run) for run in (tmp_path / "run", finished)]
+    assert not run_artifacts.differences(*states)
+    columns = ("step", "train_loss", "val_loss")
+    assert run_artifacts.history(tmp_path / "run", *columns) == run_artifacts.history(finished, *columns)
+    assert "Trainable params" in outcome.out
+    assert "run_training_batch" in outcome.err
+    assert "run_training_batch" in (tmp_path / "run" / "fit-profile.txt").read_text()
+
+
+def test_fast_dev_run_takes_one_step_and_logs_only_the_history(run_cli, tiny, tmp_path: Path):
+    outcome = run_cli("train", *tiny, "trainer.fast_dev_run=true", "data.validation_tokens=64", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    metrics = run_artifacts.metrics(tmp_path / "run")
+    assert (metrics["steps"], metrics["best_step"], metrics["partial_validation"]) == (1, 1, True)
+    assert [row["step"] for row in run_artifacts.history(tmp_path / "run")] == ["1"]
+    assert not (tmp_path / "run" / "tensorboard").exists()
+    resumed = run_cli("train", "resume=run", "trainer.fast_dev_run=false")
+    assert resumed.code == 0, resumed.err
+    assert run_artifacts.metrics(tmp_path / "run")["steps"] == 20
+
+
+def test_a_part_of_the_validation_split_is_marked_in_the_metrics(run_cli, tiny, tmp_path: Path):
+    small = "data.validation_tokens=64"
+    losses = {}
+    for name, limit in (("two", "2"), ("all", "1.0")):
+        arguments = [f"trainer.limit_val_batches={limit}", f"hydra.run.dir={name}"]
+        outcome = run_cli("train", *tiny, small, *arguments)
+        assert outcome.code == 0, outcome.err
+        metrics = run_artifacts.metrics(tmp_path / name)
+        assert metrics.get("partial_validation", False) == (name == "two")
+        assert ("a part of the validation split" in outcome.out) == (name == "two")
+        losses[name] = metrics["val_loss"]
+    assert losses["two"] != losses["all"]
+    extended = ["resume=two", "trainer.limit_val_batches=1.0", "trainer.max_steps=30"]
+    assert run_cli("train", *extended).code == 0
+    assert run_artifacts.metrics(tmp_path / "two")["partial_validation"], "the best checkpoint may be an earlier one"
+
+
+def test_a_fraction_that_selects_no_validation_batch_is_a_user_error(run_cli, tiny):
+    outcome = run_cli("train", *tiny, "trainer.limit_val_batches=0.0001")
+    assert outcome.code == 2
+    assert "trainer.limit_val_batches=0.0001: it selects none of" in outcome.err
+
+
+def test_without_validation_a_run_is_saved_at_the_same_steps_and_its_last_checkpoint_is_the_best(
+    run_cli, tiny, tmp_path: Path
+):
+    fault = ["+callbacks.fault._target_=tests.training.fault_injection.RaiseAfterStep", "+callbacks.fault.step=15"]
+    arguments = [*tiny, "trainer.limit_val_batches=0", "hydra.run.dir=run"]
+    with pytest.raises(RuntimeError):
+        run_cli("train", *arguments, *fault)
+    assert run_artifacts.checkpoint(tmp_path / "run")["global_step"] == 10
+    outcome = run_cli("train", "resume=run", "~callbacks.fault")
+    assert outcome.code == 0, outcome.err
+    assert "no validation" in outcome.out
+    metrics = run_artifacts.metrics(tmp_path / "run")
+    assert (metrics["steps"], metrics["best_step"], metrics["score"], metrics["val_loss"]) == (20, 20, None, None)
+    assert not run_artifacts.differences(
+        *(run_artifacts.training_state(tmp_path / "run", name) for name in ("best", "last"))
+    )
+    assert run_cli("compare", "runs=run").code == 0
+    assert run_cli("train", *arguments, "resume=auto").code == 0
+
+
+def test_max_epochs_may_be_raised_but_not_lowered_on_resuming(run_cli, tiny, tmp_path: Path):
+    arguments = ["trainer.max_steps=-1", "trainer.limit_train_batches=5", "hydra.run.dir=run"]
+    assert run_cli("train", *tiny, *arguments, "trainer.max_epochs=2").code == 0
+    metrics = run_artifacts.metrics(tmp_path / "run")
+    assert (metrics["steps"], metrics["epochs"]) == (10, 2)
+    refused = run_cli("train", "resume=run", "trainer.max_epochs=1")
+    assert refused.code == 2
+    assert "trainer.max_epochs=1" in refused.err
+    again = run_cli("train", "resume=run")
+    assert again.code == 2
+    assert "resume=run trainer.max_epochs=4" in again.err
+    assert run_cli("train", "resume=run", "trainer.max_epochs=4").code == 0
+    assert run_artifacts.metrics(tmp_path / "run")["steps"] == 20
+
+
+def test_early_stopping_waits_for_min_steps_even_if_the_run_is_interrupted(run_cli, tiny, tmp_path: Path):
+    stop = ["+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.stop.patience=1"]
+    stop += ["+callbacks.stop.min_delta=100.0", "trainer.val_check_interval=4", "trainer.min_steps=11"]
+    signal_at = ["+callbacks.signal._target_=tests.training.fault_injection.SignalAt"]
+    signal_at += ["+callbacks.signal.name=SIGTERM", "+callbacks.signal.batch=9"]
+    assert run_cli("train", *tiny, *stop, "hydra.run.dir=one").code == 0
+    assert run_cli("train", *tiny, *stop, *signal_at, "hydra.run.dir=other").code == 3
+    assert run_cli("train", "resume=other", "~callbacks.signal", *stop[:3]).code == 0
+    assert [run_artifacts.metrics(tmp_path / name)["steps"] for name in ("one", "other")] == [11, 11]
+    one, other = (run_artifacts.training_state(tmp_path / name) for name in ("one", "other"))
+    assert not run_artifacts.differences(one, other)
+
+
+def test_detect_anomaly_reports_the_operation_in_one_line(run_cli, tiny):
+    overflow = ["+callbacks.fault._target_=tests.training.fault_injection.Fault", "+callbacks.fault.step=2"]
+    outcome = run_cli("train", *tiny, "trainer.detect_anomaly=true", *overflow)
+    assert outcome.code == 1
+    assert "trainer.detect_anomaly: step 3" in outcome.err.splitlines()[-1]

@@ -12,6 +12,9 @@ QUIET = "callbacks.samples.max_new_tokens=0"  # no samples at validations: they 
 MORE = ["trainer.max_steps=12", "trainer.val_check_interval=4", "trainer.log_every_n_steps=3", "hydra.run.dir=run"]
 
 
+EPOCHS = ["trainer.max_steps=-1", "trainer.max_epochs=2", "trainer.limit_train_batches=6"]
+
+
 def signal_at(name: str, **when: int) -> list[str]:
     overrides = [f"+callbacks.signal.{key}={value}" for key, value in ({"name": name} | when).items()]
     return ["+callbacks.signal._target_=tests.training.fault_injection.SignalAt", *overrides]
@@ -46,6 +49,10 @@ COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
         ("SIGTERM", {"batch": 1}, 1, []),  # before the first checkpoint
         ("SIGINT", {"step": 8}, 8, []),  # during a validation
         ("SIGINT", {"batch": 9}, 5, ["trainer.accumulate_grad_batches=2"]),  # between the micro-batches of step 5
+        ("SIGTERM", {"batch": 7}, 7, EPOCHS),
+        ("SIGTERM", {"batch": 7}, 7, ["trainer.overfit_batches=3"]),
+        ("SIGTERM", {"batch": 7}, 7, ["trainer.gradient_clip_val=0.01", "trainer.gradient_clip_algorithm=value"]),
+        ("SIGTERM", {"batch": 7}, 7, ["trainer.limit_val_batches=0"]),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else None,
 )
