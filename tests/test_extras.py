@@ -1,4 +1,4 @@
-"""The package without its extras, as a plain installation has it: Ray, Submitit, Optuna and wandb are not installed."""
+"""The package without its extras, as a plain installation has it: without Ray, Submitit, Optuna, wandb and MLflow."""
 
 import re
 import subprocess
@@ -53,7 +53,19 @@ def train(core_python, tmp_path):
 
 
 def test_the_environment_contains_only_the_dependencies(core_python, tmp_path):
-    modules = ["ray", "optuna", "submitit", "wandb", "scipy", "pytest", "beartype", "jupytext", "psutil", "torch"]
+    modules = [
+        "ray",
+        "optuna",
+        "submitit",
+        "wandb",
+        "mlflow",
+        "scipy",
+        "pytest",
+        "beartype",
+        "jupytext",
+        "psutil",
+        "torch",
+    ]
     code = f"from importlib.util import find_spec; print([name for name in {modules} if find_spec(name)])"
     done = subprocess.run([core_python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "['psutil', 'torch']\n"
@@ -87,11 +99,12 @@ def test_a_sweep_that_requires_an_extra_is_a_user_error_that_says_what_to_instal
 
 
 @pytest.mark.slow
-def test_training_works_without_the_extras_and_wandb_is_a_user_error(train, tiny, tmp_path):
-    done = train(*tiny, "logger=wandb")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "pip install -U 'wandb" in done.stderr
-    assert not [*tmp_path.iterdir()]
+def test_training_works_without_the_extras_and_their_loggers_are_user_errors(train, tiny, tmp_path):
+    for name in ("wandb", "mlflow"):
+        done = train(*tiny, f"logger={name}")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert f"pip install -U '{name}" in done.stderr
+        assert not [*tmp_path.iterdir()]
     done = train(*tiny)
     assert done.returncode == 0, done.stderr
     assert [*tmp_path.glob("outputs/*/*/metrics.json")]

@@ -22,9 +22,10 @@ from chargpt.training.setup import Run
 from tests.config.conftest import CONF
 
 HARDWARE = ["gpu", "mps", "fsdp"]  # options of `trainer` that require hardware
+SERVICES = ["wandb", "mlflow"]  # options of `logger` that require an extra
 # Options with separate tests.
 SEPARATE = {
-    ("logger", "wandb"),
+    *product(["logger"], SERVICES),
     ("lecture", "scaled_up"),
     *product(["trainer"], HARDWARE),
 }
@@ -94,7 +95,7 @@ def pairwise_combinations(groups: dict[str, list[str]]) -> Iterator[Options]:
 
 
 PAIRED = {
-    group: [name for name in names if (group, name) != ("logger", "wandb")]
+    group: [name for name in names if (group, name) not in product(["logger"], SERVICES)]
     for group, names in GROUPS.items()
     if group in KEYS and group not in COMPLETE
 }
@@ -158,12 +159,19 @@ def test_a_trainer_builds_or_reports_the_missing_hardware(build, compose, tiny, 
             prepare(compose(*tiny, f"trainer={trainer}"))
 
 
-def test_wandb_is_built_or_reported_as_missing(compose, tiny):
-    config = compose(*tiny, "logger=wandb")
-    assert {"tensorboard", "wandb"} <= config.logger.keys()
-    if find_spec("wandb") is None:
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_logger_of_a_service_is_built_or_reported_as_missing(compose, tiny, name):
+    config = compose(*tiny, f"logger={name}")
+    assert list(config.logger) == [name]
+    if find_spec(name) is None:
         with pytest.raises(UserError, match="pip install"):
             prepare(config)
+
+
+def test_several_loggers_and_callbacks_are_selected_by_a_list(compose):
+    config = compose("logger=[csv,tensorboard]", "callbacks=[early_stopping,lr_monitor]")
+    assert list(config.logger) == ["csv", "tensorboard"]
+    assert list(config.callbacks) == ["samples", "progress", "early_stopping", "lr_monitor"]
 
 
 @pytest.mark.parametrize("model", GROUPS["model"])

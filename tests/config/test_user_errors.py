@@ -30,6 +30,14 @@ SETTINGS = {
     "unknown key of a component": ("model/norm=rms_norm model.norm.epss=1e-5", "did you mean model.norm.eps "),
     "added key that a component does not accept": ("+model.norm.epss=1e-5", "did you mean eps?"),
     "a list for an option of a component": ("model/norm=[1]", "The options of model/norm are"),
+    "a list with an unknown logger": ("logger=[csv,cvs]", "did you mean csv?"),
+    "an empty list of loggers": ("logger=[]", "use logger=none"),
+    "Lightning's way to disable loggers": ("logger=False", "use logger=none"),
+    "a list in a list of callbacks": ("callbacks=[[default]]", "The options of callbacks are"),
+    "a callback without the logger that it requires": ("logger=none callbacks=lr_monitor", "requires a logger"),
+    "checkpoints every 0 steps": ("checkpoint.every_n_steps=0", "more than 0"),
+    "checkpoints every half step": ("checkpoint.every_n_steps=0.5", "an integer or null"),
+    "checkpoints in the past": ("checkpoint.every_minutes=-1", "more than 0"),
     "a list for an option of Hydra's": ("hydra/launcher=[1]", "The options of hydra/launcher are"),
     "hydra as a group": ("hydra=look", "one by one"),
     # grammar
@@ -371,9 +379,11 @@ def test_sample_rejects_a_gpu_that_is_not_available(assert_user_error):
     assert_user_error("sample", ["run=RUN", "device=cuda"], "device=cpu")
 
 
-@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
-def test_a_missing_logger_is_reported_with_its_installation_command(assert_user_error, tiny):
-    assert_user_error("train", [*tiny, "logger=wandb"], "pip install")
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_missing_logger_is_reported_with_its_installation_command(assert_user_error, tiny, name):
+    if find_spec(name) is not None:
+        pytest.skip("it is installed")
+    assert_user_error("train", [*tiny, f"logger={name}"], "pip install")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read any file")

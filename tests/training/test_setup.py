@@ -8,6 +8,7 @@ import hydra
 import lightning as L
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from chargpt.checkpoint import torch_file
@@ -113,6 +114,22 @@ def test_loggers_are_built_for_new_and_for_resumed_runs(tmp_path: Path):
     }
     assert len(make_loggers(configs, None)) == len(make_loggers(configs, 20)) == 2
     assert make_loggers(None, None) == []
+
+
+class Service(DummyLogger):
+    """A logger of a service that can continue a run."""
+
+    def __init__(self, run_id: str | None = None):
+        super().__init__()
+        self.run_id = run_id
+
+
+def test_a_logger_of_a_resumed_run_gets_the_identifier_of_its_run_at_the_service():
+    config = {"_target_": f"{MODULE}.Service"}
+    configs = {"mine": config, "other": config, "set": config | {"run_id": "chosen"}}
+    runs = {"mine": "a1", "set": "b2"}
+    assert [logger.run_id for logger in make_loggers(configs, 20, runs)] == ["a1", None, "chosen"]
+    assert [logger.run_id for logger in make_loggers(configs, None)] == [None, None, "chosen"]
 
 
 def test_lightnings_early_stopping_finishes_a_run(run_cli, tiny, tmp_path: Path):

@@ -178,7 +178,7 @@ def _check_option(override: Override, groups: Groups, sweep: bool) -> None:
         for name in value if several else [value]:
             option = "null" if name is None else str(name)
             if isinstance(name, dict | list) or (option not in options and checked and not override.is_delete()):
-                hint = f": use {group}=none" if group in LIST_GROUPS and not name else _nearest(option, options)
+                hint = f": use {group}=none." if group in LIST_GROUPS and not name else _nearest(option, options)
                 raise UserError(
                     f"{group}={option}: there is no such option{hint} The options of {group} are {', '.join(options)}"
                 )

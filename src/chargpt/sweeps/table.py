@@ -21,6 +21,7 @@ from chargpt.sweeps.swept_params import ABSENT, is_number
 _COLUMNS: dict[str, tuple[Callable[[RunRecord], float | None], Callable[[float], str]]] = {
     "val loss": (lambda run: run.metric("val_loss"), "{:.4f}".format),
     "bits/char": (lambda run: run.metric("val_bpc"), "{:.3f}".format),
+    "steps": (lambda run: run.metric("steps"), "{:,.0f}".format),
     "parameters": (lambda run: run.metric("parameters"), "{:,.0f}".format),
     "FLOPs": (lambda run: run.training_flops, flops_text),
     "seconds": (lambda run: run.metric("train_seconds"), lambda s: f"{s:,.{0 if s >= 10 else 1}f}"),
@@ -41,6 +42,8 @@ def print_ranking(ranking: Ranking, folder: Path, titled: bool = False) -> None:
     console = _Console(highlight=False)
     left_out: list[str] = []
     names = [name for name in _COLUMNS if _MONITOR_OF.get(name) != ranking.monitor.name]
+    if len({run.metric("steps") for run in ranking.runs} - {None}) < 2:  # they differ, for example, by early stopping
+        names.remove("steps")
     while True:
         table = _table(ranking, names)
         width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum

@@ -69,7 +69,9 @@ def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
     if budget is not None and run.timer.time_fraction() >= 1:
         longer = f"trainer.max_time={2 * round(budget)}"
     stopped = next((stop for stop in run.trainer.early_stopping_callbacks if stop.stopping_reason_message), None)
-    resume = [longer] if stopped is None else _resume_after(stopped, run)
+    resume = [longer] if stopped is None or metrics["steps"] == run.trainer.max_steps else []
+    if stopped is not None:
+        resume += _more_patience(stopped, run)
     # The first word of the sample is a prompt that the vocabulary of this run contains.
     first_word = next((word for word in sample.split() if word.isalpha()), "")
     prompt = [f"prompt={first_word}"] if first_word else []
@@ -138,8 +140,8 @@ def _reason(stopped: EarlyStopping | None) -> str:
     return f"; stopped early: {message.removesuffix(' Signaling Trainer to stop.')}" if message else ""
 
 
-def _resume_after(stopped: EarlyStopping, run: Run) -> list[str]:
-    """The overrides with which a run trains on that has stopped early."""
+def _more_patience(stopped: EarlyStopping, run: Run) -> list[str]:
+    """The overrides without which a run that has stopped early would not train on."""
     if "early_stopping" not in (run.config["callbacks"] or {}):  # added by its `_target_`, which resuming leaves out
         return []
     setting = "stopping_threshold=null"

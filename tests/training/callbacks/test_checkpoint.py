@@ -1,14 +1,18 @@
-"""Checkpoint files are written atomically, and a failed write keeps the previous checkpoint."""
+"""Checkpoints are written atomically, a failed write keeps the previous one, and intervals between validations work."""
 
 import errno
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from chargpt.errors import TrainingError
-from chargpt.training.callbacks.checkpoint import ChecksumCheckpointIO
+from chargpt.training.callbacks.checkpoint import CheckpointCallback, ChecksumCheckpointIO
+from tests.conftest import process
+from tests.training import run_artifacts
 
 
 @pytest.fixture
@@ -65,3 +69,73 @@ def test_checkpoints_are_copied_if_hard_links_are_not_supported(run_cli, tiny, t
         name: torch.load(directory / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("last", "previous")
     }
     assert steps == {"last": 6, "previous": 4}
+
+
+def saved_steps(run: Path) -> tuple[int, int]:
+    """The steps of last.ckpt and previous.ckpt."""
+    last, previous = (run_artifacts.checkpoint(run, name)["global_step"] for name in ("last", "previous"))
+    return last, previous
+
+
+def fault_after(step: int) -> list[str]:
+    target = "tests.training.fault_injection.RaiseAfterStep"
+    return [f"+callbacks.fault._target_={target}", f"+callbacks.fault.step={step}"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["checkpoint.every_n_steps=3"], (15, 12)),
+        (["checkpoint.every_n_steps=7"], (14, 10)),  # 10: a validation
+        (["checkpoint.every_n_steps=3", "trainer.accumulate_grad_batches=2"], (15, 12)),
+        (["checkpoint.every_minutes=1e-9"], (16, 15)),
+        ([], (10, 10)),
+    ],
+)
+def test_checkpoints_are_saved_between_validations(run_cli, tiny, tmp_path: Path, overrides, steps):
+    with pytest.raises(RuntimeError, match="a part is broken"):
+        run_cli("train", *tiny, *fault_after(17), *overrides, "hydra.run.dir=run")
+    directory = tmp_path / "run"
+    assert run_artifacts.checkpoint(directory)["global_step"] == steps[0]
+    if overrides:
+        assert saved_steps(directory) == steps
+    assert run_artifacts.checkpoint(directory, "best")["global_step"] == 10
+
+
+def test_a_clock_is_due_once_per_interval(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    checkpoints = CheckpointCallback(None, None, {}, every_minutes=2.0)  # type: ignore[arg-type]
+    due = []
+    for now in (60.0, 119.0, 121.0, 122.0, 240.0, 242.0):  # noqa: B007 - read by the clock
+        due.append(checkpoints.time_is_due())
+    assert due == [False, False, True, False, False, True]
+
+
+def test_the_interval_may_change_when_a_run_is_resumed_and_is_otherwise_kept(run_cli, tiny, tmp_path: Path):
+    run = tmp_path / "run"
+    for overrides, step, saved in (
+        ([*tiny, "checkpoint.every_n_steps=4", "hydra.run.dir=run"], 6, 4),
+        (["resume=run"], 9, 8),
+        (["resume=run", "checkpoint.every_n_steps=3"], 19, 18),
+    ):
+        with pytest.raises(RuntimeError, match="a part is broken"):
+            run_cli("train", *overrides, *fault_after(step))
+        assert run_artifacts.checkpoint(run)["global_step"] == saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_killed_between_validations_resumes_to_the_same_bits(tiny, tmp_path: Path, devices):
+    kill = ["+callbacks.kill._target_=tests.training.fault_injection.FailRank", "+callbacks.kill.rank=0"]
+    kill += ["+callbacks.kill.step=17", "+callbacks.kill.how=SIGKILL"]
+    overrides = [*tiny, f"trainer.devices={devices}", "callbacks.samples.max_new_tokens=0"]
+    assert process(tmp_path, "train", *overrides, "hydra.run.dir=expected").code == 0
+    killed = process(tmp_path, "train", *overrides, "hydra.run.dir=run", "checkpoint.every_n_steps=3", *kill)
+    assert killed.code == (-signal.SIGKILL if devices == 1 else 1)
+    run, expected = tmp_path / "run", tmp_path / "expected"
+    assert saved_steps(run) == (15, 12)
+    assert process(tmp_path, "train", "resume=run").code == 0
+    assert not run_artifacts.differences(run_artifacts.training_state(run), run_artifacts.training_state(expected))
+    columns = ("step", "train_loss", "val_loss", "lr", "grad_norm")
+    assert run_artifacts.history(run, *columns) == run_artifacts.history(expected, *columns)
