@@ -4,6 +4,7 @@ Each job requests the resources that its config requires, and logs one line when
 Hydra's Ray launcher, all jobs of a sweep have the same resources, and all their output is printed.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -71,7 +72,8 @@ class RayLauncher(Launcher):
         for name, value in RAY_ENV.items():
             os.environ.setdefault(name, value)
         if not ray.is_initialized():
-            ray.init(**self._ray["init"])
+            with contextlib.chdir("/"):  # Ray's workers import from the directory in which Ray was started
+                ray.init(**self._ray["init"])
         return ray.cluster_resources()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -87,7 +89,7 @@ class RayLauncher(Launcher):
         common = set.intersection(*(set(overrides) for overrides in job_overrides)) if len(jobs) > 1 else set()
         for number, config, resources in jobs:
             job = ray.remote(**self._ray["remote"] | resources)(_run)
-            reference = job.remote(self._context, self._task, config, Singleton.get_state())
+            reference = job.remote(self._context, self._task, config, Singleton.get_state(), Path.cwd())
             waiting[reference] = _JobStatus(number, config, common)
         received: list[int] = []  # not an exception: Ray's code sometimes swallows it
         numbers = (signal.SIGINT, signal.SIGTERM)
@@ -157,8 +159,11 @@ class RayLauncher(Launcher):
         return [returns[reference] for reference in waiting]
 
 
-def _run(context: HydraContext, task: TaskFunction, config: DictConfig, singletons: dict[Any, Any]) -> JobReturn:
-    """Runs a job in a Ray worker, in the way Hydra's own launchers do."""
+def _run(
+    context: HydraContext, task: TaskFunction, config: DictConfig, singletons: dict[Any, Any], directory: Path
+) -> JobReturn:
+    """Runs a job in a Ray worker, in the way Hydra's own launchers do, with `directory` as the current directory."""
+    os.chdir(directory)
     setup_globals()
     Singleton.set_state(singletons)
     HydraConfig.instance().set_config(config)

@@ -12,13 +12,15 @@ import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from chargpt.sweeps.markdown import put, table
 from chargpt.utils.csv_io import read_rows, write_rows
-from tests.robustness import fork_server
+from tests.robustness import fork_server, hostile_folders
 from tests.robustness.hostile_checkpoints import COMMANDS, contents, pickles
+from tests.robustness.hostile_folders import HostileFolder, plant, plant_module, start
 
 HERE = Path(__file__).parent
 TRUNCATIONS, BIT_FLIPS = 100, 100
@@ -142,13 +144,54 @@ def run_case(case: Case, number: int, scratch: Path) -> list[tuple[dict[str, int
     return results
 
 
+def run_folder(case: HostileFolder, number: int, scratch: Path) -> list[tuple[dict[str, int], str]]:
+    """As `run_case`, for a hostile folder. Each attempt is a command and a way to start it."""
+    results = []
+    attempts = [(how, *command) for how in case.starts or ("",) for command in case.commands]
+    for attempt, (how, command, arguments) in enumerate(attempts):
+        folder = fork_server.empty_folder(scratch / f"folder_{number:04d}_{attempt}")
+        shutil.copytree(scratch / "source", folder, dirs_exist_ok=True)
+        canaries = fork_server.empty_folder(scratch / "canaries")
+        case.build(folder)
+        plant(folder, canaries / "canary")
+        for module in case.modules:
+            plant_module(folder, module, canaries / "canary")
+        before = fork_server.file_digests(folder)
+        outcome = start(how, command, arguments, folder) if how else fork_server.run(command, arguments, folder)
+        changed = fork_server.changed_files(before, fork_server.file_digests(folder))
+        changed = [path for path in changed if "__pycache__" not in path]  # of the trusted module
+        counters = {
+            "tracebacks": int("Traceback (most recent call last)" in outcome.err),
+            "accepted": int(outcome.code == 0 and case.refused),
+            "executed": int(any(canaries.iterdir())),
+            "modified files": int(bool(changed) and outcome.code == 2),
+            "hangs": int(outcome.code is None),
+            "other exit codes": int(outcome.code not in (None, *fork_server.CODES)),
+        }
+        report = ""
+        if any(counters.values()):
+            faults = ", ".join(name for name, count in counters.items() if count)
+            details = "\n    ".join([*changed[:3], *outcome.err.splitlines()[-8:]])
+            line = fork_server.shell_line(command, arguments, folder)
+            report = (
+                f"{case.description} ({how or 'script'}): {faults}; exit {outcome.code}\n  {line}\n    {details}\n\n"
+            )
+        else:
+            fork_server.empty_folder(folder).rmdir()
+        results.append(({str(outcome.code): 1} | counters, report))
+    return results
+
+
 def main(args: argparse.Namespace) -> int:
     fork_server.start()
     scratch = fork_server.empty_folder(args.scratch.absolute())
     intact = (fork_server.make_run(scratch / "source") / "checkpoints" / "last.ckpt").read_bytes()
+    exported = fork_server.run("export", ["run=run", "file=model.safetensors"], scratch / "source")
+    assert exported.code == 0, exported.err
     canary = scratch / "canaries" / "canary"
-    cases = [*damaged(intact), *foreign(scratch / "source", scratch)]
+    cases: list[Any] = [*damaged(intact), *foreign(scratch / "source", scratch)]
     cases += [Case(*hostile) for hostile in (*pickles(intact, canary, scratch), *contents(intact, canary))]
+    cases += hostile_folders.cases(canary)
     kinds = [kind for kind in args.kinds.split(",") if kind]
     cases = [case for case in cases if not kinds or case.kind in kinds][:: args.every]
     rows: dict[str, dict] = {}
@@ -157,7 +200,8 @@ def main(args: argparse.Namespace) -> int:
             empty = {"kind": case.kind, "checkpoints": 0, "attempts": 0} | dict.fromkeys(("0", "1", "2"), 0)
             row = rows.setdefault(case.kind, empty | dict.fromkeys(FAULTS, 0))
             row["checkpoints"] += 1
-            for counters, report in run_case(case, number, scratch):
+            run = run_folder if isinstance(case, HostileFolder) else run_case
+            for counters, report in run(case, number, scratch):
                 row["attempts"] += 1
                 for name, count in counters.items():
                     if name in row:

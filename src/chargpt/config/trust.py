@@ -11,6 +11,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,9 @@ def trusted_packages(setting: str | Iterable[str] | None) -> tuple[str, ...]:
 def _import(name: str, path: str, search_here: bool) -> Any:
     parts = name.split(".")
     here = str(Path.cwd())
-    if search_here and importlib.util.find_spec(parts[0]) is None and here not in sys.path:
+    if search_here and importlib.util.find_spec(parts[0]) is None and PathFinder.find_spec(parts[0], [here]):
+        # It stays on the path, because the package may import its submodules later. From then on, other modules that
+        # are not installed are found here too; they have the same author as the package, whose code runs anyway.
         sys.path.append(here)
         importlib.invalidate_caches()
     for n in range(len(parts) - 1, 0, -1):
@@ -143,7 +146,7 @@ def _import(name: str, path: str, search_here: bool) -> Any:
             if target is None:
                 near = difflib.get_close_matches(part, [public for public in dir(owner) if public[0] != "_"], n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"{path}._target_={name}: there is no {part} in {owner.__name__}{hint}")
+                raise UserError(f"{path}._target_={name}: there is no {part} in {'.'.join(parts[:n])}{hint}")
         return target
     places = f"the installed packages and {here}" if search_here else "the installed packages"
     raise UserError(f"{path}._target_={name}: there is no module {parts[0]} in {places}")

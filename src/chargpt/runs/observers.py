@@ -34,11 +34,10 @@ def restore_observers(directory: RunDirectory, saved: Mapping[str, Any]) -> dict
     typed = {override.key_or_group for override in map(_parse, task_overrides()) if override is not None}
     choices = directory.read_choices()
     selected = {override.key_or_group for override in recorded}
-    unselected = [f"{group}={choices[group]}" for group in GROUPS if group in choices and group not in selected]
-    recorded = [override for override in map(_parse, unselected) if override is not None] + recorded
+    unchanged = [_parse(f"{group}={choices[group]}") for group in GROUPS if group in choices and group not in selected]
     lines: list[str] = []
     left_out: list[str] = []
-    for override in recorded:
+    for override in [*filter(None, unchanged), *recorded]:
         group, _, setting = override.key_or_group.partition(".")
         if group not in GROUPS or override.key_or_group in typed:
             continue

@@ -35,6 +35,7 @@ from chargpt.sweeps import naming  # noqa: F401 - registers its resolver in the 
 
 log = logging.getLogger(__name__)
 
+SAFE_PATH_ENV = "PYTHONSAFEPATH"  # if not empty, the start directory is not on the `sys.path` of Python processes
 SEQUENTIAL_LAUNCHER = "BasicLauncher"  # Hydra's default; only its jobs print to the terminal
 
 
@@ -47,6 +48,7 @@ class Job:
 
     def __init__(self, flags: list[str]):
         self._program, self._command = program_name(), [*child_command(), *flags]
+        self._safe_path = os.environ.get(SAFE_PATH_ENV, "")  # `sweep` changes it for the launcher
 
     def __call__(self, config: DictConfig) -> dict[str, Any]:
         """Runs the job, unless its run is already done.
@@ -93,6 +95,7 @@ class Job:
         command = [*self._command, *overrides, f"hydra.run.dir={quote_value(str(directory.path))}"]
         read_end, write_end = os.pipe()
         environment = os.environ | {PARENT_PID_ENV: str(os.getpid()), SWEEP_ENV: "1", ERROR_PIPE_ENV: str(write_end)}
+        environment[SAFE_PATH_ENV] = self._safe_path
         output = contextlib.nullcontext() if sequential else (directory.path / "job.log").open("ab")
         with output as file:
             # A separate process group, so that the job receives each signal once, forwarded by this process: before a

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from chargpt.config.overrides import short_error
 from chargpt.errors import ExitCode, Interrupted, UserError
 from chargpt.invocation import program_name
 from chargpt.runs.discover import common_folder
-from chargpt.sweeps.job import Job
+from chargpt.sweeps.job import SAFE_PATH_ENV, Job
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,11 @@ def sweep(
         created = [path for path in (folder, *folder.parents) if not path.exists()]
         app = GlobalHydra.instance().hydra
         assert app is not None  # the caller has initialized Hydra
-        batches = app.multirun(config_name, Job(flags), overrides)
+        job = Job(flags)
+        # Launchers start processes as `python -m`, which import modules from the current directory: it may be a
+        # downloaded one.
+        os.environ[SAFE_PATH_ENV] = "1"
+        batches = app.multirun(config_name, job, overrides)
     except HydraException as error:
         _remove_if_unused(created)
         raise UserError(short_error(error)) from error
