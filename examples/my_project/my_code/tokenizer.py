@@ -3,8 +3,9 @@
 import re
 
 import torch
-from chargpt import UserError
 from torch import Tensor
+
+from chargpt import UserError
 
 
 class Words:

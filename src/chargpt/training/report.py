@@ -91,7 +91,7 @@ def hyperparameters(config: dict[str, Any], module: LanguageModeling) -> dict[st
         "model": config["model"]["_target_"].rsplit(".", 1)[-1],
         "parameters": module.parameter_count,
         "optimizer": config["optimizer"]["_target_"].rsplit(".", 1)[-1],
-        "lr": config["optimizer"]["lr"],
+        **{key: value for key, value in config["optimizer"].items() if key == "lr"},
         "schedule": config["schedule"]["_target_"].rsplit(".", 1)[-1],
         "batch_size": config["data"]["batch_size"],
         "max_steps": config["trainer"]["max_steps"],
