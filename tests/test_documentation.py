@@ -171,9 +171,6 @@ def prepare(folder: Path, page: Path, runs: dict[str, Path], text: str) -> None:
     for path, content in blocks(page):
         if path.startswith("my_conf/"):  # the page uses these files before it shows them
             write(folder / path, content)
-    if "ALLOWED_PREFIXES" in page.read_text():  # the page describes this edit in words
-        with (folder / "src/chargpt/config/instantiate.py").open("a") as file:
-            file.write('\nALLOWED_PREFIXES += ("chargpt.optim.radam.",)\n')
 
 
 @pytest.mark.slow

@@ -105,17 +105,19 @@ def test_resuming_a_directory_needs_trust(project, train, finished, tmp_path):
     assert not [file for file, text in content(run).items() if b"trust" in text]
 
 
-def test_a_sweep_over_own_settings(project, train, tmp_path):
-    values = ["-m", "model.n_embd=8,16", "optimizer.embedding_lr=0.01,0.02"]
-    settings = [f"name={tmp_path.name}", "trainer.devices=2", "trust=my_code"]
-    output = output_of(project, *train, *OWN, *TINY, *values, *settings)
-    runs = [path.parent for path in (project / "outputs" / tmp_path.name).rglob("metrics.json")]
-    assert len(runs) == 4
-    files = [file for file in (project / "outputs" / tmp_path.name).rglob("*") if file.is_file()]
+@pytest.mark.parametrize(("embedding_lr", "devices"), [("0.01,0.02", 1), ("0.01", 2)])
+def test_a_sweep_over_own_settings(project, tmp_path, embedding_lr, devices):
+    train = [*CONSOLE, "train"] if devices == 1 else [sys.executable, REPO / "train.py"]
+    values = ["-m", "model.n_embd=8,16", f"optimizer.embedding_lr={embedding_lr}"]
+    settings = [f"name={tmp_path.name}", f"trainer.devices={devices}", "trust=my_code"]
+    table = output_of(project, *train, *OWN, *TINY, *values, *settings)
+    folder = project / "outputs" / tmp_path.name
+    assert len([*folder.rglob("metrics.json")]) == len(embedding_lr.split(",")) * 2
+    files = [file for file in folder.rglob("*") if file.is_file()]
     assert not [file for file in files if "trust" in str(file) or b"trust" in file.read_bytes()]
-    assert "n_embd" in output and "embedding_lr" in output
-    table = output_of(project, *CONSOLE, "compare", f"runs={project / 'outputs' / tmp_path.name}")
-    assert "n_embd" in table and "embedding_lr" in table
+    compared = output_of(project, *CONSOLE, "compare", f"runs={folder}")
+    for name in ("n_embd", "embedding_lr")[: 2 if devices == 1 else 1]:
+        assert name in table and name in compared
 
 
 def test_the_printed_commands_run_as_pasted(project, finished, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -36,12 +37,13 @@ class ModuleAdapter(LanguageModel):
         logits_BTV = self.logits(tokens_BT)
         shape = (*tokens_BT.shape, self.vocab_size)
         if not isinstance(logits_BTV, Tensor) or logits_BTV.shape != shape:
-            found = f"shape {tuple(logits_BTV.shape)}" if isinstance(logits_BTV, Tensor) else type(logits_BTV).__name__
-            raise ValueError(f"{type(self.module).__name__} returns {found}, not logits of shape {shape}")
+            raise ValueError(
+                f"{type(self.module).__name__} returns {_describe(logits_BTV)}, not logits of shape {shape}"
+            )
         return logits_BTV
 
-    def logits(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
-        """Calls the module. Subclasses adapt modules with another signature."""
+    def logits(self, tokens_BT: Integer[Tensor, "B T"]) -> Any:
+        """Calls the module. Subclasses adapt modules with another signature; `forward` checks the result."""
         return self.module(tokens_BT)
 
     def smoke_test(self) -> None:
@@ -80,9 +82,9 @@ class ModuleAdapter(LanguageModel):
         return tables[0]
 
     def matrix_parameters(self) -> list[tuple[nn.Parameter, int]]:
-        """All matrices but embedding tables and heads (linear layers to V)."""
+        """All matrices but embedding tables and the head, the last linear layer to V."""
         heads = [m for m in self.modules() if isinstance(m, nn.Linear) and m.out_features == self.vocab_size]
-        excluded = {id(m.weight) for m in (*self._embeddings(), *heads)}
+        excluded = {id(m.weight) for m in (*self._embeddings(), *heads[-1:])}
         return [(p, 1) for p in self.parameters() if p.ndim == 2 and id(p) not in excluded]
 
     def flops_per_token(self) -> int | None:
@@ -108,7 +110,7 @@ class NanoGPT(ModuleAdapter):
     """nanoGPT's `GPT`, or another model that is built from a config object and called with (tokens, targets).
 
     Without targets nanoGPT returns the logits of the last position only, so it is always called with targets. Its own
-    loss, which ignores targets of -1, is not used.
+    loss, which ignores targets of -1, is not used. What it prints goes to stderr.
 
     Args:
         model: builds the module from the config object.
@@ -116,9 +118,12 @@ class NanoGPT(ModuleAdapter):
     """
 
     def __init__(self, model: Callable[[Any], nn.Module], config: Any, vocab_size: int, block_size: int):
-        super().__init__(model(config), vocab_size, block_size)
+        with contextlib.redirect_stdout(sys.stderr):
+            module = model(config)
+        super().__init__(module, vocab_size, block_size)
 
-    def logits(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+    def logits(self, tokens_BT: Integer[Tensor, "B T"]) -> Any:
+        tokens_BT = tokens_BT.contiguous()  # nanoGPT's loss requires it of targets
         logits_BTV, _ = self.module(tokens_BT, tokens_BT)
         return logits_BTV
 
@@ -142,5 +147,14 @@ class HuggingFace(ModuleAdapter):
             )
         super().__init__(model(config), vocab_size, block_size)
 
-    def logits(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+    def logits(self, tokens_BT: Integer[Tensor, "B T"]) -> Any:
         return self.module(input_ids=tokens_BT, use_cache=False).logits
+
+
+def _describe(output: Any) -> str:
+    """What a module returned instead of logits, and the adapter for it."""
+    if isinstance(output, Tensor):
+        return f"shape {tuple(output.shape)}"
+    adapter = NanoGPT if isinstance(output, tuple) else HuggingFace if hasattr(output, "logits") else None
+    hint = f" (use {adapter.__module__}.{adapter.__name__})" if adapter else ""
+    return type(output).__name__ + hint

@@ -1,0 +1,181 @@
+"""Any module as a model: what the config passes to it, and what is reported in one line before the first step."""
+
+import pytest
+import torch
+from torch import nn
+
+from chargpt.config.model import build_model
+from chargpt.config.trust import COMPOSED
+from chargpt.errors import UserError
+from chargpt.model.adapters import ModuleAdapter
+from chargpt.model.bigram import Bigram
+from tests.training.run_artifacts import checkpoint, metrics
+
+V = 7
+HERE = "tests.config.test_model"
+DEFAULT_RECIPE_LINE = "this model has no recipe of its own: recipe=default is used"
+
+
+class Mine(nn.Module):
+    def __init__(self, vocab_size: int, n_embd: int = 8):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(vocab_size, n_embd), nn.Linear(n_embd, vocab_size)
+
+    def forward(self, tokens_BT):
+        return self.head(self.embedding(tokens_BT))
+
+
+class WithBlockSize(Mine):
+    def __init__(self, vocab_size: int, block_size: int, **settings):
+        super().__init__(vocab_size, **settings)
+        self.position = nn.Embedding(block_size, 8)
+        self.block_size = block_size
+
+
+class WithConfig(Mine):
+    """Receives the size of the vocabulary in a nested object only."""
+
+    def __init__(self, config: dict, parts: list):
+        super().__init__(config["vocab_size"])
+        self.parts = parts
+
+
+class ReturnsLoss(Mine):
+    def forward(self, tokens_BT):
+        return super().forward(tokens_BT), None
+
+
+class Unused(Mine):
+    def __init__(self, vocab_size: int):
+        super().__init__(vocab_size)
+        self.unused = nn.Linear(3, 3)
+
+
+class Fixed(nn.Module):
+    """Without parameters."""
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.vocab_size = vocab_size
+
+    def forward(self, tokens_BT):
+        return torch.nn.functional.one_hot(tokens_BT, self.vocab_size).float()
+
+
+class Reversed(Mine):
+    """Sees later tokens."""
+
+    def forward(self, tokens_BT):
+        return super().forward(tokens_BT.flip(1))
+
+
+class Raises(Mine):
+    def forward(self, tokens_BT):
+        raise ZeroDivisionError("a bug\nin two lines")
+
+
+def build(name: str, **settings) -> ModuleAdapter:
+    return build_model({"_target_": f"{HERE}.{name}", "block_size": 4, **settings}, V, COMPOSED)
+
+
+def test_a_module_receives_the_size_of_the_vocabulary_and_not_the_block_size():
+    model = build("Mine", n_embd=5)
+    assert isinstance(model, ModuleAdapter)
+    assert (model.vocab_size, model.block_size) == (V, 4)
+    assert model.module.embedding.weight.shape == (V, 5)
+
+
+def test_a_module_that_accepts_the_block_size_receives_it():
+    assert build("WithBlockSize", block_size=9).module.block_size == 9
+
+
+def test_vocab_size_is_filled_in_at_every_level():
+    config = {"parts": [{"vocab_size": "???"}, {"vocab_size": 3}], "config": {"vocab_size": "???"}}
+    module = build("WithConfig", **config).module
+    assert module.head.out_features == V
+    assert module.parts == [{"vocab_size": V}, {"vocab_size": 3}]
+
+
+def test_a_language_model_is_not_wrapped():
+    config = {"_target_": "chargpt.model.bigram.Bigram", "block_size": 4, "std": 1.0}
+    assert isinstance(build_model(config, V), Bigram)
+
+
+def test_an_object_that_is_not_a_module_is_refused():
+    with pytest.raises(UserError, match=r"^model must be a Module, not dict$"):
+        build_model({"_target_": "builtins.dict", "block_size": 4}, V, COMPOSED)
+
+
+@pytest.fixture
+def mine(run_cli, tmp_path, tiny, monkeypatch):
+    """`mine("Mine", ...)`: trains one of the models above, with a config in `--config-dir`."""
+
+    def train(name: str, *overrides: str, block_size: str = "block_size: 8\n"):
+        (tmp_path / "my_conf" / "model").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "my_conf" / "model" / "mine.yaml").write_text(f"_target_: {HERE}.{name}\n{block_size}")
+        settings = [setting for setting in tiny if not setting.startswith("model")]
+        return run_cli("train", "--config-dir=my_conf", "model=mine", *settings, *overrides)
+
+    return train
+
+
+def test_a_model_without_a_recipe_trains_by_the_default_one(mine, tmp_path, caplog):
+    caplog.set_level("INFO")
+    outcome = mine("Mine", "hydra.run.dir=outputs/run")
+    assert outcome.code == 0, outcome.err
+    assert DEFAULT_RECIPE_LINE in caplog.messages
+    config = (tmp_path / "outputs" / "run" / ".hydra" / "config.yaml").read_text()
+    assert "chargpt.optim.adamw.adamw" in config and "WarmupCosine" in config
+    assert metrics(tmp_path / "outputs" / "run")["flops_per_token"] is not None
+
+
+@pytest.mark.parametrize("overrides", [["optimizer=muon"], ["schedule=constant"], ["recipe=bigram"]])
+def test_parts_of_the_recipe_can_be_selected(mine, overrides, caplog):
+    caplog.set_level("INFO")
+    outcome = mine("Mine", *overrides, "trainer.max_steps=2")
+    assert outcome.code == 0, outcome.err
+    assert (DEFAULT_RECIPE_LINE in caplog.messages) == ("recipe=bigram" not in overrides)
+
+
+def test_an_optimizer_of_torch_receives_the_parameters_and_needs_no_lr(mine, tmp_path):
+    (tmp_path / "my_conf" / "optimizer").mkdir(parents=True)
+    (tmp_path / "my_conf" / "optimizer" / "adadelta.yaml").write_text("_target_: torch.optim.Adadelta\n")
+    outcome = mine("Mine", "optimizer=adadelta", "trainer.max_steps=2", "hydra.run.dir=outputs/run")
+    assert outcome.code == 0, outcome.err
+    assert checkpoint(tmp_path / "outputs" / "run")["optimizer_states"][0]["param_groups"][0]["lr"] == 0  # cosine decay
+
+
+@pytest.mark.parametrize(
+    ("name", "block_size", "message"),
+    [
+        ("Mine", "", "model.block_size"),
+        ("ReturnsLoss", "block_size: 8", "returns tuple (use chargpt.model.adapters.NanoGPT)"),
+        ("Raises", "block_size: 8", "a forward pass with 8 tokens fails (ZeroDivisionError: a bug)"),
+        ("Fixed", "block_size: 8", "optimizer got an empty parameter list"),
+        ("Missing", "block_size: 8", f"there is no Missing in {HERE}"),
+        ("Mine", "block_size: 8\nn_embdd: 3", "did you mean n_embd?"),
+    ],
+)
+def test_an_unsuitable_model_is_a_user_error_of_one_line(mine, tmp_path, name, block_size, message):
+    outcome = mine(name, block_size=f"{block_size}\n")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert message in outcome.err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_model_that_sees_the_target_is_reported(mine, caplog):
+    assert mine("Reversed", "trainer.max_steps=2").code == 0
+    assert "the logits of Reversed depend on later tokens" in caplog.text
+
+
+@pytest.mark.slow
+def test_parameters_without_gradients_are_a_one_line_reason_with_several_processes(tmp_path, tiny):
+    from tests.conftest import process  # noqa: PLC0415
+
+    settings = [setting for setting in tiny if not setting.startswith("model")]
+    (tmp_path / "unused.py").write_text(f"from {HERE} import Unused\n")
+    (tmp_path / "my_conf" / "model").mkdir(parents=True)
+    (tmp_path / "my_conf" / "model" / "mine.yaml").write_text(f"_target_: {HERE}.Unused\nblock_size: 8\n")
+    outcome = process(tmp_path, "train", "--config-dir=my_conf", "model=mine", *settings, "trainer.devices=2")
+    assert outcome.code == 1
+    assert "unused" in outcome.err.splitlines()[-1]
