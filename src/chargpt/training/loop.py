@@ -35,6 +35,7 @@ from chargpt.training.callbacks.rank_errors import RankErrorFile
 from chargpt.training.callbacks.recorder import RunRecorder
 from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.compilation import Compilation
+from chargpt.training.loggers import dispatch
 from chargpt.training.loggers.csv_history import CSVHistory
 from chargpt.training.outcome import RollbackRequested, record_outcome
 from chargpt.training.restore import best_is_intact, check_state, find_state, invalid_state_as_user_error
@@ -93,7 +94,7 @@ def _train(config: dict[str, Any], directory: RunDirectory, diverged_at: list[in
         logging.getLogger().removeHandler(messages)
         raise
     results = None  # on the other ranks
-    with record_outcome(run, recorder):
+    with record_outcome(run, recorder), dispatch.finishing(run.trainer.loggers):
         if not run.origin.resumed:  # the directory of a resumed run is opened after the first step
             recorder.open(run.trainer, run.module)
         if run.trainer.is_global_zero:

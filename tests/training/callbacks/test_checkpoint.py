@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from chargpt.errors import TrainingError
+from chargpt.runs.directory import RunDirectory
+from chargpt.runs.score import Monitor
 from chargpt.training.callbacks.checkpoint import CheckpointCallback, ChecksumCheckpointIO
+from chargpt.training.callbacks.metrics import MetricsCallback
+from chargpt.training.callbacks.timer import TrainingTimer
+from chargpt.training.loggers.csv_history import CSVHistory
 from tests.conftest import process
 from tests.training import run_artifacts
 
@@ -102,10 +107,12 @@ def test_checkpoints_are_saved_between_validations(run_cli, tiny, tmp_path: Path
     assert run_artifacts.checkpoint(directory, "best")["global_step"] == 10
 
 
-def test_a_clock_is_due_once_per_interval(monkeypatch):
+def test_a_clock_is_due_once_per_interval(tmp_path: Path, monkeypatch):
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    checkpoints = CheckpointCallback(None, None, {}, every_minutes=2.0)  # type: ignore[arg-type]
+    run = RunDirectory(tmp_path)
+    metrics_callback = MetricsCallback(TrainingTimer(None), CSVHistory(run.history), Monitor("val_loss", "min"))
+    checkpoints = CheckpointCallback(run, metrics_callback, {}, every_minutes=2.0)
     due = []
     for now in (60.0, 119.0, 121.0, 122.0, 240.0, 242.0):  # noqa: B007 - read by the clock
         due.append(checkpoints.time_is_due())

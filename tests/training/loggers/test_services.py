@@ -30,31 +30,30 @@ def train_killed_and_resumed(folder: Path, *overrides: str) -> Path:
 @pytest.mark.slow
 def test_wandb_offline_continues_its_run_beside_the_csv_logger(tiny, tmp_path: Path):
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2  # noqa: PLC0415 - optional
-    from wandb.sdk.internal.datastore import DataStore  # noqa: PLC0415 - optional
-
     run = train_killed_and_resumed(tmp_path, *tiny, "logger=[csv,wandb]")
     (identifier,) = json.loads((run / "logger_runs.json").read_text()).values()
-    files = sorted((run / "wandb").glob(f"offline-run-*-{identifier}/run-*.wandb"))
-    assert len(files) == 3, "each part is a file of the same run"
-    steps, samples, settings = [], [], {}
-    for file in files:
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            row = {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-            if "train/loss" in row:
-                steps.append(row["trainer/global_step"])
-            samples += [row["trainer/global_step"]] if "sample" in row or "sample._type" in row else []
-            settings |= {item.key: json.loads(item.value_json) for item in record.config.update}
-    assert steps[-5:] == [5, 6, 7, 8, 9]
-    assert set(steps) == {1, 2, 3, 4, 5, 6, 7, 8, 9}
-    assert {3, 6, 8, 9} <= set(samples)
-    assert (settings["n_layer"], settings["optimizer"], settings["batch_size"]) == (2, "adamw", 4)
+    parts = sorted((run / "wandb").glob(f"offline-run-*-{identifier}"))
+    assert len(parts) == 3, "each part of the run is a folder of the same W&B run"
+    for part in parts:
+        (file,) = part.glob("*.wandb")
+        assert all(name in file.read_bytes() for name in (b"train/loss", b"val/loss", b"n_layer", b"batch_size"))
+    tables = [json.loads(file.read_text()) for file in (run / "wandb").glob("offline-run-*/files/media/table/sample_*")]
+    samples = dict(table["data"][0] for table in tables)
+    assert samples.keys() == {3, 6, 8, 9}
+    assert all(isinstance(text, str) and text for text in samples.values())
     assert sorted(path.name for path in (run / "csv").iterdir()) == ["version_0", "version_1", "version_2"]
     assert run_artifacts.metrics(run)["steps"] == 9
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_process_are_two_runs_of_wandb(run_cli, tiny, tmp_path: Path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for directory in ("one", "two"):
+        short = ["trainer.max_steps=1", f"hydra.run.dir={directory}"]
+        assert run_cli("train", *tiny, "logger=wandb", *short).code == 0
+    identifiers = {(tmp_path / directory / "logger_runs.json").read_text() for directory in ("one", "two")}
+    assert len(identifiers) == 2
 
 
 @pytest.mark.slow

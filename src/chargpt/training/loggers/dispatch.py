@@ -1,13 +1,15 @@
 """Sends metrics, texts and hyperparameters to all loggers of a run, whatever their classes."""
 
+import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from chargpt.errors import TrainingError
 
@@ -44,6 +46,20 @@ def log_hyperparams(logger: Logger, params: dict[str, Any]) -> None:
         logger.log_hyperparams(params)
     except Exception as error:  # a third party's class may raise any exception
         raise TrainingError(f"{type(logger).__name__} cannot be used: {_describe(error)}") from error
+
+
+@contextlib.contextmanager
+def finishing(loggers: Sequence[Logger]) -> Iterator[None]:
+    """Ends the W&B run of this process at the end: otherwise the next run in this process would log to it."""
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        if any(isinstance(logger, WandbLogger) for logger in loggers):
+            wandb: Any = sys.modules.get("wandb")  # an extra, which the logger has imported on rank 0
+            if wandb is not None and wandb.run is not None:
+                wandb.finish(exit_code)
 
 
 def run_id_parameter(logger_class: Any) -> str | None:
