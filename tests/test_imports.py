@@ -68,6 +68,7 @@ def test_model_and_data_import_neither_lightning_nor_hydra():
 def test_only_declared_dependencies_are_imported_and_optional_ones_only_where_they_are_used():
     optional = {"ray": ["hydra_plugins.chargpt_ray_launcher"]}
     optional["optuna"] = ["hydra_plugins.chargpt_optuna_sweeper", "chargpt.sweeps.pruning", "chargpt.sweeps.trials"]
+    optional["IPython"] = ["chargpt.training.callbacks.progress_bar"]
     requirements = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["dependencies"]
     dependencies = {re.split("[^a-z0-9-]", requirement)[0] for requirement in requirements}
     distributions = packages_distributions()
