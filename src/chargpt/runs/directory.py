@@ -163,11 +163,12 @@ class RunDirectory:
         return []
 
     def read_choices(self) -> dict[str, str]:
-        """The selected option of each config group."""
+        """The selected option of each config group that has one."""
         with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):
             choices = OmegaConf.to_container(OmegaConf.load(self.hydra / "hydra.yaml").hydra.runtime.choices)
             # In a damaged file it may have another type: an `AttributeError`.
-            return {migrate_key(group): choice for group, choice in cast(dict[str, str], choices).items()}
+            selected = cast(dict[str, str | None], choices).items()
+            return {migrate_key(group): choice for group, choice in selected if choice is not None}
         return {}
 
     def read_logger_runs(self) -> dict[str, str]:

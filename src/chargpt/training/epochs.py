@@ -52,7 +52,9 @@ def length(settings: Mapping[str, Any], batches_per_epoch: int) -> str:
 
 
 def min_steps(settings: Mapping[str, Any], batches_per_epoch: int) -> int | None:
-    """The optimizer step before which early stopping does not end the run."""
+    """The optimizer step before which early stopping does not end the run; None with `fast_dev_run`."""
+    if settings.get("fast_dev_run"):
+        return None
     steps = [settings.get("min_steps"), _steps(settings, "min_epochs", batches_per_epoch)]
     return max((step for step in steps if step is not None), default=None)
 

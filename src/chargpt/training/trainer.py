@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -75,31 +76,14 @@ def build_trainer(settings: dict[str, Any], batches_per_epoch: int = 1, **fixed:
     Raises:
         UserError: the hardware is not available, or a setting is invalid or not supported.
     """
-    settings = {name: value for name, value in settings.items() if value is not None}
-    _check(settings)
-    debug_steps = int(settings.get("fast_dev_run", 0))
-    settings |= {
-        "max_steps": epochs.max_steps(settings, batches_per_epoch),
-        "min_steps": epochs.min_steps(settings, batches_per_epoch),
-        "val_check_interval": epochs.val_check_interval(settings, batches_per_epoch)
-        * settings["accumulate_grad_batches"],
-    }
-    if settings["min_steps"] and 0 < settings["max_steps"] < settings["min_steps"] and not debug_steps:
-        raise UserError(
-            f"trainer.min_steps or min_epochs: the run ends at step {settings['max_steps']}, before their step "
-            f"{settings['min_steps']}; increase trainer.max_steps or max_epochs"
-        )
-    if settings.get("overfit_batches"):
-        settings["limit_val_batches"] = settings["overfit_batches"]
-    if debug_steps:
-        settings |= {"limit_val_batches": debug_steps, "num_sanity_val_steps": 0, "min_steps": None}
-        fixed["logger"] = [DummyLogger()] if fixed.get("logger") else False
-    settings = {name: value for name, value in settings.items() if name not in (*_OWN, *REFUSED)}
+    debug_steps = int(settings.get("fast_dev_run") or 0)
+    settings = _lightning_settings(settings, batches_per_epoch)
     callbacks = fixed.get("callbacks", [])
     if settings.get("enable_progress_bar") is False:
         fixed["callbacks"] = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     settings.setdefault("enable_progress_bar", any(isinstance(callback, ProgressBar) for callback in callbacks))
-    settings = {"num_sanity_val_steps": 0, "enable_model_summary": False} | settings
+    if debug_steps:
+        fixed["logger"] = [DummyLogger()] if fixed.get("logger") else False
     if settings["precision"] in ("auto", "fastest"):
         settings["precision"] = best_precision(settings["accelerator"], settings["precision"] == "fastest")
     if settings["deterministic"] is False and settings["accelerator"] != "cpu" and torch.cuda.is_available():
@@ -129,7 +113,28 @@ def build_trainer(settings: dict[str, Any], batches_per_epoch: int = 1, **fixed:
     return trainer
 
 
-def _make_profiler(name: str | None, directory: str | None) -> Profiler:
+def _lightning_settings(settings: dict[str, Any], batches_per_epoch: int) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer for a config's `trainer`, without null settings."""
+    settings = {name: value for name, value in settings.items() if value is not None}
+    _check(settings)
+    max_steps, min_steps = epochs.max_steps(settings, batches_per_epoch), epochs.min_steps(settings, batches_per_epoch)
+    if min_steps and 0 < max_steps < min_steps:
+        raise UserError(
+            f"trainer.min_steps or min_epochs: the run ends at step {max_steps}, before their step {min_steps}; "
+            f"increase trainer.max_steps or max_epochs"
+        )
+    interval = epochs.val_check_interval(settings, batches_per_epoch) * settings["accumulate_grad_batches"]
+    converted = {"max_steps": max_steps, "min_steps": min_steps, "val_check_interval": interval}
+    if settings.get("overfit_batches"):
+        converted["limit_val_batches"] = settings["overfit_batches"]
+    if settings.get("fast_dev_run"):
+        converted |= {"limit_val_batches": max_steps, "num_sanity_val_steps": 0}
+    defaults = {"num_sanity_val_steps": 0, "enable_model_summary": False}
+    kept = {name: value for name, value in settings.items() if name not in (*_OWN, *REFUSED)}
+    return defaults | kept | converted
+
+
+def _make_profiler(name: str | None, directory: str | Path | None) -> Profiler:
     if name is None:
         return NoProfiler()
     if name not in PROFILERS:
