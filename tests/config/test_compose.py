@@ -23,8 +23,9 @@ from tests.config.conftest import CONF
 
 HARDWARE = ["gpu", "mps", "fsdp"]  # options of `trainer` that require hardware
 # Options with separate tests.
+EXTRAS = {("logger", "wandb"), ("model", "adapted_nanogpt"), ("model", "adapted_huggingface")}  # require other code
 SEPARATE = {
-    ("logger", "wandb"),
+    *EXTRAS,
     ("lecture", "scaled_up"),
     *product(["trainer"], HARDWARE),
 }
@@ -93,9 +94,7 @@ def pairwise_combinations(groups: dict[str, list[str]]) -> Iterator[Options]:
 
 
 PAIRED = {
-    group: [name for name in names if (group, name) != ("logger", "wandb")]
-    for group, names in GROUPS.items()
-    if group in KEYS
+    group: [name for name in names if (group, name) not in EXTRAS] for group, names in GROUPS.items() if group in KEYS
 }
 ROWS = list(pairwise_combinations(PAIRED))
 
@@ -165,7 +164,17 @@ def test_wandb_is_built_or_reported_as_missing(compose, tiny):
             prepare(config)
 
 
-@pytest.mark.parametrize("model", GROUPS["model"])
+@pytest.mark.parametrize(("model", "module"), [("adapted_nanogpt", "model"), ("adapted_huggingface", "transformers")])
+def test_an_adapted_model_is_built_or_its_code_is_reported_as_missing(build, monkeypatch, tmp_path, model, module):
+    monkeypatch.chdir(tmp_path)
+    if find_spec(module):
+        assert build({"model": model}, "recipe=default").model.module.lm_head.out_features > 1
+    else:
+        with pytest.raises(UserError, match=f"there is no module {module} in the installed packages and {tmp_path}"):
+            build({"model": model}, "recipe=default")
+
+
+@pytest.mark.parametrize("model", [name for name in GROUPS["model"] if ("model", name) not in EXTRAS])
 def test_each_model_has_its_own_recipe(compose, model):
     compose(f"model={model}")
     assert HydraConfig.get().runtime.choices["recipe"] == model

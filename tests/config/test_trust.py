@@ -85,7 +85,7 @@ def test_an_untrusted_package_is_not_imported(package, tmp_path):
 
 @pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.hub.load", "chargpt.runs.directory.git_state"])
 def test_no_trust_can_be_given_to_the_standard_library_torch_and_chargpt(name):
-    with pytest.raises(UserError, match="is not a component that a file may contain$"):
+    with pytest.raises(UserError, match=r"is not a component that a file may contain$"):
         locate(name, "model", FILE)
 
 

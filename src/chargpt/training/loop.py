@@ -41,6 +41,7 @@ from chargpt.training.setup import (
     Origin,
     Run,
     check_batch,
+    check_gradients,
     check_model,
     check_monitor,
     check_strategy,
@@ -215,6 +216,8 @@ def _build(
     )
     compilation.decide(trainer)
     check_strategy(module, trainer)
+    if trainer.world_size > 1:
+        check_gradients(model, settings["strategy"])
     check_batch(data.batch_size, model, trainer.world_size)
     if trainer.strategy.root_device.type == "cpu":
         passes, local = trainer.accumulate_grad_batches, trainer.num_devices

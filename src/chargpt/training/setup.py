@@ -153,6 +153,17 @@ def check_strategy(module: LanguageModeling, trainer: L.Trainer) -> None:
         )
 
 
+def check_gradients(model: LanguageModel, strategy: str) -> None:
+    """Raises `UserError` if a parameter gets no gradient, for which DDP waits unless the strategy says otherwise."""
+    if not isinstance(model, ModuleAdapter) or strategy not in ("auto", "ddp"):
+        return
+    if unused := model.unused_parameters():
+        raise UserError(
+            f"model: the logits do not depend on {unused[0].removeprefix('module.')}: for several processes remove it, "
+            f"set its requires_grad to False, or use trainer.strategy=ddp_find_unused_parameters_true"
+        )
+
+
 def check_batch(batch_size: int, model: LanguageModel, devices: int) -> None:
     """Raises `UserError` if the batch size is not divisible by the number of devices and ensemble members."""
     if batch_size % devices:
