@@ -78,7 +78,7 @@ def test_the_printed_command_of_the_console(console, monkeypatch):
     monkeypatch.setattr(invocation.shutil, "which", lambda name: str(invocation.Path(sys.executable).with_name(name)))
     assert invocation.command_line("sample", "run=a b") == "chargpt sample 'run=a b'"
     assert invocation.program_name() == "chargpt train"
-    assert invocation.child_command() == [sys.executable, "-m", "chargpt", "train"]
+    assert invocation.child_command() == [sys.executable, "-P", "-m", "chargpt", "train"]
     monkeypatch.setattr(invocation.shutil, "which", lambda name: None)
     *_, option, module, command, argument = shlex.split(invocation.command_line("sample", "run=a"))
     assert (option, module, command, argument) == ("-m", "chargpt", "sample", "run=a")
@@ -91,3 +91,16 @@ def test_the_printed_command_of_a_script_is_relative_only_below_the_working_dire
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     assert shlex.split(invocation.command_line("sample", "run=a"))[-2:] == [str(tmp_path / "sample.py"), "run=a"]
+
+
+@pytest.mark.parametrize(("trust", "option"), [(["a"], "trust=a"), (["a", "b.c"], "trust=[a,b.c]")])
+def test_printed_commands_carry_the_options_that_they_need(monkeypatch, trust, option):
+    monkeypatch.setattr(invocation, "_config_dir", None)
+    monkeypatch.setattr(invocation, "_trust", ())
+    invocation.use_options("my conf", trust)
+    assert shlex.split(invocation.command_line("sample", "run=x"))[-2:] == ["run=x", option]
+    resume = shlex.split(invocation.command_line("train", "resume=x"))
+    assert resume[-3:] == ["resume=x", "--config-dir=my conf", option]
+    assert shlex.split(invocation.command_line("train"))[-1] == "--config-dir=my conf"  # composes its targets
+    invocation.use_options(None, [])
+    assert shlex.split(invocation.command_line("train", "resume=x"))[-1] == "resume=x"

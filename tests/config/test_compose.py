@@ -24,8 +24,13 @@ from tests.config.conftest import CONF
 HARDWARE = ["gpu", "mps", "fsdp"]  # options of `trainer` that require hardware
 SERVICES = ["wandb", "mlflow"]  # options of `logger` that require an extra
 # Options with separate tests.
-SEPARATE = {
+EXTRAS = {
     *product(["logger"], SERVICES),
+    ("model", "adapted_nanogpt"),
+    ("model", "adapted_huggingface"),
+}  # other code
+SEPARATE = {
+    *EXTRAS,
     ("lecture", "scaled_up"),
     *product(["trainer"], HARDWARE),
 }
@@ -95,7 +100,7 @@ def pairwise_combinations(groups: dict[str, list[str]]) -> Iterator[Options]:
 
 
 PAIRED = {
-    group: [name for name in names if (group, name) not in product(["logger"], SERVICES)]
+    group: [name for name in names if (group, name) not in EXTRAS]
     for group, names in GROUPS.items()
     if group in KEYS and group not in COMPLETE
 }
@@ -174,7 +179,17 @@ def test_several_loggers_and_callbacks_are_selected_by_a_list(compose):
     assert list(config.callbacks) == ["samples", "progress", "early_stopping", "lr_monitor"]
 
 
-@pytest.mark.parametrize("model", GROUPS["model"])
+@pytest.mark.parametrize(("model", "module"), [("adapted_nanogpt", "model"), ("adapted_huggingface", "transformers")])
+def test_an_adapted_model_is_built_or_its_code_is_reported_as_missing(build, monkeypatch, tmp_path, model, module):
+    monkeypatch.chdir(tmp_path)
+    if find_spec(module):
+        assert build({"model": model}, "recipe=default").model.module.lm_head.out_features > 1
+    else:
+        with pytest.raises(UserError, match=f"there is no module {module} in the installed packages and {tmp_path}"):
+            build({"model": model}, "recipe=default")
+
+
+@pytest.mark.parametrize("model", [name for name in GROUPS["model"] if ("model", name) not in EXTRAS])
 def test_each_model_has_its_own_recipe(compose, model):
     compose(f"model={model}")
     assert HydraConfig.get().runtime.choices["recipe"] == model

@@ -1,9 +1,12 @@
 """Modules of other projects as language models: any `nn.Module`, nanoGPT's `GPT`, and Hugging Face's GPT-2."""
 
 import contextlib
-import importlib.util
+import importlib
 import io
+import math
 import os
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +15,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from chargpt.data.dataloader import RandomBlockLoader
+from chargpt.data.tokenizer import CharTokenizer
 from chargpt.errors import UserError
 from chargpt.inference.generate import generate
 from chargpt.model.adapters import HuggingFace, ModuleAdapter, NanoGPT
 from chargpt.optim.muon import muon
+from chargpt.utils.seeding import fold_in
+from tests.training.run_artifacts import history
 
 V, T, C = 11, 8, 4
 TOKENS_BT = torch.randint(V, (2, T), generator=torch.Generator().manual_seed(0))
@@ -107,6 +114,15 @@ def test_the_matrices_for_muon_are_those_between_embedding_and_head():
     assert {group["maps"]: len(group["params"]) for group in groups} == {1: 1, 0: 4}
 
 
+def test_unused_parameters():
+    module = Recurrent()
+    assert adapt(module).unused_parameters() == []
+    module.other = nn.Linear(1, 1)
+    module.frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
+    assert adapt(module).unused_parameters() == ["module.other.weight", "module.other.bias"]
+    assert all(p.grad is None for p in module.parameters())
+
+
 def test_flops_of_a_gru_equal_a_count_by_hand():
     multiplications = 2 * 3 * C * C + C * V  # three gates of input and state, and the head
     assert adapt(Recurrent()).flops_per_token() == 3 * 2 * multiplications
@@ -187,19 +203,18 @@ def test_a_downloaded_attention_is_refused():
         HuggingFace(Recurrent, DownloadedConfig(), V, T)
 
 
-def load_nanogpt():
-    """The module model.py of the nanoGPT checkout in the environment variable NANOGPT."""
+@pytest.fixture
+def nanogpt(tmp_path, monkeypatch):
+    """The module model.py of the nanoGPT checkout in the environment variable NANOGPT, copied to the current folder."""
     if "NANOGPT" not in os.environ:
         pytest.skip("set NANOGPT to a checkout of https://github.com/karpathy/nanoGPT")
-    path = Path(os.environ["NANOGPT"]) / "model.py"
-    spec = importlib.util.spec_from_file_location("nanogpt_model", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    shutil.copy(Path(os.environ["NANOGPT"]) / "model.py", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("model")
+    del sys.modules["model"]
 
 
-def test_nanogpt_itself():
-    nanogpt = load_nanogpt()
+def test_nanogpt_itself(nanogpt):
     config = nanogpt.GPTConfig(vocab_size=V, block_size=T, n_layer=2, n_head=2, n_embd=C, bias=False)
     with contextlib.redirect_stderr(io.StringIO()):
         model = NanoGPT(nanogpt.GPT, config, V, T).eval()
@@ -210,3 +225,78 @@ def test_nanogpt_itself():
     inputs_BT, targets_BT = TOKENS_BT[:, :-1], TOKENS_BT[:, 1:]
     _, loss = model.module(inputs_BT, targets_BT.contiguous())
     torch.testing.assert_close(F.cross_entropy(model(inputs_BT).flatten(0, 1), targets_BT.flatten()), loss)
+
+
+@pytest.fixture
+def train(run_cli, tmp_path, tiny):
+    """`train("nanogpt", dropout, ...)`: trains 5 steps of an adapted model by torch's AdamW."""
+
+    def train(name: str, dropout: float, *overrides: str):
+        (tmp_path / "my_conf" / "optimizer").mkdir(parents=True)
+        (tmp_path / "my_conf" / "optimizer" / "plain.yaml").write_text("_target_: torch.optim.AdamW\nlr: 1.0e-3\n")
+        settings = [setting for setting in tiny if not setting.startswith("model")]
+        settings += [f"model=adapted_{name}", "model.block_size=16", "recipe=default", "optimizer=plain"]
+        settings += ["schedule=constant", "trainer.gradient_clip_val=null", "trainer.max_steps=5"]
+        settings += [f"model.config.{key}=2" for key in ("n_layer", "n_head")] + ["model.config.n_embd=16"]
+        keys = ("dropout",) if name == "nanogpt" else ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+        settings += [f"model.config.{key}={dropout}" for key in keys]
+        settings += ["trainer.log_every_n_steps=1", "data.batch_size=4", "hydra.run.dir=outputs/run"]
+        outcome = run_cli("train", "--config-dir=my_conf", *settings, *overrides)
+        assert outcome.code == 0, outcome.err
+        return [float(row["train_loss"]) for row in history(tmp_path / "outputs" / "run")]
+
+    return train
+
+
+def plain_losses(text: str, make_module, loss) -> list[float]:
+    """The losses of a PyTorch loop on the same batches."""
+    tokens_N = CharTokenizer.from_text(text).encode(text[: int(0.9 * len(text))])
+    batches = RandomBlockLoader(tokens_N, block_size=16, batch_size=4, seed=1337)
+    torch.manual_seed(fold_in(1337))
+    module = make_module(len(set(text)))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    losses = []
+    for k in range(5):
+        losses.append(loss(module, *(tokens_BT.contiguous() for tokens_BT in batches.batch(k))))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    return [loss.item() for loss in losses]
+
+
+def test_the_losses_of_gpt2_equal_those_of_a_plain_loop(train, text):
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(n_positions=16, n_layer=2, n_head=2, n_embd=16, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+
+    def make(vocab_size):
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=vocab_size, **sizes))
+
+    def loss(module, inputs_BT, targets_BT):
+        return F.cross_entropy(module(inputs_BT).logits.flatten(0, 1), targets_BT.flatten())
+
+    assert train("huggingface", 0.0) == pytest.approx(plain_losses(text, make, loss), abs=1e-5)
+
+
+def test_the_losses_of_nanogpt_equal_those_of_a_plain_loop(nanogpt, train, text):
+    sizes = dict(block_size=16, n_layer=2, n_head=2, n_embd=16, bias=False)
+
+    def make(vocab_size):
+        return nanogpt.GPT(nanogpt.GPTConfig(vocab_size=vocab_size, **sizes))
+
+    losses = plain_losses(text, make, lambda module, inputs_BT, targets_BT: module(inputs_BT, targets_BT)[1])
+    assert train("nanogpt", 0.0) == pytest.approx(losses, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["nanogpt", "huggingface"])
+def test_an_adapted_model_trains_with_dropout_and_is_loaded_only_with_trust(request, train, run_cli, tmp_path, name):
+    package = "model" if name == "nanogpt" else "transformers"
+    pytest.importorskip("transformers") if name == "huggingface" else request.getfixturevalue("nanogpt")
+    assert all(map(math.isfinite, train(name, 0.1)))
+    refused = run_cli("train", "resume=outputs/run", "trainer.max_steps=7")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert f"add trust=[{package}]" in refused.err
+    assert run_cli("train", "resume=outputs/run", "trainer.max_steps=7", f"trust={package}").code == 0
+    sampled = run_cli("sample", "run=outputs/run", "max_new_tokens=20", f"trust={package}")
+    assert (sampled.code, len(sampled.out)) == (0, 1 + 20 + 1), sampled.err
+    refused = run_cli("sample", "run=outputs/run", "quantize=int8", f"trust={package}")
+    assert (refused.code, refused.err.count("quantize=int8: it supports only Transformers")) == (2, 1)

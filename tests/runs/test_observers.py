@@ -1,55 +1,90 @@
-"""Callbacks and loggers of a resumed run come from its recorded choices, which may be in an untrusted file."""
+"""The callbacks and loggers of a resumed run come from its recorded choices, never from targets in its files."""
 
-import shutil
-from pathlib import Path
-
+import hydra
 import pytest
-import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
-from tests.training import run_artifacts
+from chargpt.config.compose import compose
+from chargpt.runs.directory import RunDirectory
+from chargpt.runs.observers import restore_observers
+from tests.conftest import REPO
 
-QUIET = "callbacks.samples.max_new_tokens=0"
+SAMPLES = "chargpt.training.callbacks.samples.Samples"
 
 
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
+def restore(tmp_path):
+    """`restore(recorded, choices, typed)`: what a command with the overrides `typed` restores from a run's files."""
+    (tmp_path / "my_conf" / "callbacks").mkdir(parents=True)
+    (tmp_path / "my_conf" / "callbacks" / "mine.yaml").write_text(
+        "defaults:\n- default\n- _self_\nmine:\n  _target_: my_code.Mine\n  n: 3\n"
+    )
+
+    def restore(recorded: list[str], choices: dict[str, str], *typed: str):
+        directory = RunDirectory(tmp_path / "run")
+        directory.hydra.mkdir(parents=True)
+        OmegaConf.save(OmegaConf.create(recorded), directory.hydra / "overrides.yaml")
+        OmegaConf.save({"hydra": {"runtime": {"choices": choices}}}, directory.hydra / "hydra.yaml")
+        folder = f"hydra.searchpath=[file://{tmp_path / 'my_conf'}]"
+        with hydra.initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+            compose("train", [folder, "resume=run", *typed])
+            return restore_observers(directory)
+
+    yield restore
+    HydraConfig.instance().cfg = None
 
 
-def record(run: Path, *overrides: str, **choices: str) -> None:
-    """Replaces what the run has recorded about its command."""
-    (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
-    hydra = yaml.safe_load((run / ".hydra" / "hydra.yaml").read_text())
-    hydra["hydra"]["runtime"]["choices"] |= choices
-    (run / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(hydra))
+def test_the_recorded_options_and_numbers_are_composed_again(restore, caplog):
+    recorded = ["callbacks=mine", "callbacks.mine.n=5", "callbacks.samples.max_new_tokens=7", "~callbacks.progress"]
+    callbacks = restore(recorded, {"callbacks": "mine", "logger": "default"})["callbacks"]
+    assert callbacks == {
+        "mine": {"_target_": "my_code.Mine", "n": 5},
+        "samples": {"_target_": SAMPLES, "max_new_tokens": 7, "seed": 1337},
+    }
+    assert not caplog.messages
 
 
-def test_a_list_of_loggers_is_used_again(run_cli, run):
-    record(run, "logger=[csv,none]", QUIET)
-    assert run_cli("train", "resume=run", "trainer.max_steps=21").code == 0
-    assert (run / "csv" / "version_0" / "metrics.csv").exists()
-    config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
-    assert list(config["logger"]) == ["csv"]
+def test_the_choice_of_a_config_is_restored_without_an_override(restore):
+    assert "mine" in restore([], {"callbacks": "mine"})["callbacks"]
 
 
-def test_callbacks_refer_to_the_name_and_seed_of_the_run(run_cli, run):
-    """This command composes the default seed and the name of the default model."""
-    config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
-    record(run, QUIET)
-    content = run_artifacts.checkpoint(run)
-    assert content["chargpt"]["config"]["seed"] == config["seed"]
-    assert run_cli("train", "resume=run", "trainer.max_steps=21", "logger=[csv,tensorboard]", "name=mine").code == 0
-    config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
-    assert (config["name"], config["callbacks"]["samples"]["seed"]) == ("mine", config["seed"])
+def test_an_option_of_this_command_has_priority(restore):
+    observers = restore(["callbacks=mine", "logger=wandb"], {"callbacks": "mine"}, "callbacks=default")
+    assert [*observers["callbacks"]] == ["samples", "progress"]
+    assert "wandb" in observers["logger"]
 
 
-@pytest.mark.parametrize("group", ["callbacks", "logger"])
-def test_a_recorded_choice_cannot_name_a_file_outside_the_configs(run_cli, run, tmp_path: Path, group, caplog):
-    touch = {"evil": {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": ["touched"]}}}
-    (run / "evil.yaml").write_text(yaml.safe_dump(touch))
-    path = f"{'../' * 30}{run / 'evil'}"
-    record(run, QUIET, **{group: path})
-    assert run_cli("train", "resume=run", "trainer.max_steps=21").code == 0
-    assert not (tmp_path / "touched").exists()
-    assert f"not restored from the run, add it to this command to use it: {group}=" in caplog.text
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+callbacks.evil._target_=os.system",
+        "callbacks.progress._target_=os.system",
+        "+callbacks.evil={_target_:os.system,command:ls}",
+        "callbacks={evil:{_target_:os.system}}",
+        "+callbacks.evil.command='touch here'",
+        "logger.tensorboard.save_dir=/etc",
+        "callbacks=../../evil",
+        "callbacks='${oc.env:HOME}'",
+    ],
+)
+def test_code_text_and_paths_of_a_file_are_left_out_with_a_line(restore, caplog, override):
+    callbacks = restore([override, "callbacks.samples.max_new_tokens=7"], {"callbacks": "default"})["callbacks"]
+    assert "os.system" not in str(callbacks)
+    assert callbacks["samples"] == {"_target_": SAMPLES, "max_new_tokens": 7, "seed": 1337}
+    assert caplog.messages == [f"not restored from the run, add it to this command to use it: {override.lstrip('+')}"]
+
+
+def test_the_numbers_of_a_callback_that_is_left_out_are_left_out_too(restore, caplog):
+    observers = restore(["+callbacks.mine._target_=my.Mine", "+callbacks.mine.n=5"], {"callbacks": "default"})
+    assert "mine" not in observers["callbacks"]
+    assert caplog.messages[0].endswith("callbacks.mine._target_=my.Mine callbacks.mine.n=5")
+
+
+def test_an_option_that_is_not_installed_is_left_out(restore, caplog):
+    assert restore(["callbacks=gone"], {"callbacks": "gone"}) == {}
+    assert "callbacks=gone" in caplog.text
+
+
+def test_a_damaged_record_restores_nothing(restore):
+    assert restore([], {}) == {}

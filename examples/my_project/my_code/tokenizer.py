@@ -1,4 +1,4 @@
-"""A tokenizer: an object with `vocab_size`, `encode`, `decode` and `as_config`."""
+"""A tokenizer: an object with `vocab_size`, `encode`, `decode`, `from_text` and `as_config`."""
 
 import re
 

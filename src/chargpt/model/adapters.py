@@ -61,6 +61,13 @@ class ModuleAdapter(LanguageModel):
         one_1TV, other_1TV = self._evaluate(tokens_1T)[:, :-1], self._evaluate(changed_1T)[:, :-1]
         return torch.allclose(one_1TV, other_1TV, rtol=1e-3, atol=1e-3 * max(1.0, one_1TV.abs().max().item()))
 
+    def unused_parameters(self) -> list[str]:
+        """The names of the trainable parameters on which the logits do not depend."""
+        named = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        logits_BTV = self(torch.zeros(1, self.block_size, dtype=torch.long, device=self.device))
+        gradients = torch.autograd.grad(logits_BTV.sum(), [*named.values()], allow_unused=True)
+        return [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]
+
     @torch.no_grad()
     def _evaluate(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         was_training = self.training

@@ -233,7 +233,7 @@ def _build(
         batches = data.validation_batches(trainer.world_size)
         trainer.limit_val_batches = limit_batches("trainer.limit_val_batches", trainer.limit_val_batches, batches)
     compilation.decide(trainer)
-    check_strategy(module, trainer)
+    check_strategy(module, trainer, settings["strategy"])
     check_loggers(trainer)
     check_batch(data.batch_size, model, trainer.world_size)
     if trainer.strategy.root_device.type == "cpu":

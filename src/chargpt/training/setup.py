@@ -149,11 +149,26 @@ def _optimizer_factory(config: Any, trust: Trust) -> Callable[[nn.Module], torch
     return make
 
 
-def check_strategy(module: LanguageModeling, trainer: L.Trainer) -> None:
-    """Raises `UserError` if the optimizer requires complete matrices and the strategy shards them."""
+def check_strategy(module: LanguageModeling, trainer: L.Trainer, strategy: str) -> None:
+    """Checks that the optimizer and the model can be used with the strategy.
+
+    Args:
+        strategy: its name in the config.
+
+    Raises:
+        UserError: the optimizer requires complete matrices, which FSDP shards; or a parameter gets no gradient, for which
+            DDP waits, unless its name says otherwise.
+    """
     if isinstance(trainer.strategy, FSDPStrategy) and isinstance(module.optimizer, MatrixOptimizer):
         raise UserError(
             "optimizer: it requires complete matrices, but FSDP shards them: use trainer=ddp, or optimizer=adamw"
+        )
+    model = module.model
+    is_ddp = trainer.world_size > 1 and strategy in ("auto", "ddp")
+    if is_ddp and isinstance(model, ModuleAdapter) and (unused := model.unused_parameters()):
+        raise UserError(
+            f"model: the logits do not depend on {unused[0].removeprefix('module.')}: for several processes remove it, "
+            f"set its requires_grad to False, or use trainer.strategy=ddp_find_unused_parameters_true"
         )
 
 
