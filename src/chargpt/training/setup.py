@@ -156,8 +156,8 @@ def check_strategy(module: LanguageModeling, trainer: L.Trainer, strategy: str) 
         strategy: its name in the config.
 
     Raises:
-        UserError: the optimizer requires complete matrices, which FSDP shards; or a parameter gets no gradient, for which
-            DDP waits, unless its name says otherwise.
+        UserError: the optimizer requires complete matrices, which FSDP shards; or a parameter gets no gradient, for
+            which DDP waits, unless the name of the strategy says otherwise.
     """
     if isinstance(trainer.strategy, FSDPStrategy) and isinstance(module.optimizer, MatrixOptimizer):
         raise UserError(
