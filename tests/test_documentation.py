@@ -119,7 +119,7 @@ def execute(folder: Path, *words: str, exit_code: int = 0) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=180,
+        timeout=600,
         check=False,
     )
     print(f"$ {shlex.join(words)}\n{done.stdout}")
