@@ -164,6 +164,7 @@ def test_a_folder_of_own_configs_adds_options(run_cli, own_configs, text_file):
     assert (mistyped.code, "mine" in mistyped.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_sweep_uses_a_folder_of_own_configs(run_cli, own_configs, text_file, tmp_path):
     overrides = ["model=mine", "data=text_file", f"data.path={text_file}", "trainer=cpu", "trainer.max_steps=1"]
     outcome = run_cli("train", f"--config-dir={own_configs}", "-m", *overrides, "seed=1,2", "hydra.sweep.dir=sweep")
@@ -214,6 +215,7 @@ def test_an_old_name_in_a_users_own_config_is_reported(run_cli, tmp_path):
     assert "model/n_grams is now called model/ngram_embedding" in outcome.err
 
 
+@pytest.mark.slow
 def test_look_runs_visualize_with_a_warning(tmp_path):
     old, new = (process(tmp_path, name, "run=nowhere") for name in ("look", "visualize"))
     assert (old.code, new.code) == (2, 2)

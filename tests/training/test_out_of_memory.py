@@ -62,6 +62,7 @@ def test_too_large_a_batch_on_a_cpu_is_a_user_error_before_anything_is_written(r
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_step_that_runs_out_of_memory_fails_with_one_line_and_useful_advice(tiny, tmp_path: Path):
     """The address space is limited."""
     limit = 6 * 2**30

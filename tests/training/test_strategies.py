@@ -76,6 +76,7 @@ def test_a_run_can_be_resumed_with_either_strategy(runs, tiny, tmp_path, first, 
         assert float(row["train_loss"]) == pytest.approx(float(expected_row["train_loss"]), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["muon", "soap"])
 def test_fsdp_with_a_matrix_optimizer_is_a_user_error(tiny, tmp_path, optimizer):
     outcome = process(tmp_path, "train", *tiny, *SHARDED, f"optimizer={optimizer}")
