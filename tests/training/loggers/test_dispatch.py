@@ -91,10 +91,11 @@ def test_a_run_finishes_although_a_logger_fails(run_cli, tiny, tmp_path: Path, c
     assert [step for step, _ in run_artifacts.scalars(tmp_path / "run")["val/loss"]] == [2, 4]
 
 
-def test_a_logger_that_cannot_start_ends_the_run_in_one_line(run_cli, tiny):
+def test_a_logger_that_cannot_start_ends_the_run_in_one_line(run_cli, tiny, tmp_path: Path):
     outcome = run_cli("train", *tiny, *SHORT, f"+logger.login._target_={MODULE}.WithoutLogin")
     assert outcome.code == 1
     assert outcome.err.splitlines()[-1].endswith("WithoutLogin cannot be used: PermissionError: no API key configured")
+    assert run_artifacts.status(tmp_path / "run")["state"] == "failed"
 
 
 def rows_of(run: Path, version: int) -> Iterator[tuple[int, bool]]:

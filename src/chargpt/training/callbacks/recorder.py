@@ -9,7 +9,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.data.datamodule import TextDataModule
@@ -80,20 +80,21 @@ class RunRecorder(L.Callback):
         """
         if trainer.is_global_zero and not self.is_open:
             try:
-                self._open(trainer, module)
+                self._open(trainer)
+                self.is_open = True  # so that the failure of a logger is recorded
+                self._open_loggers(trainer, module)
             except OSError as error:
                 raise UserError(f"{self._directory.path} cannot be written: {error.strerror}") from error
         self.is_open = True
 
-    def _open(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, LanguageModeling)  # Lightning declares its base class
+    def _open(self, trainer: L.Trainer) -> None:
         directory, origin, step = self._directory, self._origin, self._origin.step
         if env.LOCK_FD_ENV not in os.environ:  # otherwise `WorkerGroup` has removed them
             directory.remove_temporary_files()
         if origin.original:
             reproduce.copy_record(origin.original, directory)
-        config = OmegaConf.create({key: value for key, value in self._config.items() if key != "trust"})
-        write_hydra(directory.hydra, config, cast(DictConfig, HydraConfig.get()))  # declared as its schema
+        hydra = cast(DictConfig, HydraConfig.get())  # declared as its schema
+        write_hydra(directory.hydra, self._saved_config(), hydra)
         data, device = self._data, device_name(trainer.strategy.root_device)
         threads = torch.get_num_threads()
         record = provenance(data.corpus.name, data.corpus_sha256, device, trainer.world_size, threads)
@@ -106,13 +107,15 @@ class RunRecorder(L.Callback):
                 CheckpointCallback.copy(origin.checkpoint_path, directory.best)
         if origin.resumed:
             self._metrics_callback.history.rewind(step)
-        self._open_loggers(trainer, module)
-        dispatch.log_text(trainer.loggers, "config", OmegaConf.to_yaml(config), step)
         if directory.metrics.exists():
             directory.metrics.replace(directory.metrics_before)
         directory.write_status("running", step)
 
-    def _open_loggers(self, trainer: L.Trainer, module: LanguageModeling) -> None:
+    def _saved_config(self) -> DictConfig:
+        return OmegaConf.create({key: value for key, value in self._config.items() if key != "trust"})
+
+    def _open_loggers(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, LanguageModeling)  # Lightning declares its base class
         directory, origin, step = self._directory, self._origin, self._origin.step
         names = [name for name, settings in (self._config["logger"] or {}).items() if settings]
         continued = directory.read_logger_runs() if origin.resumed else {}
@@ -122,12 +125,14 @@ class RunRecorder(L.Callback):
                 logger.open(first_step=step + 1 if origin.resumed else None)
             if isinstance(logger, CSVLogger) and origin.resumed:
                 rewind_earlier_versions(logger, directory.path, step)
-            if name not in continued:  # MLflow refuses to change hyperparameters, such as those of a longer run
+            # MLflow refuses to change hyperparameters, such as `max_steps` of a run that trains longer.
+            if not (name in continued and isinstance(logger, MLFlowLogger)):
                 dispatch.log_hyperparams(logger, report.hyperparameters(self._config, module))
             if dispatch.run_id_parameter(type(logger)):
                 runs[name] = str(logger.version)
         if runs:
             write_json(directory.logger_runs, continued | runs)
+        dispatch.log_text(trainer.loggers, "config", OmegaConf.to_yaml(self._saved_config()), step)
 
     def _open_log(self) -> None:
         self._log = _LogFile(self._directory.log, encoding="utf-8", errors="backslashreplace")
