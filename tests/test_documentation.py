@@ -38,10 +38,10 @@ AS_WRITTEN = ("trainer.max_steps=", "resume=outputs/", "rerun=outputs/", "--cfg"
 # Arguments with which a training takes minutes or requires a GPU -> the arguments that replace them.
 ADAPTED = {
     "model=gpt_small": ["model=gpt_small", "model.n_layer=1"],
-    "+lecture=scaled_up": ["+lecture=scaled_up", "model.n_layer=1", "trainer=cpu"],
+    "lecture=scaled_up": ["lecture=scaled_up", "model.n_layer=1", "trainer=cpu"],
     "trainer=fsdp": ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"],
     "trainer.max_time=00:00:05:00": ["trainer.max_time=00:00:00:02"],
-    "+lecture=glob(*,exclude=scaled_up)": ["+lecture=glob(*,exclude=[scaled_up*,feed*,layer*,multi*,res*])"],
+    "lecture=glob(*,exclude=scaled_up)": ["lecture=glob(*,exclude=[scaled_up*,feed*,layer*,multi*,res*])"],
     "model.dropout=0,0.1": ["model.dropout=0.1"],
     "model.n_layer=2,4,6,8": ["model.n_layer=2,4"],
     "seed=1,2,3": ["seed=1"],
@@ -195,7 +195,7 @@ def test_the_commands_of_a_page_run(page, tmp_path, runs, text):
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_each_block_is_a_script_a_file_or_an_output(page):
     assert page.read_text().count("```") == 2 * len(blocks(page))
-    assert {kind for kind, _ in blocks(page) if "/" not in kind} <= {"sh", "python", ""}
+    assert {kind for kind, _ in blocks(page) if Path(kind).suffix == ""} <= {"sh", "python", ""}
 
 
 @pytest.mark.parametrize("start", NOT_RUN)

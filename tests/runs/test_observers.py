@@ -29,7 +29,7 @@ def restore(tmp_path):
         folder = f"hydra.searchpath=[file://{tmp_path / 'my_conf'}]"
         with hydra.initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
             compose("train", [folder, "resume=run", *typed])
-            return restore_observers(directory)
+            return restore_observers(directory, {"name": "mine", "seed": 1337})
 
     yield restore
     HydraConfig.instance().cfg = None

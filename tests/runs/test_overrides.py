@@ -339,11 +339,8 @@ def test_the_best_checkpoint_is_kept_if_the_last_cannot_be_resumed(finished, run
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (
-            "trainer/val_check_interval",
-            "NoneType",
-        ),
-        ("optimizer", "not a NoneType"),
+        ("trainer/val_check_interval", "KeyError: 'val_check_interval'"),
+        ("optimizer", "TypeError: 'NoneType' object is not a mapping"),
         ("seed", "no state"),
     ],
 )

@@ -112,7 +112,6 @@ def test_a_rerun_finds_the_moved_text_by_an_override(run_cli, run, text, tmp_pat
         ("name", "../elsewhere"),
         ("name", ""),
         ("seed", [1]),
-        ("trainer.devices", None),
         ("trainer.devices", {"a": 1}),
         ("trainer.precision", ...),
         ("trainer.accelerator", 2.5),
