@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -30,6 +30,8 @@ from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.lightning_module import LanguageModeling
 
 log = logging.getLogger(__name__)
+
+Schedule = Callable[[int, int, float], float]
 
 
 @dataclass
@@ -127,7 +129,7 @@ def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int, 
     factor: Any = instantiate(schedule, "schedule", trust=trust)
     if not callable(factor):
         raise UserError(f"schedule: it must build a function of (step, max_steps, time), not a {type(factor).__name__}")
-    module = LanguageModeling(model, _optimizer_factory(optimizer, trust), factor, seed)
+    module = LanguageModeling(model, _optimizer_factory(optimizer, trust), cast(Schedule, factor), seed)
     if not isinstance(module.optimizer, torch.optim.Optimizer):
         name = type(module.optimizer).__name__
         raise UserError(f"optimizer: it must return a torch.optim.Optimizer, not a {name}")
