@@ -14,7 +14,7 @@ from tests.training.run_artifacts import checkpoint, metrics
 
 V = 7
 HERE = "tests.config.test_model"
-DEFAULT_RECIPE_LINE = "this model has no recipe of its own: recipe=default is used"
+DEFAULT_RECIPE_LINE = "mine has no recipe of its own: recipe=default is used"
 
 
 class Mine(nn.Module):
@@ -136,6 +136,17 @@ def test_parts_of_the_recipe_can_be_selected(mine, overrides, caplog):
     outcome = mine("Mine", *overrides, "trainer.max_steps=2")
     assert outcome.code == 0, outcome.err
     assert (DEFAULT_RECIPE_LINE in caplog.messages) == ("recipe=bigram" not in overrides)
+
+
+@pytest.mark.slow
+def test_a_sweep_over_models_with_and_without_a_recipe(tmp_path, tiny):
+    (tmp_path / "my_conf" / "model").mkdir(parents=True)
+    (tmp_path / "my_conf" / "model" / "mine.yaml").write_text(f"_target_: {HERE}.Mine\nblock_size: 8\n")
+    sweep = ["-m", "--config-dir=my_conf", "model=mine,bigram", "optimizer=muon", "name=models"]
+    settings = [setting for setting in tiny if not setting.startswith("model")]
+    outcome = process(tmp_path, "train", *sweep, *settings, timeout=400, PYTHONPATH=str(REPO))
+    assert outcome.code == 0, outcome.err
+    assert len([*(tmp_path / "outputs" / "models").rglob("metrics.json")]) == 2
 
 
 def test_an_optimizer_of_torch_receives_the_parameters_and_needs_no_lr(mine, tmp_path):

@@ -105,7 +105,10 @@ SETTINGS = {
     "a position encoding of a wrong type": ("model.position._target_=torch.nn.Identity", "model"),
     "a tokenizer of a wrong type": ("data.tokenizer._target_=torch.nn.Identity", "data"),
     "an optimizer of a wrong type": ("optimizer._target_=torch.nn.Identity", "optimizer"),
-    "a schedule of a wrong type": ("schedule._target_=torch.nn.Identity", "schedule: Identity"),
+    "a schedule of a wrong type": (
+        "schedule._target_=torch.nn.Identity",
+        "schedule: Identity is not a function of (step, max_steps, time)",
+    ),
     "a target that does not exist": ("model._target_=chargpt.model.transformer.Transfomer", "Transformer?"),
     "a callback of a wrong type": ("+callbacks.mine._target_=torch.nn.Identity", "must be a Callback"),
     "a callback that does not exist": ("+callbacks.mine._target_=no_such.Callback", "there is no module no_such"),

@@ -18,7 +18,11 @@ def storage(tmp_path) -> str:
 
 def end_validation(callback: PruningCallback, step: int, **attributes) -> None:
     """Calls the callback's hook at the end of a validation, with these attributes of the trainer."""
-    trainer = Mock(spec=L.Trainer, global_step=step, **{"is_global_zero": True, "should_stop": False, "sanity_checking": False} | attributes)
+    trainer = Mock(
+        spec=L.Trainer,
+        global_step=step,
+        **{"is_global_zero": True, "should_stop": False, "sanity_checking": False} | attributes,
+    )
     trainer.strategy.broadcast = lambda stop: stop
     callback.on_validation_end(trainer, Mock(spec=L.LightningModule))
 

@@ -220,7 +220,7 @@ def test_a_training_process_composes_the_config_twice_and_builds_the_optimizer_o
     assert run_cli("train", *tiny, "trainer.max_steps=2", "hydra.run.dir=run").code == 0
     assert (len(composed), len(built)) == (2, 1)
     assert run_cli("train", "resume=run", "trainer.max_steps=4").code == 0
-    assert (len(composed), len(built)) == (4, 2)
+    assert (len(composed), len(built)) == (5, 2), "the callbacks and loggers of the run are composed again"
 
 
 def test_hydras_output_dir_is_the_actual_run_directory(run_cli, tiny, tmp_path: Path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
@@ -32,7 +33,7 @@ from chargpt.errors import UserError
 log = logging.getLogger(__name__)
 
 SEARCHPATH = "hydra.searchpath"
-DEFAULT_RECIPE = "recipe=default"
+_default_recipes: set[str] = set()  # the models without a recipe of their own
 
 
 def searchpath(config_dir: str | None, overrides: list[str]) -> list[str]:
@@ -68,11 +69,7 @@ def check_overrides(config_name: str, overrides: list[str], sweep: bool = False)
     groups = Groups(GlobalHydra.instance().config_loader(), folders)
     options = check_options(parsed, groups, sweep)
     try:
-        if _lacks_recipe(parsed, groups):
-            parsed.append(parse(DEFAULT_RECIPE))
-            options.append(DEFAULT_RECIPE)
-            if not launched_as_rank():
-                log.info("this model has no recipe of its own: %s is used", DEFAULT_RECIPE)
+        _add_default_recipes(options, groups)
         base = hydra.compose(config_name, [*folders, *options])
         schema = Schema(base, groups)
     except (HydraException, OmegaConfBaseException) as error:
@@ -135,11 +132,20 @@ def set_output_dir(directory: Path) -> None:
         settings.runtime.output_dir = str(directory.absolute())
 
 
-def _lacks_recipe(parsed: list[Override], groups: Groups) -> bool:
-    """Whether the overrides select a model for which there is no recipe of the same name, and no recipe."""
-    selected = {override.key_or_group: override.value() for override in parsed}
-    model = selected.get("model")
-    return isinstance(model, str) and "recipe" not in selected and model not in groups.options("recipe")
+def _add_default_recipes(options: list[str], groups: Groups) -> None:
+    """Adds a recipe of the same name, which is `recipe/default`, for each model that has none.
+
+    Hydra composes each job of a sweep itself, so the recipe must be among its configs.
+    """
+    recipes = set(groups.options("recipe")) - _default_recipes
+    if "default" not in recipes:  # --config-path
+        return
+    _default_recipes.update(set(groups.options("model")) - recipes)
+    for model in _default_recipes:
+        ConfigStore.instance().store(model, {"defaults": ["default"]}, group="recipe", package="_global_")
+    selected = [option.removeprefix("model=") for option in options if option.startswith(("model=", "recipe="))]
+    if len(selected) == 1 and selected[0] in _default_recipes and not launched_as_rank():
+        log.info("%s has no recipe of its own: recipe=default is used", selected[0])
 
 
 def _is_vocab_size(key: str) -> bool:

@@ -26,6 +26,8 @@ from chargpt.utils.paths import resolve_path
 
 log = logging.getLogger(__name__)
 
+TEXT_FILES = "chargpt.data.datamodule.TextDataModule.from_files"  # the `_target_` of `data=text_file`
+
 
 class Decision(enum.Enum):
     """What `resume=auto` means for a directory."""
@@ -140,9 +142,9 @@ def _check_same_run(directory: RunDirectory, saved: DictConfig, requested: DictC
 
 def _check_same_text(directory: RunDirectory, requested: DictConfig) -> None:
     """Raises `UserError` if the text file has changed since the run finished."""
-    if (path := requested.data.get("path")) is None:
+    if requested.data.get("_target_") != TEXT_FILES:
         return
-    digest = hashlib.sha256(TextFiles(path).read().encode()).hexdigest()
+    digest = hashlib.sha256(TextFiles(requested.data.path).read().encode()).hexdigest()
     saved_digest = json.loads(directory.metrics.read_text())["corpus_sha256"]
     if digest != saved_digest:
         raise UserError(

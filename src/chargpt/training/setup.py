@@ -4,11 +4,12 @@ import difflib
 import functools
 import inspect
 import logging
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -128,14 +129,27 @@ def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int, 
     Raises:
         UserError: one of them builds an object of the wrong type.
     """
-    factor = cast(Callable[[int, int, float], float], instantiate(schedule, "schedule", trust=trust))
-    if not callable(factor):
-        raise UserError(f"schedule: it must build a function of (step, max_steps, time), not a {type(factor).__name__}")
+    factor: Any = instantiate(schedule, "schedule", trust=trust)
+    check_schedule(factor)
     module = LanguageModeling(model, _optimizer_factory(optimizer, trust), factor, seed)
     if not isinstance(module.optimizer, torch.optim.Optimizer):
         name = type(module.optimizer).__name__
         raise UserError(f"optimizer: it must return a torch.optim.Optimizer, not a {name}")
     return module
+
+
+def check_schedule(schedule: Any) -> None:
+    """Raises `UserError` if a schedule is not a function of (step, max_steps, time) that returns a number."""
+    name = getattr(schedule, "__name__", type(schedule).__name__)
+    try:
+        factor = schedule(0, 1, 0.0)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"schedule: {name} is not a function of (step, max_steps, time) ({reason})") from error
+    if not isinstance(factor, numbers.Real):
+        raise UserError(f"schedule: {name} returns a {type(factor).__name__}, not a factor of the learning rate")
 
 
 def _optimizer_factory(config: Any, trust: Trust) -> Callable[[nn.Module], torch.optim.Optimizer]:

@@ -101,6 +101,7 @@ def build_trainer(settings: dict[str, Any], batches_per_epoch: int = 1, **fixed:
             **settings | launched,
             **fixed,
             max_epochs=-1,
+            min_epochs=0,  # by default it is 1 with min_steps, and an endless epoch never ends
             check_val_every_n_epoch=None,
             use_distributed_sampler=False,
         )

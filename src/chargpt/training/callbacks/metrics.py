@@ -135,7 +135,7 @@ class MetricsCallback(L.Callback):
         if trainer.sanity_checking:
             return
         step, batches = trainer.global_step, self._data.validation_batches(trainer.world_size)
-        self.partial_validation = self.partial_validation or trainer.limit_val_batches not in (1.0, batches)
+        self.partial_validation = self.partial_validation or trainer.num_val_batches[0] != batches
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name != SCORE}
         metrics = {name.replace("/", "_"): value for name, value in logged.items()}
         self.val_loss = metrics["val_loss"]
