@@ -79,7 +79,11 @@ class Outcome:
 
 @pytest.fixture
 def run_cli(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """`run_cli("train", "model=bigram")`: runs a command in this process, in an empty folder."""
+    """`run_cli("train", "model=bigram")`: runs a command in this process, in an empty folder.
+
+    The sample of a run is shorter than usual: it would take longer than the training of a tiny run.
+    """
+    monkeypatch.setattr("chargpt.training.summary.SAMPLE_TOKENS", 50)
 
     def run(name: str, *arguments: str) -> Outcome:
         monkeypatch.chdir(tmp_path)

@@ -12,6 +12,8 @@ from chargpt.training.setup import Run
 from chargpt.training.trainer import device_name
 from chargpt.utils.atomic_write import atomic_write_text
 
+SAMPLE_TOKENS = 500  # of sample.txt
+
 
 def summarize(run: Run) -> tuple[dict[str, Any], str]:
     """Writes and returns the metrics and the sample. metrics.json comes last: it marks the run as finished.
@@ -24,7 +26,7 @@ def summarize(run: Run) -> tuple[dict[str, Any], str]:
     else:
         CheckpointCallback.copy(directory.last, directory.best)
         val_loss = None
-    sample = load(directory.best, trust=run.trust).generate(max_new_tokens=500, seed=run.config["seed"])
+    sample = load(directory.best, trust=run.trust).generate(max_new_tokens=SAMPLE_TOKENS, seed=run.config["seed"])
     atomic_write_text(directory.sample, sample + "\n")
     steps, seconds = run.trainer.global_step, run.timer.seconds()
     tokens = steps * run.trainer.accumulate_grad_batches * data.batch_size * data.block_size
