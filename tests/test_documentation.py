@@ -30,8 +30,8 @@ NOT_RUN = {
 }
 
 # Appended to trainings: two steps, and a tenth of the validation split.
-SHORT = ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=4", "data.train_fraction=0.99"]
-SHORT += ["callbacks.samples.max_new_tokens=0"]
+BATCH = ["data.batch_size=4", "data.train_fraction=0.99", "callbacks.samples.max_new_tokens=0"]
+SHORT = ["trainer.max_steps=2", "trainer.val_check_interval=2", *BATCH]
 # The beginnings of arguments with which SHORT is not appended: the command is short, or its length is given.
 AS_WRITTEN = ("trainer.max_steps=", "resume=outputs/", "rerun=outputs/", "--cfg", "--help")
 
@@ -40,6 +40,7 @@ ADAPTED = {
     "model=gpt_small": ["model=gpt_small", "model.n_layer=1"],
     "lecture=scaled_up": ["lecture=scaled_up", "model.n_layer=1", "trainer=cpu"],
     "trainer=fsdp": ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"],
+    "trainer.max_epochs=3": ["trainer.max_epochs=1", "trainer.limit_train_batches=2", *BATCH],
     "trainer.max_time=00:00:05:00": ["trainer.max_time=00:00:00:02"],
     "lecture=glob(*,exclude=scaled_up)": ["lecture=glob(*,exclude=[scaled_up*,feed*,layer*,multi*,res*])"],
     "model.dropout=0,0.1": ["model.dropout=0.1"],

@@ -140,7 +140,7 @@ def test_a_run_is_evaluated_and_repeated(project, finished):
 
 def test_visualize_says_what_it_cannot_draw(project, finished):
     report = output_of(project, *CONSOLE, "visualize", f"run={finished[0]}", "trust=my_code")
-    assert "a GRUModel has no layer" in report
+    assert "no module of this GRUModel has attention_weights" in report
 
 
 def test_an_export_is_loaded_only_with_trust(project, finished, tmp_path):

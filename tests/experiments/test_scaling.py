@@ -7,6 +7,8 @@ import pytest
 
 from tests.conftest import REPO
 
+pytest.importorskip("scipy", reason="an optional package: pip install -e '.[experiments]'")
+
 sys.path.insert(0, str(REPO / "experiments" / "scaling"))
 from law import Law, best_size, fit
 

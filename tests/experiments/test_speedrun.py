@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import REPO
 
+pytest.importorskip("scipy", reason="an optional package: pip install -e '.[experiments]'")
+
 sys.path.insert(0, str(REPO / "experiments" / "speedrun"))
 import run as speedrun
 

@@ -38,3 +38,9 @@ def _glyphs() -> frozenset[int]:
 def replace_missing_glyphs(text: str) -> str:
     """Replaces each character that no installed font can draw by `REPLACEMENT`."""
     return "".join(c if ord(c) in _glyphs() else REPLACEMENT for c in text)
+
+
+def escape_mathtext(text: str) -> str:
+    """Escapes `$`, which starts a formula in matplotlib, and replaces characters that cannot be drawn."""
+    printable = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return printable.replace("$", r"\$")

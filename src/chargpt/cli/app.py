@@ -272,8 +272,8 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _extract_trust(overrides: list[str]) -> tuple[tuple[str, ...], list[str]]:
     """The packages of `trust=`, and the other overrides. Hydra does not see it, so that no file contains it."""
-    settings = [override for override in overrides if override.startswith("trust=")]
-    names = [name.strip() for setting in settings for name in setting.removeprefix("trust=").strip("[]").split(",")]
+    settings = [override for override in overrides if override.lstrip("+").startswith("trust=")]
+    names = [name.strip("'\" ") for setting in settings for name in setting.partition("=")[2].strip("[]").split(",")]
     return trusted_packages(filter(None, names)), [override for override in overrides if override not in settings]
 
 

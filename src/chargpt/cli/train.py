@@ -69,6 +69,8 @@ def train(config: DictConfig) -> RunDirectory:
     is_rank_zero = get_rank() == 0  # other ranks (of torchrun or srun) decide alike, without writing
     original = original_run(config.rerun, config.resume)
     directory = RunDirectory(_resolve_run_dir(config, original))
+    if config.resume != "never":
+        directory.check_links()
     try:
         if config.resume == "auto":
             if not _should_train(config, directory, is_rank_zero):

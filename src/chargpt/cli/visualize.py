@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Integer
+from matplotlib import style
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from chargpt.analysis.fonts import REPLACEMENT, replace_missing_glyphs
+from chargpt.analysis.fonts import REPLACEMENT, escape_mathtext, replace_missing_glyphs
 from chargpt.analysis.plots import plot_attention, plot_surprisal
 from chargpt.analysis.predictions import attention_maps, log_probabilities
 from chargpt.analysis.token_labels import character_class, token_labels
@@ -25,6 +26,7 @@ from chargpt.errors import UserError
 from chargpt.inference.pretrained import PretrainedModel, data_config, latest_run, load
 from chargpt.model.adapters import ModuleAdapter
 from chargpt.model.ensemble import Ensemble
+from chargpt.runs.directory import RunDirectory
 from chargpt.utils.atomic_write import atomic_write
 from chargpt.utils.paths import printable, resolve_path
 
@@ -32,6 +34,7 @@ MAX_TOKENS = 1024  # of a surprisal figure
 ATTENTION_TOKENS = 64  # on both axes of an attention map
 
 
+@style.context("default")  # a matplotlibrc in the current folder may be a stranger's
 def visualize(run: str, text: str | None, folder: str | None, device: str, trust: Sequence[str]) -> None:
     """Draws the surprisal and the attention maps of a text, and logs the token embeddings to TensorBoard.
 
@@ -39,6 +42,8 @@ def visualize(run: str, text: str | None, folder: str | None, device: str, trust
         UserError: no such run, or a text that cannot be read, encoded or drawn.
     """
     trained = load(latest_run() if run == "latest" else run, resolve_device(device), trust)
+    if trained.directory:
+        RunDirectory(trained.directory).check_links()
     tokens_T = _tokens(trained, text, Trust(packages=trusted_packages(trust)))
     requested = folder and resolve_path("folder", folder)
     output_folder = requested or (trained.directory and trained.directory / "pictures")
@@ -96,7 +101,7 @@ def _draw(trained: PretrainedModel, tokens_T: Integer[Tensor, " T"]) -> tuple[li
     vocabulary = [
         replace_missing_glyphs(label) for label in token_labels(torch.arange(tokenizer.vocab_size), tokenizer)
     ]
-    title = f"{trained.config['name']}, {trained.step:,} steps"
+    title = f"{escape_mathtext(str(trained.config['name']))}, {trained.step:,} steps"
     heading = f"{title}: surprisal {surprisal:.2f} bits per character; red: the actual character"
     images = [Image("surprise", plot_surprisal(log_probs_TV, tokens_T, labels, vocabulary, heading))]
     size = _attention_tokens(trained, tokens_T)

@@ -5,6 +5,7 @@ build objects and have no other effect, unless the user names the package that d
 """
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -24,6 +25,11 @@ CHARGPT_MODULES = ("chargpt.model", "chargpt.data.datamodule", "chargpt.data.tok
 CHARGPT_MODULES += tuple(f"chargpt.optim.{name}" for name in ("adamw", "lr_schedule", "muon", "sgd", "soap"))
 # Of torch, only the classes of modules and optimizers: `torch.hub.load` runs code.
 TORCH_PACKAGES = ("torch.nn", "torch.optim")
+# Packages that run code of other packages: what is safe in them is already allowed.
+_NEVER_TRUSTED = ("chargpt", "hydra", "lightning", "torch")
+# Of transformers, only models and their configs: `from_pretrained` runs code of a downloaded folder.
+_TRANSFORMERS = "transformers"
+_TRANSFORMERS_CLASSES = ("PreTrainedModel", "PreTrainedConfig", "PretrainedConfig")
 
 
 @dataclass(frozen=True)
@@ -74,16 +80,20 @@ def locate(name: Any, path: str, trust: Trust = FILE) -> Any:
         return target
     if trust.includes(name):
         target = _import(name, path, search_here=True)
-        if not trust.includes(_defining_module(target)):
+        module = _defining_module(target)
+        if not trust.includes(module):
             raise UserError(
                 f"{path}._target_={name!r} is not a class or function that is defined in {', '.join(trust.packages)}"
+                f"{f', but in {module}' if module else ''}"
             )
+        if package == _TRANSFORMERS and not _is_transformers_class(target):
+            raise UserError(f"{path}._target_={name!r} is not the class of a model or of its config")
         return target
     if _is_in(name, CHARGPT_MODULES + TORCH_PACKAGES) and "._" not in name:
         target = _import(name, path, search_here=False)
-        if _only_builds(target):
+        if _only_builds(target, path):
             return target
-    if package in ("chargpt", "torch") or not _may_be_trusted(package):
+    if not _may_be_trusted(package):
         raise UserError(f"{path}._target_={name!r} is not a component that a file may contain")
     raise UserError(
         f"{path}._target_={name!r} comes from a file, and building it runs the code of {package}. If you trust that "
@@ -116,6 +126,8 @@ def trusted_packages(setting: str | Iterable[str] | None) -> tuple[str, ...]:
     """
     names = [setting] if isinstance(setting, str) else list(setting or ())
     for name in names:
+        if isinstance(name, str) and name.endswith(".py"):
+            raise UserError(f"trust={name}: it must be the name of a package or module: trust={name[:-3]}")
         if not isinstance(name, str) or not _may_be_trusted(name):
             raise UserError(
                 f"trust={name!r}: it must be the name of a package that defines models, or a list: trust=[my_model]"
@@ -126,7 +138,8 @@ def trusted_packages(setting: str | Iterable[str] | None) -> tuple[str, ...]:
 def _import(name: str, path: str, search_here: bool) -> Any:
     parts = name.split(".")
     here = str(Path.cwd())
-    if search_here and importlib.util.find_spec(parts[0]) is None and PathFinder.find_spec(parts[0], [here]):
+    search_here = search_here and parts[0] != _TRANSFORMERS  # named in conf/, and optional
+    if search_here and not _is_installed(parts[0]) and PathFinder.find_spec(parts[0], [here]):
         # It stays on the path, because the package may import its submodules later. From then on, other modules that
         # are not installed are found here too; they have the same author as the package, whose code runs anyway.
         sys.path.append(here)
@@ -142,7 +155,11 @@ def _import(name: str, path: str, search_here: bool) -> Any:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(f"{path}._target_={name}: {'.'.join(parts[:n])} cannot be imported ({reason})") from error
         for part in parts[n:]:
-            owner, target = target, getattr(target, part, None)
+            owner = target
+            try:
+                target = getattr(target, part, None)
+            except Exception as error:  # an object may compute its attributes
+                raise UserError(f"{path}._target_={name}: {error}") from error
             if target is None:
                 near = difflib.get_close_matches(part, [public for public in dir(owner) if public[0] != "_"], n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
@@ -152,10 +169,19 @@ def _import(name: str, path: str, search_here: bool) -> Any:
     raise UserError(f"{path}._target_={name}: there is no module {parts[0]} in {places}")
 
 
+def _is_installed(package: str) -> bool:
+    """Whether a package can be imported; False for a folder without `__init__.py`, to which others may be added."""
+    if package in sys.modules:
+        return True  # such as __main__
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
 def _may_be_trusted(package: str) -> bool:
-    """Whether it is the name of a package outside the standard library, which can run any command but has no models."""
+    """Whether it is the name of a package that may be trusted: the standard library, for one, can run any command."""
     parts = package.split(".")
-    return all(part.isidentifier() for part in parts) and parts[0] not in sys.stdlib_module_names
+    never = parts[0] in sys.stdlib_module_names or parts[0] in _NEVER_TRUSTED
+    return all(part.isidentifier() for part in parts) and not never
 
 
 def _is_in(name: str, packages: Iterable[str]) -> bool:
@@ -163,15 +189,29 @@ def _is_in(name: str, packages: Iterable[str]) -> bool:
 
 
 def _defining_module(target: Any) -> str:
-    """The module that defines a class, function or class method; empty for any other object."""
+    """The module that defines a class, function or class method, or what it wraps; empty for any other object."""
+    while isinstance(target, functools.partial):
+        target = target.func
+    target = inspect.unwrap(target) if callable(target) else target
     if inspect.isclass(target) or inspect.isfunction(target) or inspect.ismethod(target):
         return target.__module__ or ""
     return ""
 
 
-def _only_builds(target: Any) -> bool:
-    """Whether `target` is defined in one of `CHARGPT_MODULES`, or is one of torch's modules or optimizers."""
+def _is_transformers_class(target: Any) -> bool:
+    return inspect.isclass(target) and any(base.__name__ in _TRANSFORMERS_CLASSES for base in target.__mro__)
+
+
+def _only_builds(target: Any, path: str) -> bool:
+    """Whether `target` is defined in one of `CHARGPT_MODULES`, or is one of torch's modules or optimizers.
+
+    A method that is called with an object of the file's choice is not, nor a corpus where no data set belongs.
+    """
     module = _defining_module(target)
+    if inspect.isfunction(target) and "." in target.__qualname__:
+        return False
+    if module == "chargpt.data.datamodule" and not path.startswith("data"):
+        return False
     if _is_in(module, CHARGPT_MODULES):
         return True
     import torch  # noqa: PLC0415 - takes seconds to import

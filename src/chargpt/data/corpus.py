@@ -108,6 +108,7 @@ class TinyShakespeare:
         with tempfile.TemporaryDirectory() as folder:
             pip = [
                 sys.executable,
+                "-P",
                 "-m",
                 "pip",
                 "download",

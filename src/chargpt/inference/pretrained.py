@@ -117,9 +117,9 @@ def load(
 def data_config(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the `data` group of a saved config.
 
-    A `cache_dir` that does not exist is dropped, since an untrusted checkpoint must not create folders.
+    A `cache_dir` that does not exist is dropped, since an untrusted checkpoint must not create folders; `_args_`, too.
     """
-    settings = dict(config["data"])
+    settings = {name: value for name, value in config["data"].items() if name != "_args_"}
     folder = settings.get("cache_dir")
     if folder and not (isinstance(folder, str) and resolve_path("data.cache_dir", folder).is_dir()):
         settings["cache_dir"] = None

@@ -6,7 +6,6 @@ inspected under the directory's lock and before torch is imported.
 
 import enum
 import hashlib
-import json
 import logging
 import math
 from pathlib import Path
@@ -106,7 +105,7 @@ def inspect(config: DictConfig, directory: RunDirectory) -> Decision:
 def describe(directory: RunDirectory, decision: Decision) -> str:
     """One line about a run that is skipped."""
     if decision == Decision.SKIP_FINISHED:
-        metrics = json.loads(directory.metrics.read_text())
+        metrics = directory.read_metrics()
         monitor = Monitor.of(metrics)
         score = score_of(metrics, monitor)
         result = "no validation" if score is None else f"{monitor.label} {score:.4f}"
@@ -145,7 +144,7 @@ def _check_same_text(directory: RunDirectory, requested: DictConfig) -> None:
     if requested.data.get("_target_") != TEXT_FILES:
         return
     digest = hashlib.sha256(TextFiles(requested.data.path).read().encode()).hexdigest()
-    saved_digest = json.loads(directory.metrics.read_text())["corpus_sha256"]
+    saved_digest = directory.read_metrics()["corpus_sha256"]
     if digest != saved_digest:
         raise UserError(
             f"{directory.path} was trained on another text: corpus sha256 {saved_digest[:12]}..., "

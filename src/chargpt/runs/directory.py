@@ -89,6 +89,20 @@ class RunDirectory:
                 f"hydra.run.dir=FOLDER"
             ) from error
 
+    def check_links(self) -> None:
+        """Raises `UserError` if a link leads out of the directory: what is written through it would change other files.
+
+        Links that W&B makes are left out.
+        """
+        root = self.path.resolve()
+        for path in self.path.rglob("*"):
+            inside = "wandb" in path.relative_to(self.path).parts[:-1]
+            if path.is_symlink() and not inside and not path.resolve().is_relative_to(root):
+                raise UserError(
+                    f"{path} is a link out of the run directory, and this command would write to {path.resolve()}: "
+                    f"replace it by what it points to, or move the complete run there"
+                )
+
     def check_empty(self) -> None:
         """Raises `UserError` if the path already contains a run or other files."""
         if not self.path.is_dir() or not self._is_empty():
@@ -178,6 +192,18 @@ class RunDirectory:
             return {name: run for name, run in runs if isinstance(run, str) and re.fullmatch(r"[\w-]+", run)}
         return {}
 
+    def read_metrics(self) -> dict[str, Any]:
+        """The metrics of a finished run.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        with contextlib.suppress(ValueError, RecursionError):
+            metrics = json.loads(self.metrics.read_text())
+            if isinstance(metrics, dict) and isinstance(metrics.get("corpus_sha256"), str):
+                return metrics
+        raise UserError(f"{self.metrics} is damaged: delete it, and the run continues from its last checkpoint")
+
     def write_status(self, state: str, step: int, reason: str = "") -> None:
         assert state in STATES
         status = {"state": state, "step": step, "time": time.time(), "reason": reason}
@@ -189,9 +215,16 @@ class RunDirectory:
             status = json.loads(self.status_file.read_text())
             if status["state"] == "running" and lock.is_held(self.path) is False:
                 status |= {"state": "interrupted", "reason": "the process was killed"}
-            return status
-        except (OSError, ValueError, TypeError, KeyError):
+            if status["state"] in STATES and isinstance(status["step"], int) and isinstance(status["reason"], str):
+                return status | {"reason": _without_control_characters(status["reason"])}
+            raise ValueError(status)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return {"state": "failed", "step": 0, "reason": "status.json is missing or damaged"}
+
+
+def _without_control_characters(text: str) -> str:
+    """The text without what changes the state of a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -5,7 +5,9 @@ numbers and removals are used, so that no file can name code or a path.
 """
 
 import logging
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -42,7 +44,11 @@ def restore_observers(directory: RunDirectory, saved: Mapping[str, Any]) -> dict
         if group not in GROUPS or override.key_or_group in typed:
             continue
         name = setting.partition(".")[0]
-        if _names_no_code(override) and not any(line.startswith(f"{group}.{name}.") for line in left_out):
+        if (
+            _names_no_code(override)
+            and not _reads_settings_here(override)
+            and not any(line.startswith(f"{group}.{name}.") for line in left_out)
+        ):
             lines.append(override.input_line or "")
         else:
             left_out.append((override.input_line or "").lstrip("+"))
@@ -74,12 +80,17 @@ def _parse(line: str) -> Override | None:
         return None
 
 
+def _reads_settings_here(override: Override) -> bool:
+    """Whether the option is W&B, and settings in the current folder may send the user's API key to another server."""
+    return "wandb" in str(override.value()) and any(Path(name, "settings").exists() for name in ("wandb", ".wandb"))
+
+
 def _names_no_code(override: Override) -> bool:
     """Whether it selects options of a group, removes an entry, or sets a number."""
     value = override.value()
     if override.is_delete():
         return True
     if "." in override.key_or_group:
-        return isinstance(value, bool | int | float) or value is None
+        return not override.is_add() and (isinstance(value, bool | int | float) or value is None)
     names = value if isinstance(value, list) else [value]
-    return all(isinstance(name, str) and name.isidentifier() for name in names)
+    return all(isinstance(name, str) and re.fullmatch(r"[\w-]+", name) for name in names)

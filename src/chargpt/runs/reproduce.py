@@ -9,6 +9,7 @@ from typing import Any
 from chargpt.errors import UserError
 from chargpt.runs.auto_resume import run_directory_of
 from chargpt.runs.directory import RunDirectory
+from chargpt.utils.paths import is_folder_name
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ def original_run(rerun: str | None, resume: str) -> RunDirectory | None:
         raise UserError(f"rerun={rerun}: there is no such run (searched from {Path.cwd()})")
     if (saved := directory.read_config()) is None:
         raise UserError(f"rerun={directory.path}: its .hydra/config.yaml is missing or damaged")
-    if not (name := str(saved.name)) or Path(name).name != name:
-        raise UserError(f"rerun={directory.path}: its name {name!r} is not a valid folder name")
+    if not is_folder_name(str(saved.name)):
+        raise UserError(f"rerun={directory.path}: its name {str(saved.name)!r} is not a valid folder name")
     return directory
 
 

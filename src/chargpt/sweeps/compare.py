@@ -6,6 +6,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from matplotlib import style
+
 from chargpt.errors import UserError
 from chargpt.runs.record import read_run
 from chargpt.sweeps.csv_report import table_rows, write_csv
@@ -61,6 +63,7 @@ def _figure_names(rankings: Sequence[Ranking]) -> list[str]:
     return [f"sweep_{folder_name(name)}{mode}.png" for name, mode in zip(names, modes, strict=True)]
 
 
+@style.context("default")  # a matplotlibrc in the current folder may be a stranger's
 def _save_figure(ranking: Ranking, path: Path) -> None:
     content = BytesIO()
     plot_sweep(ranking, path.parent.resolve().name).savefig(content, format="png")

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import logging.handlers
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -56,7 +55,7 @@ from chargpt.training.summary import summarize
 from chargpt.training.trainer import build_trainer
 from chargpt.utils.duration import parse_duration
 from chargpt.utils.memory import disable_malloc_trim
-from chargpt.utils.paths import resolve_path
+from chargpt.utils.paths import is_folder_name, resolve_path
 from chargpt.utils.seeding import fold_in
 
 log = logging.getLogger(__name__)
@@ -164,8 +163,8 @@ def _build(
     diverged_at: Sequence[int],
     trust: Trust,
 ) -> tuple[Run, RunRecorder]:
-    if Path(str(config["name"])).name != str(config["name"]):
-        raise UserError(f"name={config['name']}: it must be the name of a directory in outputs/, not a path")
+    if not is_folder_name(str(config["name"])):
+        raise UserError(f"name={str(config['name'])!r}: it must be the name of a directory in outputs/, not a path")
     settings, checkpoint = config["trainer"], origin.checkpoint
     monitor = Monitor(config["monitor"], config["mode"])
     check_monitor(monitor, config["callbacks"])
@@ -241,7 +240,8 @@ def _build(
         out_of_memory.check(module, data.batch_size * local // trainer.world_size, data.block_size, local, passes)
     if not trainer.is_global_zero:  # only rank 0 writes train.log
         logging.getLogger().removeHandler(messages)
-    own = Trust(targets=trust.targets | frozenset(targets_of(identity)), packages=trust.packages)
+    # What this command has composed, and the tokenizer that it has built. The config of a resumed run is a file's.
+    own = Trust(targets=trust.targets | frozenset(targets_of(identity))) if trust.everything else trust
     run = Run(config, directory, origin, data, module, trainer, timer, metrics_callback, rollbacks, own)
     if checkpoint:
         check_state(run, checkpoint)

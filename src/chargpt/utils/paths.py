@@ -33,6 +33,11 @@ def _short(text: str | Path) -> str:
     return str(text) if len(str(text)) <= 80 else f"{str(text)[:80]}..."
 
 
+def is_folder_name(name: object) -> bool:
+    """Whether it is the name of one folder, not a path, and can be printed."""
+    return isinstance(name, str) and name.isprintable() and name not in ("", ".", "..") and Path(name).name == name
+
+
 def printable(path: str | Path) -> str:
     """A path as printable text: bytes that are not UTF-8 become replacement characters."""
     return os.fsencode(path).decode("utf-8", "replace")

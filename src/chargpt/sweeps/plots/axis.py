@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from chargpt.analysis.fonts import escape_mathtext
 from chargpt.runs.score import Monitor
 from chargpt.sweeps.formatting import key_text
 from chargpt.sweeps.swept_params import ABSENT, hashable, is_number
@@ -105,9 +106,3 @@ def tick_label(value: Any) -> str:
     """The label of a value; a long path is shortened to its end."""
     text = key_text(value)
     return escape_mathtext(text if len(text) <= MAX_TICK_LENGTH else f"…{text[1 - MAX_TICK_LENGTH :]}")
-
-
-def escape_mathtext(text: str) -> str:
-    """Escapes `$`, which starts a formula in matplotlib, and replaces characters that cannot be drawn."""
-    printable = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return printable.replace("$", r"\$")

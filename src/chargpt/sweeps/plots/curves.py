@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from chargpt.analysis.fonts import escape_mathtext
 from chargpt.runs.record import RunRecord, read_curves
 from chargpt.runs.score import Monitor
 from chargpt.sweeps.formatting import short_path
-from chargpt.sweeps.plots.axis import escape_mathtext, score_label
+from chargpt.sweeps.plots.axis import score_label
 
 MAX_LEGEND_ENTRIES = 8
 

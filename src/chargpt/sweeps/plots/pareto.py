@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 
+from chargpt.analysis.fonts import escape_mathtext
 from chargpt.runs.score import Monitor
 from chargpt.sweeps.formatting import flops_text, key_text, short_names, short_path
-from chargpt.sweeps.plots.axis import escape_mathtext, score_label
+from chargpt.sweeps.plots.axis import score_label
 from chargpt.sweeps.ranking import Ranking, Row
 from chargpt.sweeps.swept_params import ABSENT
 

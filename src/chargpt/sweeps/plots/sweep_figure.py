@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from chargpt.analysis.fonts import escape_mathtext
 from chargpt.runs.record import RunRecord
 from chargpt.runs.score import Monitor, score_of
 from chargpt.sweeps.formatting import short_names
-from chargpt.sweeps.plots.axis import Scale, escape_mathtext, make_scale, score_label, set_ticks
+from chargpt.sweeps.plots.axis import Scale, make_scale, score_label, set_ticks
 from chargpt.sweeps.plots.curves import plot_curves
 from chargpt.sweeps.plots.heat_map import plot_heat_map, select_pair
 from chargpt.sweeps.plots.pareto import plot_pareto
