@@ -55,6 +55,24 @@ def test_a_run_has_the_metrics_of_the_command_line_and_leaves_the_program_as_it_
     assert len(run.load().generate("T", 5)) == 6
 
 
+def test_a_run_of_own_code_is_loaded_without_trust(overrides, tmp_path):
+    model = tmp_path / "my_conf" / "model"
+    model.mkdir(parents=True)
+    (model / "mine.yaml").write_text("_target_: tests.config.test_model.WithBlockSize\nblock_size: 8\n")
+    settings = [override for override in overrides if not override.startswith("model")]
+    run = chargpt.train([*settings, "model=mine", "trainer.max_steps=2"], config_dir=tmp_path / "my_conf")
+    assert len(run.load().generate("T", 5)) == 6
+    with pytest.raises(chargpt.UserError, match="trust"):
+        chargpt.load(run.directory)
+
+
+def test_a_flag_is_a_user_error_that_names_the_argument(overrides):
+    with pytest.raises(chargpt.UserError, match="config_dir="):
+        chargpt.train([*overrides, "--config-dir=my_conf"])
+    with pytest.raises(chargpt.UserError, match=r"chargpt\.sweep"):
+        chargpt.train([*overrides, "model.n_layer=1,2"])
+
+
 def test_it_works_within_a_hydra_program(overrides, tmp_path):
     (tmp_path / "mine.yaml").write_text("a: 1\n")
     with hydra.initialize_config_dir(str(tmp_path), version_base="1.3", job_name="mine"):

@@ -29,7 +29,7 @@ from chargpt.config.compose import searchpath
 from chargpt.config.overrides import short_error
 from chargpt.config.trust import trusted_packages
 from chargpt.errors import DivergenceError, ExitCode, Interrupted, TrainingError, UserError
-from chargpt.invocation import called_from_python, command_line, config_folder
+from chargpt.invocation import called_from_python, command_line, config_folder, used_packages
 from chargpt.runs.discover import common_folder
 from chargpt.sweeps.swept_params import ABSENT
 
@@ -45,9 +45,11 @@ class Run:
 
     Attributes:
         directory: the run directory.
+        trust: the packages whose code the run uses, by the request of this program.
     """
 
     directory: Path
+    trust: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class Run:
         """The trained model: see `chargpt.load`."""
         from chargpt.inference.pretrained import load  # noqa: PLC0415 - torch takes seconds to import
 
-        return load(self.directory, device, trust)
+        return load(self.directory, device, [*trusted_packages(trust), *self.trust])
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def train(
     with _command(overrides, config_dir, trust) as (prepared, packages):
         config = app.compose_command("train", prepared, _text(config_dir), packages)
         try:
-            return Run(train_command.train(config).path.absolute())
+            return Run(train_command.train(config).path.absolute(), used_packages())
         except train_command.RunEnded as error:
             raise _exception(error) from None
 
@@ -163,6 +165,8 @@ def _command(
     with contextlib.ExitStack() as stack:
         stack.callback(_running.release)
         typed = [overrides] if isinstance(overrides, str) else list(overrides)
+        if flag := next((override for override in typed if override.startswith("-")), None):
+            raise UserError(f"{flag}: flags are for the command line; here there are config_dir=..., chargpt.sweep")
         prepared, typed_trust = app.prepare_overrides(typed, sweep)
         packages = tuple(dict.fromkeys((*typed_trust, *trusted_packages(trust))))
         arguments = [override for override in typed if not override.startswith("trust=")]

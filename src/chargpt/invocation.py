@@ -36,6 +36,11 @@ def use_options(config_dir: str | None, trust: Iterable[str]) -> None:
     _config_dir, _trust = config_dir, tuple(trust)
 
 
+def used_packages() -> tuple[str, ...]:
+    """The packages that a command must trust to load the run of this process."""
+    return _trust
+
+
 @contextlib.contextmanager
 def called_from_python(arguments: list[str]) -> Iterator[None]:
     """In this context, this process counts as `chargpt train ARGUMENTS`, whatever program it is."""
@@ -46,6 +51,11 @@ def called_from_python(arguments: list[str]) -> Iterator[None]:
         yield
     finally:
         _console_command, _arguments, _config_dir, _trust = saved
+
+
+def is_called_from_python() -> bool:
+    """Whether this process runs a function of the Python API."""
+    return _arguments is not None
 
 
 def arguments() -> list[str]:

@@ -64,6 +64,18 @@ def test_resume_auto_uses_the_same_directory_for_the_same_settings(run_cli, tiny
     assert len(list((tmp_path / "outputs" / "gpt_nano").iterdir())) == 2
 
 
+def test_resume_auto_trains_to_the_length_of_a_changed_recipe(run_cli, tiny, tmp_path):
+    recipe = tmp_path / "my_conf" / "recipe" / "mine.yaml"
+    recipe.parent.mkdir(parents=True)
+    overrides = [override for override in tiny if not override.startswith("trainer.max_steps")]
+    overrides += ["--config-dir=my_conf", "recipe=mine", "resume=auto", "hydra.run.dir=run"]
+    for steps in (4, 6):
+        defaults = "# @package _global_\ndefaults:\n  - gpt_nano\n"
+        recipe.write_text(f"{defaults}trainer:\n  max_steps: {steps}\n")
+        assert run_cli("train", *overrides).code == 0
+        assert run_artifacts.metrics(tmp_path / "run")["steps"] == steps
+
+
 def test_a_user_error_during_set_up_leaves_no_directory(run_cli, tiny, tmp_path):
     for overrides in ([], ["resume=auto"], ["hydra.run.dir=here"]):
         outcome = run_cli("train", *tiny, "model.n_head=3", *overrides)

@@ -63,6 +63,24 @@ class Fixed(nn.Module):
         return torch.nn.functional.one_hot(tokens_BT, self.vocab_size).float()
 
 
+class OnlyBlocks(Mine):
+    """Requires a complete block."""
+
+    def forward(self, tokens_BT):
+        assert tokens_BT.shape[1] == 8
+        return super().forward(tokens_BT)
+
+
+class Detached(Mine):
+    def forward(self, tokens_BT):
+        return super().forward(tokens_BT).detach()
+
+
+class NotANumber(Mine):
+    def forward(self, tokens_BT):
+        return super().forward(tokens_BT) * float("nan")
+
+
 class Reversed(Mine):
     """Sees later tokens."""
 
@@ -163,7 +181,10 @@ def test_an_optimizer_of_torch_receives_the_parameters_and_needs_no_lr(mine, tmp
         ("Mine", "", "model.block_size"),
         ("ReturnsLoss", "block_size: 8", "returns tuple (use chargpt.model.adapters.NanoGPT)"),
         ("Raises", "block_size: 8", "a forward pass with 8 tokens fails (ZeroDivisionError: a bug)"),
-        ("Fixed", "block_size: 8", "optimizer got an empty parameter list"),
+        ("Fixed", "block_size: 8", "depend on none of its 0 trainable parameters"),
+        ("Detached", "block_size: 8", "depend on none of its 3 trainable parameters"),
+        ("OnlyBlocks", "block_size: 8", "a forward pass with 1 token fails (AssertionError"),
+        ("NotANumber", "block_size: 8", "the logits of NotANumber are NaN"),
         ("Missing", "block_size: 8", f"there is no Missing in {HERE}"),
         ("Mine", "block_size: 8\nn_embdd: 3", "did you mean n_embd?"),
     ],
@@ -173,6 +194,17 @@ def test_an_unsuitable_model_is_a_user_error_of_one_line(mine, tmp_path, name, b
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert message in outcome.err
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_config_that_is_not_yaml_is_a_user_error_of_one_line(mine):
+    outcome = mine("Mine", block_size="block_size: 8\n  n_embd: 3\n")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "mine.yaml" in outcome.err and "line 3" in outcome.err
+
+
+def test_a_parameter_that_has_no_effect_is_reported(mine, caplog):
+    assert mine("Unused", "trainer.max_steps=2").code == 0
+    assert "the logits of Unused do not depend on unused.weight, unused.bias" in caplog.text
 
 
 def test_a_model_that_sees_the_target_is_reported(mine, caplog):

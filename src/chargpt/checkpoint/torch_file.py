@@ -11,6 +11,7 @@ import shutil
 import struct
 import warnings
 import zipfile
+from collections.abc import Mapping
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,6 +50,19 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
             f"{path} cannot be saved: {reason} ({free:,.0f} MiB free). The previous checkpoint is intact: "
             f"free disk space, and resume from it with resume="
         ) from error
+
+
+def find_unloadable(value: Any, path: str) -> str:
+    """Describes the first value that `torch.load` with `weights_only=True` refuses; returns "" if there is none."""
+    if isinstance(value, Mapping):
+        items = [(f"{path}[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, list | tuple | set | frozenset):
+        items = [(f"{path}[{i}]", item) for i, item in enumerate(value)]
+    elif value is None or isinstance(value, str | bytes | int | float | complex | torch.Tensor):
+        return ""
+    else:
+        return f"{path} is a {type(value).__name__}"
+    return next((problem for name, item in items if (problem := find_unloadable(item, name))), "")
 
 
 def read(path: Path) -> dict[str, Any]:

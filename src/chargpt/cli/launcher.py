@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -58,17 +58,19 @@ class WorkerGroup:
         count: number of processes.
         resume: the directory of the run to resume, or `never`.
         directory: the run directory, locked by this process; the ranks inherit the lock.
+        overrides: further ones for the ranks.
 
     Attributes:
         user_error: the error of the rank that was refused; empty if there is none, or before the end of `wait`.
     """
 
-    def __init__(self, count: int, resume: str, directory: RunDirectory):
+    def __init__(self, count: int, resume: str, directory: RunDirectory, overrides: Sequence[str] = ()):
         self._directory = directory
         self._logs = [directory.path / f"rank_{rank}.log" for rank in range(count)]
         directory.remove_temporary_files()
         replaced = ("resume=", "hydra.run.dir=")
-        overrides = [argument for argument in arguments() if not argument.lstrip("+").startswith(replaced)]
+        typed = [argument for argument in arguments() if not argument.lstrip("+").startswith(replaced)]
+        overrides = [*typed, *overrides]
         overrides += [f"resume={quote_value(resume)}", f"hydra.run.dir={quote_value(str(directory.path))}"]
         descriptor = lock.file_descriptor(directory.path)
         self._folder = tempfile.TemporaryDirectory(prefix="chargpt-")

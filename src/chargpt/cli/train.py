@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.cli.launcher import WorkerGroup, block_signals, unblock_signals
-from chargpt.config.compose import has_explicit_run_dir, set_output_dir, task_overrides
+from chargpt.config.compose import add_task_overrides, has_explicit_run_dir, set_output_dir, task_overrides
 from chargpt.distributed.env import (
     LOCK_FD_ENV,
     exit_with_parent,
@@ -71,10 +71,14 @@ def train(config: DictConfig) -> RunDirectory:
     directory = RunDirectory(_resolve_run_dir(config, original))
     if config.resume != "never":
         directory.check_links()
+    lengths: list[str] = []  # that of this command, also where it is that of the recipe
     try:
         if config.resume == "auto":
             if not _should_train(config, directory, is_rank_zero):
                 return directory
+            if config.resume != "never":
+                lengths = auto_resume.changed_lengths(config, directory)
+                add_task_overrides(lengths)
         elif config.resume != "never" and is_rank_zero and directory.path.is_dir():
             lock.acquire(directory.path)
         claim = is_rank_zero and config.resume == "never"
@@ -82,7 +86,7 @@ def train(config: DictConfig) -> RunDirectory:
         if count == 1:
             _train_in_process(config, directory, claim)
         else:
-            _train_in_workers(count, config.resume, directory)
+            _train_in_workers(count, config.resume, directory, lengths)
     except BaseException as error:
         if isinstance(error, UserError):
             lock.release_and_remove_all()
@@ -188,7 +192,7 @@ def _num_workers(config: DictConfig, directory: RunDirectory) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _train_in_workers(count: int, resume: str, directory: RunDirectory) -> None:
+def _train_in_workers(count: int, resume: str, directory: RunDirectory, overrides: list[str]) -> None:
     """Starts the ranks and waits for them.
 
     Raises:
@@ -198,7 +202,7 @@ def _train_in_workers(count: int, resume: str, directory: RunDirectory) -> None:
     with block_signals():
         if resume == "never":
             _claim_directory(directory)
-        ranks = WorkerGroup(count, resume, directory)
+        ranks = WorkerGroup(count, resume, directory, overrides)
     code = ranks.wait()
     if code in (ExitCode.USER_ERROR, ExitCode.INTERRUPTED):  # then training may not have started
         directory.remove_if_unused()

@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from chargpt.config.overrides import (
     check_interpolated,
@@ -72,7 +73,7 @@ def check_overrides(config_name: str, overrides: list[str], sweep: bool = False)
         _add_default_recipes(options, groups)
         base = hydra.compose(config_name, [*folders, *options])
         schema = Schema(base, groups)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(short_error(error)) from error
     check_values(parsed, schema, sweep)
     return parsed, schema
@@ -122,6 +123,13 @@ def has_explicit_run_dir() -> bool:
     """Whether the user has set the run directory."""
     overrides = cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.hydra, resolve=False))
     return any(override.lstrip("+").startswith("hydra.run.dir=") for override in overrides)
+
+
+def add_task_overrides(overrides: list[str]) -> None:
+    """Adds overrides to those of this run, as if they had been typed."""
+    settings = cast(DictConfig, HydraConfig.get())
+    with read_write(settings), open_dict(settings):
+        settings.overrides.task = [*task_overrides(), *overrides]
 
 
 def set_output_dir(directory: Path) -> None:

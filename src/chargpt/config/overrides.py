@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from chargpt.checkpoint.migrations import GROUPS
 from chargpt.config.schema import Groups, Schema, is_interpolation
 from chargpt.errors import UserError
+from chargpt.invocation import is_called_from_python
 
 # Texts and paths that need no quotes: their values are used as typed.
 RAW_KEYS = ("prompt", "text", "run", "runs", "resume", "rerun", "file", "folder", "data.path", "data.cache_dir")
@@ -81,6 +82,8 @@ def short_error(error: Exception) -> str:
     message = " ".join(kept[:3])
     if f"Could not load '{SUBMITIT_CONFIG}" in message:
         return "hydra/launcher=slurm requires Submitit: pip install hydra-submitit-launcher"
+    if "'model.block_size' not found" in message:
+        return "model.block_size is missing: add block_size: 64 to the config of the model"
     if old := next((old for old in GROUPS if old in message), None):
         message = f"{message} {old} is now called {GROUPS[old]}."
     key = next((m[1] for line in lines if (m := re.match(r"full_key: (.+)", line))), None)
@@ -147,11 +150,15 @@ def _values(override: Override) -> Iterable[Any]:
     return [value.text if isinstance(value, QuotedString) else value for value in values]
 
 
+def _sweep_hint() -> str:
+    return "chargpt.sweep" if is_called_from_python() else "train.py -m"
+
+
 def _check_no_sweep(override: Override, sweep: bool) -> None:
     if override.is_sweep_override() and not sweep:
         raise UserError(
-            f"{override.input_line} gives {override.key_or_group} more than one value: add -m for a sweep (train.py), "
-            f"or quote it if it is one value"
+            f"{override.input_line} gives {override.key_or_group} more than one value: "
+            f"use {_sweep_hint()} for a sweep, or quote it if it is one value"
         )
 
 
@@ -204,8 +211,9 @@ def _check_value(override: Override, schema: Schema, sweep: bool) -> None:
             return
         if option := REQUIRED_OPTION.get(key):
             raise UserError(f"{key} requires {option}: add {option}")
+        adds = f"+{key}=... adds an argument that its class has, and" if key.rpartition(".")[0] in schema.keys else ""
         raise UserError(
-            f"{key} is not a setting of this command{_nearest(key, schema.keys)} "
+            f"{key} is not a setting of this command{_nearest(key, schema.keys)} {adds} "
             f"--cfg job prints all settings{'' if '/' not in key else ', --help all groups'}"
         )
     if override.is_delete():

@@ -97,7 +97,7 @@ def locate(name: Any, path: str, trust: Trust = FILE) -> Any:
         raise UserError(f"{path}._target_={name!r} is not a component that a file may contain")
     raise UserError(
         f"{path}._target_={name!r} comes from a file, and building it runs the code of {package}. If you trust that "
-        f"package, add trust=[{package}]"
+        f"package, add trust=[{','.join([package, *trust.packages])}]"
     )
 
 
@@ -137,6 +137,8 @@ def trusted_packages(setting: str | Iterable[str] | None) -> tuple[str, ...]:
 
 def _import(name: str, path: str, search_here: bool) -> Any:
     parts = name.split(".")
+    if len(parts) == 1:
+        raise UserError(f"{path}._target_={name}: the class or function is missing: {name}.NAME")
     here = str(Path.cwd())
     search_here = search_here and parts[0] != _TRANSFORMERS  # named in conf/, and optional
     if search_here and not _is_installed(parts[0]) and PathFinder.find_spec(parts[0], [here]):
@@ -163,7 +165,9 @@ def _import(name: str, path: str, search_here: bool) -> Any:
             if target is None:
                 near = difflib.get_close_matches(part, [public for public in dir(owner) if public[0] != "_"], n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"{path}._target_={name}: there is no {part} in {'.'.join(parts[:n])}{hint}")
+                file = getattr(sys.modules[parts[0]], "__file__", None)
+                shown = f" ({file})" if file and parts[0] not in ("chargpt", "torch") else ""
+                raise UserError(f"{path}._target_={name}: there is no {part} in {'.'.join(parts[:n])}{hint}{shown}")
         return target
     places = f"the installed packages and {here}" if search_here else "the installed packages"
     raise UserError(f"{path}._target_={name}: there is no module {parts[0]} in {places}")

@@ -57,6 +57,8 @@ class TextDataModule(L.LightningDataModule):
             raise UserError(f"data.block_warmup={block_warmup}: it must not be negative")
         if not 0 < train_fraction < 1:
             raise UserError(f"train_fraction={train_fraction}: it must lie between 0 and 1, for example 0.9")
+        if not isinstance(corpus, Corpus):
+            raise UserError(f"data: a {type(corpus).__name__} is not a corpus, which has a name and read()")
         self.corpus = corpus
         self.block_size = block_size
         self.batch_size = batch_size
@@ -91,14 +93,16 @@ class TextDataModule(L.LightningDataModule):
         if self.tokenizer is not None:
             return
         text = self.corpus.read()
+        if not isinstance(text, str):
+            raise UserError(f"data: read() of {self.corpus.name} must return a text, not a {type(text).__name__}")
         self.corpus_sha256 = hashlib.sha256(text.encode()).hexdigest()
         self.characters = len(text)
         split = int(self.train_fraction * len(text))
         tokenizer = tokenizer or self._make_tokenizer(text)
         if not isinstance(tokenizer, Tokenizer):
             raise UserError(f"data.tokenizer builds a {type(tokenizer).__name__}, which is not a Tokenizer")
-        self.train_tokens_N = tokenizer.encode(text[:split])
-        self.val_tokens_N = tokenizer.encode(text[split:])
+        self.train_tokens_N = _encode(tokenizer, text[:split])
+        self.val_tokens_N = _encode(tokenizer, text[split:])
         self.characters_per_token = (len(text) - split) / max(1, len(self.val_tokens_N))
         if len(self.train_tokens_N) < self.block_size + 1 or len(self.val_tokens_N) < 2:
             raise UserError(
@@ -159,3 +163,26 @@ class TextDataModule(L.LightningDataModule):
     def _on_device(self, tokens_N: Integer[Tensor, " N"]) -> Integer[Tensor, " N"]:
         assert self.trainer is not None
         return tokens_N.to(self.trainer.strategy.root_device)
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> Integer[Tensor, " N"]:
+    """The tokens of a text, checked: the tokenizer may be the user's.
+
+    Raises:
+        UserError: they are not a tensor of token ids below `vocab_size`.
+    """
+    name = type(tokenizer).__name__
+    try:
+        tokens_N = tokenizer.encode(text)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"data.tokenizer: {name}.encode fails on this text ({reason})") from error
+    if not isinstance(tokens_N, Tensor) or tokens_N.ndim != 1 or tokens_N.is_floating_point():
+        raise UserError(f"data.tokenizer: {name}.encode must return a 1-D tensor of integers")
+    low, high = (tokens_N.min().item(), tokens_N.max().item()) if len(tokens_N) else (0, 0)
+    V = tokenizer.vocab_size
+    if low < 0 or high >= V:
+        raise UserError(f"data.tokenizer: {name}.encode returns tokens from {low} to {high}; its vocab_size is {V}")
+    return tokens_N

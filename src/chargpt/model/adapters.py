@@ -47,11 +47,14 @@ class ModuleAdapter(LanguageModel):
         return self.module(tokens_BT)
 
     def smoke_test(self) -> None:
-        try:
-            self._evaluate(torch.zeros(1, self.block_size, dtype=torch.long, device=self.device))
-        except Exception as error:  # the module may raise anything
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ValueError(f"a forward pass with {self.block_size} tokens fails ({reason})") from error
+        for length in (self.block_size, 1):  # a training block, and the first token of a sample
+            try:
+                logits_BTV = self._evaluate(torch.zeros(1, length, dtype=torch.long, device=self.device))
+            except Exception as error:  # the module may raise anything
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise ValueError(f"a forward pass with {length} token{'s' * (length > 1)} fails ({reason})") from error
+            if logits_BTV.isnan().any():
+                raise ValueError(f"the logits of {type(self.module).__name__} are NaN")
 
     def is_causal(self) -> bool:
         """Whether the logits of a position are independent of later tokens, up to rounding."""
@@ -64,7 +67,12 @@ class ModuleAdapter(LanguageModel):
     def unused_parameters(self) -> list[str]:
         """The names of the trainable parameters on which the logits do not depend."""
         named = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        was_training = self.training
+        self.eval()
         logits_BTV = self(torch.zeros(1, self.block_size, dtype=torch.long, device=self.device))
+        self.train(was_training)
+        if not (named and logits_BTV.requires_grad):
+            return [*named]
         gradients = torch.autograd.grad(logits_BTV.sum(), [*named.values()], allow_unused=True)
         return [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.config.instantiate import SAVED_KEYS_SINCE_0_3
+from chargpt.config.overrides import quote_value
 from chargpt.data.corpus import TextFiles
 from chargpt.distributed.env import launched_as_rank
 from chargpt.errors import ExitCode, UserError
 from chargpt.runs import lock
 from chargpt.runs.directory import RunDirectory
-from chargpt.runs.identity import identity
+from chargpt.runs.identity import LENGTH, identity
 from chargpt.runs.score import Monitor, score_of
 from chargpt.utils.duration import parse_duration
 from chargpt.utils.paths import resolve_path
@@ -162,6 +163,18 @@ def _is_extended(directory: RunDirectory, saved: DictConfig, requested: DictConf
                 f"cannot be shortened. Increase it, or choose another name="
             )
     return old != new
+
+
+def changed_lengths(config: DictConfig, directory: RunDirectory) -> list[str]:
+    """Overrides for the settings of the length that differ from those of the run."""
+    saved = directory.read_config()
+    assert saved is not None  # `inspect` has decided to resume it
+    values = {path: (OmegaConf.select(config, path), OmegaConf.select(saved, path)) for path in LENGTH}
+    return [
+        f"{path}={'null' if new is None else quote_value(new) if isinstance(new, str) else new}"
+        for path, (new, old) in values.items()
+        if new != old and not OmegaConf.is_config(new)
+    ]
 
 
 def _run_length(trainer: DictConfig) -> dict[str, float]:

@@ -62,6 +62,7 @@ class LanguageModeling(L.LightningModule):
         self.batches, self.in_step = 0, False
         self._step = 0  # the last completed step
         self._stops_early = False  # early stopping waits for trainer.min_steps
+        self.logs_metrics = True  # False where `MetricsCallback` does
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning sets this attribute about fifty times per step, and `nn.Module.__setattr__` is slow.
@@ -103,6 +104,8 @@ class LanguageModeling(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs_BT, targets_BT = batch
         loss = self.train_loss_fn(inputs_BT, targets_BT)
+        if self.logs_metrics:
+            self.log("train/loss", loss.detach(), prog_bar=True)
         self.train_losses.append(loss.detach().clone())  # the next replay of a CUDA graph overwrites its output
         return loss
 
@@ -122,10 +125,10 @@ class LanguageModeling(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         loss = self.val_loss_sum.compute() / self.val_count.compute()
-        # For callbacks that monitor them, such as EarlyStopping. `MetricsCallback` sends them to the loggers.
+        # Also for callbacks that monitor them, such as EarlyStopping.
         data: TextDataModule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] - not declared
         bits = bits_per_character(loss.item(), data.characters_per_token)
-        self.log_dict({"val/loss": loss, "val/bpc": bits, "val/perplexity": loss.exp()}, logger=False)
+        self.log_dict({"val/loss": loss, "val/bpc": bits, "val/perplexity": loss.exp()}, logger=self.logs_metrics)
         self.val_loss_sum.reset()
         self.val_count.reset()
 

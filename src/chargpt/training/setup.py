@@ -4,6 +4,7 @@ import difflib
 import functools
 import inspect
 import logging
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
+from chargpt.checkpoint.plain_data import find_non_plain
 from chargpt.config.instantiate import instantiate
 from chargpt.config.trust import COMPOSED, Trust, locate
 from chargpt.data.datamodule import TextDataModule
@@ -91,6 +93,8 @@ def load_data(
     data = instantiate(settings, "data", TextDataModule, trust)
     if not checkpoint:
         data.read()
+        assert data.tokenizer is not None
+        check_tokenizer(data.tokenizer)
         return data
     data.read(instantiate(checkpoint["chargpt"]["tokenizer"], "tokenizer", Tokenizer, trust))
     saved = checkpoint["chargpt"]["corpus_sha256"]
@@ -100,6 +104,24 @@ def load_data(
             f"{data.corpus_sha256[:12]}..."
         )
     return data
+
+
+def check_tokenizer(tokenizer: Tokenizer) -> None:
+    """Raises `UserError` if the tokenizer cannot be built again from its `as_config()`, or cannot decode."""
+    name = type(tokenizer).__name__
+    try:
+        config = tokenizer.as_config()
+        restored = instantiate(config, "tokenizer", Tokenizer, COMPOSED)
+        text = restored.decode(torch.zeros(1, dtype=torch.long))
+    except Exception as error:  # the user's code may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"data.tokenizer: {name} cannot be built again from its as_config() ({reason})") from error
+    if restored.vocab_size != tokenizer.vocab_size or not isinstance(text, str):
+        raise UserError(
+            f"data.tokenizer: what {name}.as_config() builds has another vocab_size, or its decode returns no text"
+        )
+    if problem := find_non_plain(config, "tokenizer"):
+        raise UserError(f"data.tokenizer: {name}: {problem}, which a checkpoint cannot contain")
 
 
 def check_model(model: LanguageModel, data: TextDataModule) -> None:
@@ -113,10 +135,20 @@ def check_model(model: LanguageModel, data: TextDataModule) -> None:
         model.smoke_test()
     except ValueError as error:
         raise UserError(f"model: {error}") from error
-    if isinstance(model, ModuleAdapter) and not model.is_causal():
+    if isinstance(model, ModuleAdapter):
+        _check_module(model)
+
+
+def _check_module(model: ModuleAdapter) -> None:
+    name, trainable = type(model.module).__name__, sum(p.requires_grad for p in model.parameters())
+    unused = model.unused_parameters()
+    if len(unused) == trainable:
+        raise UserError(f"model: the logits of {name} depend on none of its {trainable} trainable parameters")
+    if unused:
+        log.warning("model: the logits of %s do not depend on %s", name, ", ".join(unused).replace("module.", ""))
+    if not model.is_causal():
         log.warning(
-            "model: the logits of %s depend on later tokens, which include the target: the loss is meaningless",
-            type(model.module).__name__,
+            "model: the logits of %s depend on later tokens, which include the target: the loss is meaningless", name
         )
 
 
@@ -140,7 +172,10 @@ def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int, 
 
 def check_schedule(schedule: Any) -> None:
     """Raises `UserError` if a schedule is not a function of (step, max_steps, time) that returns a number."""
-    name = getattr(schedule, "__name__", type(schedule).__name__)
+    function = getattr(schedule, "func", schedule)
+    name = getattr(function, "__name__", type(function).__name__)
+    if not callable(schedule):
+        raise UserError(f"schedule: {name} is not a function of (step, max_steps, time); is _partial_: true missing?")
     try:
         factor = schedule(0, 1, 0.0)
     except UserError:
@@ -150,6 +185,8 @@ def check_schedule(schedule: Any) -> None:
         raise UserError(f"schedule: {name} is not a function of (step, max_steps, time) ({reason})") from error
     if not isinstance(factor, numbers.Real):
         raise UserError(f"schedule: {name} returns a {type(factor).__name__}, not a factor of the learning rate")
+    if not math.isfinite(factor):
+        raise UserError(f"schedule: {name} returns {factor} at step 0")
 
 
 def _optimizer_factory(config: Any, trust: Trust) -> Callable[[nn.Module], torch.optim.Optimizer]:

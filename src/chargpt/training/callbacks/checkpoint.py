@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from chargpt.checkpoint import torch_file
 from chargpt.checkpoint.torch_file import KEY
-from chargpt.errors import UserError
+from chargpt.errors import TrainingError, UserError
 from chargpt.runs.directory import RunDirectory
 from chargpt.training.callbacks.divergence import check_weights
 from chargpt.training.callbacks.metrics import MetricsCallback
@@ -126,6 +126,11 @@ class CheckpointCallback(Checkpoint):
             self._run.write_status("running", trainer.global_step)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        for name, state in checkpoint["callbacks"].items():
+            if problem := torch_file.find_unloadable(state, "state_dict()"):
+                raise TrainingError(
+                    f"callback {name}: {problem}, which no checkpoint can contain: use plain data and tensors"
+                )
         checkpoint[KEY] = {"version": __version__, "devices": trainer.world_size, **self._identity}
         _set_loop_progress(checkpoint["loops"]["fit_loop"], checkpoint["global_step"], trainer.accumulate_grad_batches)
 

@@ -72,6 +72,7 @@ class MetricsCallback(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, LanguageModeling)  # Lightning declares its base class
         self._module, self._trainer = pl_module, trainer
+        pl_module.logs_metrics = False
         self._data: TextDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] - not declared
         self._peak_flops = peak_flops(trainer)
 
