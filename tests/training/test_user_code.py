@@ -103,7 +103,7 @@ def test_a_correct_tokenizer_is_accepted(tokenizer):
     [
         (ReturnsAList, "must return a 1-D tensor of integers"),
         (SmallVocabulary, "returns tokens from 97 to 99; its vocab_size is 98"),
-        (CannotEncode, r"CannotEncode.encode fails on this text \(KeyError: 'a'\)"),
+        (CannotEncode, r"CannotEncode cannot encode this text \(KeyError: 'a'\)"),
         (WithoutConfig, "cannot be built again from its as_config"),
         (WrongConfig, "there is no Byts"),
         (OtherVocabulary, "has another vocab_size"),

@@ -22,6 +22,7 @@ from chargpt.cli.sample import read_text_argument, resolve_device
 from chargpt.config.instantiate import instantiate
 from chargpt.config.trust import Trust, trusted_packages
 from chargpt.data.datamodule import TextDataModule
+from chargpt.data.tokenizer import encode
 from chargpt.errors import UserError
 from chargpt.inference.pretrained import PretrainedModel, data_config, latest_run, load
 from chargpt.model.adapters import ModuleAdapter
@@ -80,7 +81,7 @@ def _tokens(trained: PretrainedModel, text: str | None, trust: Trust) -> Integer
         data = instantiate(data_config(trained.config), "data", TextDataModule, trust)
         data.read(trained.tokenizer)
         return data.split("val")[:ATTENTION_TOKENS].long()
-    tokens_T = trained.tokenizer.encode(read_text_argument("text", text)).long()
+    tokens_T = encode(trained.tokenizer, read_text_argument("text", text)).long()
     if len(tokens_T) < 2:
         raise UserError("text is too short: it must have two characters or more")
     if len(tokens_T) > MAX_TOKENS:

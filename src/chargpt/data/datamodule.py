@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chargpt.data.corpus import Corpus, TextFiles, TinyShakespeare
 from chargpt.data.dataloader import EvalBlockLoader, RandomBlockLoader, limit_batches
-from chargpt.data.tokenizer import CharTokenizer, Tokenizer
+from chargpt.data.tokenizer import CharTokenizer, Tokenizer, encode
 from chargpt.errors import UserError
 
 
@@ -101,8 +101,8 @@ class TextDataModule(L.LightningDataModule):
         tokenizer = tokenizer or self._make_tokenizer(text)
         if not isinstance(tokenizer, Tokenizer):
             raise UserError(f"data.tokenizer builds a {type(tokenizer).__name__}, which is not a Tokenizer")
-        self.train_tokens_N = _encode(tokenizer, text[:split])
-        self.val_tokens_N = _encode(tokenizer, text[split:])
+        self.train_tokens_N = encode(tokenizer, text[:split])
+        self.val_tokens_N = encode(tokenizer, text[split:])
         self.characters_per_token = (len(text) - split) / max(1, len(self.val_tokens_N))
         if len(self.train_tokens_N) < self.block_size + 1 or len(self.val_tokens_N) < 2:
             raise UserError(
@@ -163,26 +163,3 @@ class TextDataModule(L.LightningDataModule):
     def _on_device(self, tokens_N: Integer[Tensor, " N"]) -> Integer[Tensor, " N"]:
         assert self.trainer is not None
         return tokens_N.to(self.trainer.strategy.root_device)
-
-
-def _encode(tokenizer: Tokenizer, text: str) -> Integer[Tensor, " N"]:
-    """The tokens of a text, checked: the tokenizer may be the user's.
-
-    Raises:
-        UserError: they are not a tensor of token ids below `vocab_size`.
-    """
-    name = type(tokenizer).__name__
-    try:
-        tokens_N = tokenizer.encode(text)
-    except UserError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"data.tokenizer: {name}.encode fails on this text ({reason})") from error
-    if not isinstance(tokens_N, Tensor) or tokens_N.ndim != 1 or tokens_N.is_floating_point():
-        raise UserError(f"data.tokenizer: {name}.encode must return a 1-D tensor of integers")
-    low, high = (tokens_N.min().item(), tokens_N.max().item()) if len(tokens_N) else (0, 0)
-    V = tokenizer.vocab_size
-    if low < 0 or high >= V:
-        raise UserError(f"data.tokenizer: {name}.encode returns tokens from {low} to {high}; its vocab_size is {V}")
-    return tokens_N

@@ -39,6 +39,29 @@ class Tokenizer(Protocol):
         ...
 
 
+def encode(tokenizer: Tokenizer, text: str) -> Integer[Tensor, " N"]:
+    """The tokens of a text, checked: the tokenizer may be the user's.
+
+    Raises:
+        UserError: they are not a tensor of token ids below `vocab_size`.
+    """
+    name = type(tokenizer).__name__
+    try:
+        tokens_N = tokenizer.encode(text)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"the tokenizer {name} cannot encode this text ({reason})") from error
+    if not isinstance(tokens_N, Tensor) or tokens_N.ndim != 1 or tokens_N.is_floating_point():
+        raise UserError(f"tokenizer: {name}.encode must return a 1-D tensor of integers")
+    low, high = (tokens_N.min().item(), tokens_N.max().item()) if len(tokens_N) else (0, 0)
+    V = tokenizer.vocab_size
+    if low < 0 or high >= V:
+        raise UserError(f"tokenizer: {name}.encode returns tokens from {low} to {high}; its vocab_size is {V}")
+    return tokens_N
+
+
 class CharTokenizer:
     """One token per character, numbered in sorted order, as in the lecture.
 

@@ -11,7 +11,7 @@ from chargpt.checkpoint import safetensors_file, torch_file
 from chargpt.config.instantiate import instantiate
 from chargpt.config.model import build_model
 from chargpt.config.trust import Trust, trusted_packages
-from chargpt.data.tokenizer import Tokenizer
+from chargpt.data.tokenizer import Tokenizer, encode
 from chargpt.errors import UserError
 from chargpt.inference.generate import generate
 from chargpt.invocation import command_line
@@ -75,7 +75,7 @@ class PretrainedModel:
         """
         if not prompt:
             raise UserError("the prompt is empty: the model needs at least one character to continue")
-        tokens = generate(self.model, self.tokenizer.encode(prompt), max_new_tokens, **settings)
+        tokens = generate(self.model, encode(self.tokenizer, prompt), max_new_tokens, **settings)
         return ([self.tokenizer.decode(next_1) for next_1 in next_B[:, None]] for next_B in tokens)
 
 

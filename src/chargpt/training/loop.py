@@ -263,6 +263,8 @@ def fit(run: Run, recorder: RunRecorder) -> None:
     try:
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=path, weights_only=weights_only)
     except CONSTRUCTOR_ERRORS as error:
+        if isinstance(error, UserError) and run.trainer.global_step > run.origin.step:  # in code of the user's
+            raise TrainingError(f"step {run.trainer.global_step + 1}: {error}") from error
         if run.config["trainer"].get("detect_anomaly") and "returned nan values" in str(error):
             raise TrainingError(
                 f"trainer.detect_anomaly: step {run.trainer.global_step + 1}: {error} The warning above shows the "

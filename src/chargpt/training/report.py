@@ -3,14 +3,18 @@
 import logging
 import os
 import shlex
+import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from chargpt.distributed import env
 from chargpt.invocation import command_line, python
@@ -23,7 +27,8 @@ from chargpt.utils.duration import parse_duration
 
 log = logging.getLogger(__name__)
 
-PROFILE_LINES = 40  # printed of a report; its actions are sorted, longest first
+PROFILE_ACTIONS = 20  # printed by trainer.profiler=simple
+PROFILE_LINES = 40  # printed of the report of trainer.profiler=pytorch, which is sorted
 
 
 def log_header(run: Run) -> None:
@@ -105,12 +110,28 @@ def _loss(metrics: dict[str, Any]) -> str:
 
 
 def print_profile(run: Run) -> None:
-    """Prints the beginning of the report of `trainer.profiler`, and its path."""
+    """Prints the longest actions that `trainer.profiler` has measured, and the path of the complete report."""
+    profiler: Any = run.trainer.profiler  # pyright: ignore[reportAttributeAccessIssue] - not declared
+    if isinstance(profiler, SimpleProfiler):
+        _print_actions(profiler.recorded_durations)
     for path in sorted(run.directory.path.glob(f"*-{PROFILE}*.txt")):
         lines = path.read_text().splitlines()
-        if run.config["trainer"]["profiler"] != "advanced":  # not sorted
-            print("\n".join(line.expandtabs() for line in lines[:PROFILE_LINES]), file=sys.stderr)
+        if isinstance(profiler, PyTorchProfiler):
+            width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+            print("\n".join(line.expandtabs()[:width] for line in lines[:PROFILE_LINES]), file=sys.stderr)
         log.info("profile  %s (%d lines)", path, len(lines))
+
+
+def _print_actions(durations: Mapping[str, Sequence[float]]) -> None:
+    """Prints a table of actions, longest first; an action includes the actions that it calls."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("total s", "calls", "mean ms"):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=8)
+    table.add_column("action", no_wrap=True, overflow="ellipsis")
+    for action, seconds in sorted(durations.items(), key=lambda item: -sum(item[1]))[:PROFILE_ACTIONS]:
+        total, calls = sum(seconds), len(seconds)
+        table.add_row(f"{total:.3f}", f"{calls:,}", f"{1000 * total / calls:.2f}", escape(action))
+    Console(stderr=True, highlight=False).print(table)
 
 
 class _Console(Console):

@@ -163,7 +163,12 @@ def make_module(model: LanguageModel, optimizer: Any, schedule: Any, seed: int, 
     """
     factor: Any = instantiate(schedule, "schedule", trust=trust)
     check_schedule(factor)
-    module = LanguageModeling(model, _optimizer_factory(optimizer, trust), factor, seed)
+    try:
+        module = LanguageModeling(model, _optimizer_factory(optimizer, trust), factor, seed)
+    except UserError as error:
+        if "is not iterable" not in str(error):
+            raise
+        raise UserError(f"{error}; a function receives the model, a class of torch.optim its parameters") from error
     if not isinstance(module.optimizer, torch.optim.Optimizer):
         name = type(module.optimizer).__name__
         raise UserError(f"optimizer: it must return a torch.optim.Optimizer, not a {name}")
