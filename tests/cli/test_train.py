@@ -27,12 +27,12 @@ def train_in_parallel(folder: Path, *runs: list[str]) -> list[tuple[int, str]]:
 
 @pytest.mark.slow
 def test_runs_that_start_at_the_same_time_have_separate_directories(tiny, tmp_path):
-    outcomes = train_in_parallel(tmp_path, *([*tiny, QUIET, "name=par", f"seed={seed}"] for seed in range(20)))
+    outcomes = train_in_parallel(tmp_path, *([*tiny, QUIET, "name=par", f"seed={seed}"] for seed in range(8)))
     assert {code for code, _ in outcomes} == {0}, outcomes
     runs = list((tmp_path / "outputs" / "par").iterdir())
-    assert len(runs) == 20
-    assert len({run.name[:19] for run in runs}) < 20, "no two runs started in the same second"
-    assert {run_artifacts.metrics(run)["seed"] for run in runs} == set(range(20))
+    assert len(runs) == 8
+    assert len({run.name[:19] for run in runs}) < 8, "no two runs started in the same second"
+    assert {run_artifacts.metrics(run)["seed"] for run in runs} == set(range(8))
     for run in runs:
         assert [row["step"] for row in run_artifacts.history(run)] == ["1", "5", "10", "15", "20"]
         assert len(list((run / "tensorboard").iterdir())) == 1
