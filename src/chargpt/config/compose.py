@@ -34,7 +34,7 @@ from chargpt.errors import UserError
 log = logging.getLogger(__name__)
 
 SEARCHPATH = "hydra.searchpath"
-_default_recipes: set[str] = set()  # the models without a recipe of their own
+_default_recipes: set[str] = set()  # the models without a recipe of their own, for the current command
 
 
 def searchpath(config_dir: str | None, overrides: list[str]) -> list[str]:
@@ -65,6 +65,7 @@ def check_overrides(config_name: str, overrides: list[str], sweep: bool = False)
     Raises:
         UserError: the first invalid override.
     """
+    _remove_default_recipes()
     parsed = [parse(override) for override in overrides]
     folders = [text for text, override in zip(overrides, parsed, strict=True) if override.key_or_group == SEARCHPATH]
     groups = Groups(GlobalHydra.instance().config_loader(), folders)
@@ -140,15 +141,22 @@ def set_output_dir(directory: Path) -> None:
         settings.runtime.output_dir = str(directory.absolute())
 
 
+def _remove_default_recipes() -> None:
+    """Removes those of an earlier command in this process."""
+    for model in _default_recipes:
+        ConfigStore.instance().repo["recipe"].pop(f"{model}.yaml", None)
+    _default_recipes.clear()
+
+
 def _add_default_recipes(options: list[str], groups: Groups) -> None:
     """Adds a recipe of the same name, which is `recipe/default`, for each model that has none.
 
     Hydra composes each job of a sweep itself, so the recipe must be among its configs.
     """
-    recipes = set(groups.options("recipe")) - _default_recipes
+    recipes = groups.options("recipe")
     if "default" not in recipes:  # --config-path
         return
-    _default_recipes.update(set(groups.options("model")) - recipes)
+    _default_recipes.update(set(groups.options("model")) - set(recipes))
     for model in _default_recipes:
         ConfigStore.instance().store(model, {"defaults": ["default"]}, group="recipe", package="_global_")
     selected = [option.removeprefix("model=") for option in options if option.startswith(("model=", "recipe="))]
