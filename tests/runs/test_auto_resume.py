@@ -137,6 +137,13 @@ def test_a_finished_run_on_a_changed_text_is_refused(run_cli, tiny, text, tmp_pa
     assert "was trained on another text" in outcome.err
 
 
+def test_damaged_metrics_are_a_user_error(run_cli, tiny, run):
+    (run / "metrics.json").write_text("{}")
+    outcome = run_cli("train", *tiny, *AUTO)
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "metrics.json is damaged: delete it" in outcome.err
+
+
 def test_a_user_error_leaves_no_directory(run_cli, tiny, tmp_path):
     outcome = run_cli("train", *tiny, "resume=auto", "hydra.run.dir=new/run", "model.n_head=3")
     assert outcome.code == 2

@@ -109,11 +109,55 @@ def test_an_unknown_state_is_not_written(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", [None, "", '{"state": "runn'])
+STATUS = {"state": "diverged", "step": 7, "reason": "NaN"}
+WRONG = [{"state": ["diverged"]}, {"state": "unknown"}, {"step": "7"}, {"step": None}, {"reason": 1}, {"reason": {}}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "", '{"state": "runn', "[]", "7", "[" * 9**5, "{}", *(json.dumps(STATUS | wrong) for wrong in WRONG)],
+    ids=lambda content: str(content)[:60],
+)
 def test_a_missing_or_damaged_status_is_read_as_failed(tmp_path: Path, content):
+    (tmp_path / "status.json").write_text(json.dumps(STATUS))
+    assert RunDirectory(tmp_path).read_status() == STATUS
+    (tmp_path / "status.json").unlink()
     if content is not None:
         (tmp_path / "status.json").write_text(content)
-    assert RunDirectory(tmp_path).read_status()["state"] == "failed"
+    status = RunDirectory(tmp_path).read_status()
+    assert status == {"state": "failed", "step": 0, "reason": "status.json is missing or damaged"}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "{}", "[1]", '{"corpus_sha256": 1}', "[" * 9**5], ids=lambda text: text[:20]
+)
+def test_damaged_metrics_are_a_user_error(tmp_path: Path, content):
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(UserError, match=r"metrics\.json is damaged: delete it"):
+        RunDirectory(tmp_path).read_metrics()
+
+
+@pytest.mark.parametrize("name", ["train.log", "checkpoints", "tensorboard/version_0", "wandb"])
+def test_a_link_out_of_the_directory_is_a_user_error(tmp_path: Path, name):
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "outside")  # which need not exist
+    with pytest.raises(UserError, match=rf"{name} is a link out of the run directory, and .* to {tmp_path}/outside: "):
+        RunDirectory(tmp_path / "run").check_links()
+
+
+def test_a_link_within_the_directory_one_to_it_and_those_of_wandb_are_allowed(tmp_path: Path):
+    (tmp_path / "run" / "wandb").mkdir(parents=True)
+    (tmp_path / "run" / "wandb" / "latest-run").symlink_to(tmp_path / "cache")
+    (tmp_path / "run" / "best.ckpt").symlink_to(tmp_path / "run" / "wandb")
+    (tmp_path / "link").symlink_to("run")
+    for name in ("run", "link", "new"):
+        RunDirectory(tmp_path / name).check_links()
+
+
+def test_a_reason_cannot_change_the_terminal(tmp_path: Path):
+    (tmp_path / "status.json").write_text(json.dumps(STATUS | {"reason": "\x1b[31mNaN\n"}))
+    assert RunDirectory(tmp_path).read_status()["reason"] == " [31mNaN "
 
 
 @pytest.mark.parametrize(("processor", "machine", "expected"), [("arm", "arm64", "arm"), ("", "arm64", "arm64")])

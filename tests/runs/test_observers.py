@@ -21,9 +21,11 @@ def restore(tmp_path):
         "defaults:\n- default\n- _self_\nmine:\n  _target_: my_code.Mine\n  n: 3\n"
     )
 
+    (tmp_path / "my_conf" / "callbacks" / "my-own.yaml").write_text("defaults: [mine]\n")
+
     def restore(recorded: list[str], choices: dict[str, str], *typed: str):
         directory = RunDirectory(tmp_path / "run")
-        directory.hydra.mkdir(parents=True)
+        directory.hydra.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(recorded), directory.hydra / "overrides.yaml")
         OmegaConf.save({"hydra": {"runtime": {"choices": choices}}}, directory.hydra / "hydra.yaml")
         folder = f"hydra.searchpath=[file://{tmp_path / 'my_conf'}]"
@@ -47,6 +49,27 @@ def test_the_recorded_options_and_numbers_are_composed_again(restore, caplog):
 
 def test_the_choice_of_a_config_is_restored_without_an_override(restore):
     assert "mine" in restore([], {"callbacks": "mine"})["callbacks"]
+
+
+def test_the_name_of_an_option_may_have_a_hyphen(restore, caplog):
+    assert "mine" in restore(["callbacks=my-own"], {"callbacks": "my-own"})["callbacks"]
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("folder", "recorded", "choices"),
+    [("wandb", ["logger=wandb"], {}), (".wandb", ["logger=[csv,wandb]"], {}), ("wandb", [], {"logger": "wandb"})],
+)
+def test_wandb_is_not_restored_beside_settings_that_may_name_another_server(
+    restore, folder, recorded, choices, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "settings").write_text("[default]\nbase_url = https://elsewhere\n")
+    observers = restore([*recorded, "callbacks.samples.max_new_tokens=7"], choices)
+    assert "wandb" not in observers["logger"]
+    assert observers["callbacks"]["samples"]["max_new_tokens"] == 7
+    assert "wandb" in caplog.text
 
 
 def test_an_option_of_this_command_has_priority(restore):
@@ -79,6 +102,12 @@ def test_the_numbers_of_a_callback_that_is_left_out_are_left_out_too(restore, ca
     observers = restore(["+callbacks.mine._target_=my.Mine", "+callbacks.mine.n=5"], {"callbacks": "default"})
     assert "mine" not in observers["callbacks"]
     assert caplog.messages[0].endswith("callbacks.mine._target_=my.Mine callbacks.mine.n=5")
+
+
+def test_a_setting_that_is_added_to_a_callback_is_left_out(restore, caplog):
+    callbacks = restore(["+callbacks.samples.x=1", "callbacks.progress=null"], {"callbacks": "default"})["callbacks"]
+    assert (callbacks["samples"].get("x"), callbacks["progress"]) == (None, None)
+    assert caplog.messages[0].endswith("to use it: callbacks.samples.x=1")
 
 
 def test_an_option_that_is_not_installed_is_left_out(restore, caplog):

@@ -37,6 +37,16 @@ def test_compare_prints_the_table_and_writes_two_files_next_to_the_runs(run_cli,
     assert run_cli("compare").out == outcome.out, "its files are not read as runs"
 
 
+def test_nothing_that_changes_the_terminal_is_printed(run_cli, run):
+    escape = "\x1b[31m"
+    run(f"a{escape}", "model.n_layer=1", loss=2.0, choices={"model": f"mine{escape}"})
+    run("b", f"optimizer.x={escape}", state="failed", reason=f"{escape}because", settings={"optimizer.x": escape})
+    outcome = run_cli("compare")
+    assert outcome.code == 0, outcome.err
+    assert "because" in outcome.out
+    assert "\x1b" not in outcome.out + outcome.err
+
+
 def test_a_path_with_commas_and_equals_signs_needs_no_quotes(run_cli, run, tmp_path):
     paths = [run(f"+lecture=x,seed={n}", f"seed={n}", loss=2.0) for n in (1, 2, 3)]
     outcome = run_cli("compare", f"runs=[{paths[0]},{paths[2]}]", "folder=a,b=c")

@@ -33,6 +33,7 @@ from chargpt.config.trust import packages_to_trust, trusted_packages
 from chargpt.distributed import env
 from chargpt.errors import DivergenceError, ExitCode, Interrupted, TrainingError, TrialPruned, UserError
 from chargpt.invocation import config_folder, localize, program_name, use_options
+from chargpt.utils.terminal import without_controls
 from chargpt.version import __version__
 
 log = logging.getLogger(__name__)
@@ -230,6 +231,9 @@ class StderrHandler(logging.StreamHandler):
 
     stream = property(lambda self: sys.stderr, lambda self, stream: None)
 
+    def format(self, record: logging.LogRecord) -> str:
+        return without_controls(super().format(record))
+
 
 def _print_error(message: str, code: int) -> int:
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and code not in (ExitCode.DONE, ExitCode.INTERRUPTED):
@@ -239,7 +243,7 @@ def _print_error(message: str, code: int) -> int:
         if env.LOCK_FD_ENV in os.environ:  # the parent process prints it
             return code
     if env.get_rank() == 0:  # the other ranks have the same error
-        sys.stderr.write(f"{program_name()}: {message}\n")
+        sys.stderr.write(f"{program_name()}: {without_controls(message)}\n")
     return code
 
 

@@ -196,7 +196,10 @@ def _defining_module(target: Any) -> str:
     """The module that defines a class, function or class method, or what it wraps; empty for any other object."""
     while isinstance(target, functools.partial):
         target = target.func
-    target = inspect.unwrap(target) if callable(target) else target
+    try:
+        target = inspect.unwrap(target) if callable(target) else target
+    except ValueError:  # an object that wraps itself
+        return ""
     if inspect.isclass(target) or inspect.isfunction(target) or inspect.ismethod(target):
         return target.__module__ or ""
     return ""

@@ -23,6 +23,7 @@ from chargpt.errors import UserError
 from chargpt.invocation import arguments, program_name
 from chargpt.runs import lock
 from chargpt.utils.atomic_write import atomic_write_text
+from chargpt.utils.terminal import without_controls
 
 # What a directory may contain before its run starts: written by the launcher, or by an earlier failed attempt.
 ALLOWED_BEFORE_START = {".hydra", lock.NAME, "train.log", "job.log"}
@@ -216,15 +217,10 @@ class RunDirectory:
             if status["state"] == "running" and lock.is_held(self.path) is False:
                 status |= {"state": "interrupted", "reason": "the process was killed"}
             if status["state"] in STATES and isinstance(status["step"], int) and isinstance(status["reason"], str):
-                return status | {"reason": _without_control_characters(status["reason"])}
+                return status | {"reason": without_controls(status["reason"]).replace("\n", " ")}
             raise ValueError(status)
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return {"state": "failed", "step": 0, "reason": "status.json is missing or damaged"}
-
-
-def _without_control_characters(text: str) -> str:
-    """The text without what changes the state of a terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,13 +1,14 @@
 """Prints the comparison: a table with one line per setting, best first, followed by the reasons of failures."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +17,7 @@ from chargpt.sweeps.formatting import flops_text, key_text, short_names, short_p
 from chargpt.sweeps.markdown import mean_and_spread
 from chargpt.sweeps.ranking import Ranking, Row
 from chargpt.sweeps.swept_params import ABSENT, is_number
+from chargpt.utils.terminal import without_controls
 
 # On a narrow terminal the last columns are left out; sweep.csv contains all of them.
 _COLUMNS: dict[str, tuple[Callable[[RunRecord], float | None], Callable[[float], str]]] = {
@@ -71,6 +73,10 @@ def print_ranking(ranking: Ranking, folder: Path, titled: bool = False) -> None:
 
 
 class _Console(Console):
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else without_controls(text), style, control)
+
     def on_broken_pipe(self) -> None:
         """Raises, for `compare.py | head`; rich would exit with code 1."""
         raise BrokenPipeError

@@ -187,7 +187,7 @@ def _build(
     rollbacks = DivergenceRollback(config["on_divergence"], diverged_at)
     module.time_fraction, module.lr_scale = timer.time_fraction, lambda: rollbacks.lr_scale
     compilation = Compilation(settings.get("compile", "auto"), seconds, timer)
-    if checkpoint and not best_is_intact(directory, checkpoint):
+    if checkpoint and not best_is_intact(directory, checkpoint, trust):
         metrics_callback.best_from = origin.step
         log.warning(
             "%s is damaged or missing: the best checkpoint is selected anew from step %d",

@@ -10,6 +10,7 @@ import torch
 
 from chargpt.checkpoint import torch_file
 from chargpt.config.instantiate import CONSTRUCTOR_ERRORS
+from chargpt.config.trust import Trust, locate, targets_of
 from chargpt.errors import UserError
 from chargpt.inference.pretrained import find_checkpoint
 from chargpt.optim.state_check import check_optimizer_state
@@ -65,16 +66,23 @@ def invalid_state_as_user_error(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: it contains no state from which a run can resume ({reason})") from error
 
 
-def best_is_intact(directory: RunDirectory, checkpoint: dict[str, Any]) -> bool:
-    """Whether the best checkpoint recorded in `checkpoint` is intact, is `checkpoint` itself, or does not exist yet."""
+def best_is_intact(directory: RunDirectory, checkpoint: dict[str, Any], trust: Trust) -> bool:
+    """Whether the best checkpoint recorded in `checkpoint` is intact, is `checkpoint` itself, or does not exist yet.
+
+    Raises:
+        UserError: its model or tokenizer, of which the run makes its sample in the end, is not trusted.
+    """
     with invalid_state_as_user_error(directory.last):
         best = MetricsCallback.best_step_in(checkpoint)
     if best in (0, checkpoint["global_step"]):
         return True
     try:
-        torch_file.read(directory.best)
+        best = torch_file.read(directory.best)[torch_file.KEY]
     except UserError:
         return False
+    for key, config in {"model": best["config"]["model"], "tokenizer": best["tokenizer"]}.items():
+        for target in targets_of(config):
+            locate(target, f"{directory.best}: {key}", trust)
     return True
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from chargpt.errors import UserError
+from chargpt.utils.terminal import without_controls
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EBADF)  # `Path.exists` returns False on these
 
@@ -40,4 +41,4 @@ def is_folder_name(name: object) -> bool:
 
 def printable(path: str | Path) -> str:
     """A path as printable text: bytes that are not UTF-8 become replacement characters."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    return without_controls(os.fsencode(path).decode("utf-8", "replace"))

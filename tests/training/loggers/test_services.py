@@ -5,7 +5,9 @@ import signal
 from pathlib import Path
 
 import pytest
+import yaml
 
+from chargpt.training.loggers.mlflow import MLflow
 from tests.conftest import process
 from tests.training import run_artifacts
 
@@ -54,6 +56,23 @@ def test_two_runs_in_one_process_are_two_runs_of_wandb(run_cli, tiny, tmp_path: 
         assert run_cli("train", *tiny, "logger=wandb", *short).code == 0
     identifiers = {(tmp_path / directory / "logger_runs.json").read_text() for directory in ("one", "two")}
     assert len(identifiers) == 2
+
+
+def test_mlflow_in_a_folder_writes_no_text_elsewhere(tmp_path: Path, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    folder = tmp_path / "mlflow"
+    logger = MLflow(str(folder))
+    logger.log_text("sample", "to be", 1)
+    assert [path.read_text() for path in folder.rglob("step_1.txt")] == ["to be"]
+    (record,) = folder.glob(f"*/{logger.run_id}/meta.yaml")
+    for elsewhere in (tmp_path, folder / "..", tmp_path / "mlflow_2"):
+        content = yaml.safe_load(record.read_text()) | {"artifact_uri": f"file://{elsewhere}/artifacts"}
+        record.write_text(yaml.safe_dump(content))
+        with pytest.raises(ValueError, match="the artifacts of this run are in"):
+            MLflow(str(folder), run_id=logger.run_id).log_text("sample", "or not", 2)
+    assert not [*tmp_path.rglob("step_2.txt")]
 
 
 @pytest.mark.slow
