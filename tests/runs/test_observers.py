@@ -58,7 +58,7 @@ def test_the_name_of_an_option_may_have_a_hyphen(restore, caplog):
 
 @pytest.mark.parametrize(
     ("folder", "recorded", "choices"),
-    [("wandb", ["logger=wandb"], {}), (".wandb", ["logger=[csv,wandb]"], {}), ("wandb", [], {"logger": "wandb"})],
+    [("wandb", ["logger=[csv,wandb]"], {}), (".wandb", [], {"logger": "wandb"})],
 )
 def test_wandb_is_not_restored_beside_settings_that_may_name_another_server(
     restore, folder, recorded, choices, tmp_path, monkeypatch, caplog

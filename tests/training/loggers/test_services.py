@@ -58,6 +58,7 @@ def test_two_runs_in_one_process_are_two_runs_of_wandb(run_cli, tiny, tmp_path: 
     assert len(identifiers) == 2
 
 
+@pytest.mark.slow
 def test_mlflow_in_a_folder_writes_no_text_elsewhere(tmp_path: Path, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
