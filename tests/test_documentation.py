@@ -41,6 +41,10 @@ ADAPTED = {
     "lecture=scaled_up": ["lecture=scaled_up", "model.n_layer=1", "trainer=cpu"],
     "trainer=fsdp": ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"],
     "trainer.max_epochs=3": ["trainer.max_epochs=1", "trainer.limit_train_batches=2", *BATCH],
+    "+logger.mine._target_=my_package.MyLogger": [
+        "+logger.mine._target_=lightning.pytorch.loggers.CSVLogger",
+        "+logger.mine.save_dir=mine",
+    ],
     "trainer.max_time=00:00:05:00": ["trainer.max_time=00:00:00:02"],
     "lecture=glob(*,exclude=scaled_up)": ["lecture=glob(*,exclude=[scaled_up*,feed*,layer*,multi*,res*])"],
     "model.dropout=0,0.1": ["model.dropout=0.1"],
@@ -111,10 +115,11 @@ def execute(folder: Path, *words: str, exit_code: int = 0) -> str:
     """Runs a command with the copy of the program in `folder`. Pytest shows its output if the test fails."""
     paths = {
         "PYTHONPATH": str(folder / "src"),
+        "WANDB_MODE": "offline",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     done = subprocess.run(
-        words,
+        ["env", *words],  # a command may begin with variables
         cwd=folder,
         env=os.environ | paths,
         stdout=subprocess.PIPE,
