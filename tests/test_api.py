@@ -120,6 +120,7 @@ def test_divergence_is_an_exception(overrides):
         chargpt.train(diverging)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_metrics(overrides, tmp_path):
     interrupt = ["+callbacks.stop._target_=tests.training.fault_injection.SignalAt", "+callbacks.stop.name=SIGINT"]
     before = signal.getsignal(signal.SIGINT)

@@ -44,6 +44,7 @@ def test_an_unknown_command_is_a_user_error(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_user_error_names_the_console_command_and_the_script(tmp_path):
     assert chargpt(tmp_path, "sample", "run=nowhere").stderr.startswith("chargpt sample: there is no run at nowhere")
     assert process(tmp_path, "sample", "run=nowhere").err.startswith("sample.py: there is no run at nowhere")

@@ -53,6 +53,7 @@ def test_visualize_logs_images_and_token_embeddings_to_tensorboard(run_cli, run)
     assert embeddings == pytest.approx(trained.model.token_embedding.weight.numpy(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_default_text_is_the_start_of_the_validation_split(run_cli, run, text):
     outcome = run_cli("visualize", f"run={run}")
     assert outcome.code == 0, outcome.err
@@ -83,6 +84,7 @@ def test_a_checkpoint_outside_a_run_directory_requires_an_output_folder(run_cli,
     assert {p.name for p in tmp_path.iterdir()} == {"alone.ckpt", "here"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["~nobody_at_all", os.fsdecode(b"\xff")])
 def test_the_output_folder_may_have_any_name(run_cli, run, tmp_path, name):
     outcome = run_cli("visualize", f"run={run}", f"text={TEXT}", f"folder={name}")

@@ -94,7 +94,6 @@ SETTINGS = {
     "negative length of samples": ("callbacks.samples.max_new_tokens=-3", "max_new_tokens=-3"),
     # hardware
     "no devices": ("trainer.devices=0", "devices=0"),
-    "99 devices": ("trainer.devices=99", "multiple of 99"),
     "a batch that is not divisible by the members": ("model=gpt_ensemble data.batch_size=8", "use a multiple of 3"),
     "no members": ("model=gpt_ensemble model.members=0", "model.members=0"),
     "a strategy that starts processes": ("trainer.strategy=ddp_notebook", "use ddp or fsdp"),

@@ -25,6 +25,7 @@ def step_with(step: StaticDecodeStep, tokens_B: torch.Tensor) -> torch.Tensor:
     return step().clone()
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     overrides=architectures(), batch_size=st.integers(1, 3), prompt=st.integers(1, BLOCK), refill=st.integers(1, BLOCK)

@@ -100,6 +100,7 @@ def test_the_ema_does_not_change_the_training(run_cli, tiny, tmp_path: Path):
     assert "trained_state_dict" not in without_ema
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
 def test_in_bfloat16_the_ema_is_in_float32_also_after_resuming(run_cli, tiny, tmp_path: Path, precision):
     overrides = [*tiny, "trainer.ema_decay=0.99", "schedule=constant", f"trainer.precision={precision}"]
@@ -133,6 +134,7 @@ def test_a_checkpoint_saved_during_validation_is_the_same():
     assert not run_artifacts.differences(dict(module.state_dict()), dict(trained))
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_between_two_validations_resumes_bit_for_bit(run_cli, tiny, tmp_path: Path):
     overrides, uninterrupted = [*tiny, "trainer.ema_decay=0.9"], tmp_path / "uninterrupted"
     assert run_cli("train", *overrides, f"hydra.run.dir={uninterrupted}").code == 0

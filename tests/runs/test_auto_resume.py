@@ -160,6 +160,7 @@ def test_a_failed_run_with_other_settings_is_not_deleted(run_cli, tiny, run):
     assert {f: f.read_bytes() for f in run.rglob("*") if f.is_file() and f.name != ".lock"} == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_fails_while_it_is_extended_can_be_resumed(run_cli, tiny, run):
     broken = ["+callbacks.broken._target_=tests.training.fault_injection.RaiseAfterStep", "+callbacks.broken.step=25"]
     with pytest.raises(RuntimeError):

@@ -205,7 +205,13 @@ MODERN = ["model=gpt_modern", "trainer.precision=bf16-mixed"]
 @pytest.mark.parametrize("micro_batches", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "recipe",
-    [[], MODERN, [*MODERN, "optimizer=soap"], ["model=gpt_ensemble", "model.members=2"]],
+    [
+        [],
+        *(
+            pytest.param(recipe, marks=pytest.mark.slow)
+            for recipe in (MODERN, [*MODERN, "optimizer=soap"], ["model=gpt_ensemble", "model.members=2"])
+        ),
+    ],
     ids=["adamw", "muon", "soap", "ensemble"],
 )
 def test_30_steps_resumed_for_30_more_equal_60_steps(
@@ -241,6 +247,7 @@ def damage(checkpoint: Path) -> None:
     checkpoint.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [["last"], ["last", "previous"]], ids="-".join)
 def test_a_damaged_last_checkpoint_falls_back_to_the_previous_one(
     interrupted, uninterrupted, run_cli, copy, caplog, lost
@@ -398,6 +405,7 @@ def test_resuming_a_finished_run_without_more_steps_is_a_user_error(run_cli, fin
     assert run_artifacts.status(run) == run_artifacts.status(finished)
 
 
+@pytest.mark.slow
 def test_a_text_may_be_moved_but_not_changed(run_cli, tiny, text, tmp_path: Path):
     (tmp_path / "mine.txt").write_text(text)
     overrides = ["data.path=mine.txt", "trainer.max_steps=2", "hydra.run.dir=run"]

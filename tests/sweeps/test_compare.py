@@ -56,6 +56,7 @@ def test_a_path_with_commas_and_equals_signs_needs_no_quotes(run_cli, run, tmp_p
     assert "±" in outcome.out
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_compared_with_unfinished_and_damaged_ones(run_cli, finished, tmp_path, run):
     outputs = tmp_path / "outputs"
     shutil.copytree(finished, outputs / "real")

@@ -176,6 +176,7 @@ def test_a_user_error_is_one_line_and_writes_nothing(run_cli, tiny, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_batch_size_not_divisible_by_the_devices_is_a_user_error(run_cli, tiny, tmp_path: Path):
     outcome = run_cli("train", *tiny, "trainer.devices=2", "data.batch_size=3")
     assert outcome.code == 2

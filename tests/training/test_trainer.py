@@ -260,6 +260,7 @@ def test_fast_dev_run_takes_one_step_and_logs_only_the_history(run_cli, tiny, tm
     assert run_artifacts.metrics(tmp_path / "run")["steps"] == 20
 
 
+@pytest.mark.slow
 def test_a_part_of_the_validation_split_is_marked_in_the_metrics(run_cli, tiny, tmp_path: Path):
     small = "data.validation_tokens=64"
     losses = {}
@@ -303,6 +304,7 @@ def test_without_validation_a_run_is_saved_at_the_same_steps_and_its_last_checkp
     assert run_cli("train", *arguments, "resume=auto").code == 0
 
 
+@pytest.mark.slow
 def test_max_epochs_may_be_raised_but_not_lowered_on_resuming(run_cli, tiny, tmp_path: Path):
     arguments = ["trainer.max_steps=-1", "trainer.limit_train_batches=5", "hydra.run.dir=run"]
     assert run_cli("train", *tiny, *arguments, "trainer.max_epochs=2").code == 0
@@ -318,6 +320,7 @@ def test_max_epochs_may_be_raised_but_not_lowered_on_resuming(run_cli, tiny, tmp
     assert run_artifacts.metrics(tmp_path / "run")["steps"] == 20
 
 
+@pytest.mark.slow
 def test_early_stopping_waits_for_min_steps_even_if_the_run_is_interrupted(run_cli, tiny, tmp_path: Path):
     stop = ["+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.stop.patience=1"]
     stop += ["+callbacks.stop.min_delta=100.0", "trainer.val_check_interval=4", "trainer.min_steps=11"]

@@ -119,6 +119,7 @@ def test_a_clock_is_due_once_per_interval(tmp_path: Path, monkeypatch):
     assert due == [False, False, True, False, False, True]
 
 
+@pytest.mark.slow
 def test_the_interval_may_change_when_a_run_is_resumed_and_is_otherwise_kept(run_cli, tiny, tmp_path: Path):
     run = tmp_path / "run"
     for overrides, step, saved in (

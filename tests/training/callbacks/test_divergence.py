@@ -68,6 +68,7 @@ def test_a_rollback_restarts_from_the_last_good_checkpoint_with_half_the_learnin
     assert steps == [1, 3, 6, 9, 12, 15, 18, 20]
 
 
+@pytest.mark.slow
 def test_resuming_after_a_rollback_equals_an_uninterrupted_run(run_cli, tiny, tmp_path: Path, caplog):
     overrides = [*tiny, *STEADY, "on_divergence=rollback", *fault(8, above=0.006)]
     assert run_cli("train", *overrides, "hydra.run.dir=uninterrupted").code == 0
@@ -83,6 +84,7 @@ def test_resuming_after_a_rollback_equals_an_uninterrupted_run(run_cli, tiny, tm
     assert run_artifacts.history(run, *COLUMNS) == run_artifacts.history(expected, *COLUMNS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 8], ids=["before-checkpoint", "after-checkpoint"])
 def test_a_run_fails_after_three_rollbacks(run_cli, tiny, tmp_path: Path, caplog, step):
     outcome = run_cli("train", *tiny, *STEADY, *fault(step), "on_divergence=rollback")

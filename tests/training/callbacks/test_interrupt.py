@@ -49,10 +49,16 @@ COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
         ("SIGTERM", {"batch": 1}, 1, []),  # before the first checkpoint
         ("SIGINT", {"step": 8}, 8, []),  # during a validation
         ("SIGINT", {"batch": 9}, 5, ["trainer.accumulate_grad_batches=2"]),  # between the micro-batches of step 5
-        ("SIGTERM", {"batch": 7}, 7, EPOCHS),
-        ("SIGTERM", {"batch": 7}, 7, ["trainer.overfit_batches=3"]),
-        ("SIGTERM", {"batch": 7}, 7, ["trainer.gradient_clip_val=0.01", "trainer.gradient_clip_algorithm=value"]),
-        ("SIGTERM", {"batch": 7}, 7, ["trainer.limit_val_batches=0"]),
+        pytest.param("SIGTERM", {"batch": 7}, 7, EPOCHS, marks=pytest.mark.slow),
+        pytest.param("SIGTERM", {"batch": 7}, 7, ["trainer.overfit_batches=3"], marks=pytest.mark.slow),
+        pytest.param(
+            "SIGTERM",
+            {"batch": 7},
+            7,
+            ["trainer.gradient_clip_val=0.01", "trainer.gradient_clip_algorithm=value"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("SIGTERM", {"batch": 7}, 7, ["trainer.limit_val_batches=0"], marks=pytest.mark.slow),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else None,
 )
@@ -91,6 +97,7 @@ def test_a_signal_at_the_last_step_finishes_the_run(run_cli, tiny, tmp_path: Pat
     assert run_artifacts.status(tmp_path / "run")["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_the_printed_command_resumes_a_run_that_is_interrupted_twice(run_cli, tiny, uninterrupted, tmp_path: Path):
     """The name of the run directory contains a space."""
     run, overrides = tmp_path / "my run", [*tiny, *MORE, 'hydra.run.dir="my run"', *signal_at("SIGINT", batch=2)]

@@ -123,6 +123,7 @@ def test_a_time_limit_never_ends_a_run_between_micro_batches(run_cli, tiny, fake
     assert rows[-1]["train_loss"]
 
 
+@pytest.mark.slow
 def test_a_run_at_its_time_limit_is_resumed_only_with_a_larger_limit(run_cli, tiny, fake_clock, tmp_path: Path):
     overrides = ["schedule=warmup_cosine", "schedule.warmup_steps=0", "trainer.max_steps=-1", "trainer.max_time=1"]
     assert run_cli("train", *tiny, *overrides, *fake_clock).code == 0
