@@ -108,7 +108,8 @@ def shortened(words: list[str]) -> list[str]:
     words = [word.replace(ABBREVIATED_RUN, RUN) for word in words]
     if "--cfg" not in words:
         words = [new for word in words for new in ADAPTED.get(word, [word])]
-    return words + SHORT if is_long_training(words) else words
+    short = SHORT[:-1] if "callbacks=none" in words else SHORT  # the last setting is that of a callback
+    return words + short if is_long_training(words) else words
 
 
 def execute(folder: Path, *words: str, exit_code: int = 0) -> str:

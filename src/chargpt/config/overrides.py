@@ -211,9 +211,9 @@ def _check_value(override: Override, schema: Schema, sweep: bool) -> None:
             return
         if option := REQUIRED_OPTION.get(key):
             raise UserError(f"{key} requires {option}: add {option}")
-        adds = f"+{key}=... adds an argument that its class has, and" if key.rpartition(".")[0] in schema.keys else ""
+        adds = f"+{key}=... adds an argument that its class has, and " if key.rpartition(".")[0] in schema.keys else ""
         raise UserError(
-            f"{key} is not a setting of this command{_nearest(key, schema.keys)} {adds} "
+            f"{key} is not a setting of this command{_nearest(key, schema.keys)} {adds}"
             f"--cfg job prints all settings{'' if '/' not in key else ', --help all groups'}"
         )
     if override.is_delete():
