@@ -29,7 +29,7 @@ from chargpt.config.compose import searchpath
 from chargpt.config.overrides import short_error
 from chargpt.config.trust import trusted_packages
 from chargpt.errors import DivergenceError, ExitCode, Interrupted, TrainingError, UserError
-from chargpt.invocation import called_from_python, command_line, config_folder, used_packages
+from chargpt.invocation import called_from_python, command_line, config_folder, is_trust, used_packages
 from chargpt.runs.discover import common_folder
 from chargpt.sweeps.swept_params import ABSENT
 
@@ -169,7 +169,7 @@ def _command(
             raise UserError(f"{flag}: flags are for the command line; here there are config_dir=..., chargpt.sweep")
         prepared, typed_trust = app.prepare_overrides(typed, sweep)
         packages = tuple(dict.fromkeys((*typed_trust, *trusted_packages(trust))))
-        arguments = [override for override in typed if not override.startswith("trust=")]
+        arguments = [override for override in typed if not is_trust(override)]
         arguments += [f"trust=[{','.join(packages)}]"] if packages else []
         arguments += [f"--config-dir={config_dir}"] if config_dir else []
         for context in (called_from_python(arguments), _environment(), _logging(), warnings.catch_warnings()):

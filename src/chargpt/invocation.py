@@ -53,6 +53,11 @@ def called_from_python(arguments: list[str]) -> Iterator[None]:
         _console_command, _arguments, _config_dir, _trust = saved
 
 
+def is_trust(argument: str) -> bool:
+    """Whether an argument is the override `trust=`, which is never saved."""
+    return argument.lstrip("+").startswith("trust=")
+
+
 def is_called_from_python() -> bool:
     """Whether this process runs a function of the Python API."""
     return _arguments is not None

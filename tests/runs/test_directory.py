@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from chargpt.errors import UserError
 from chargpt.runs import directory
-from chargpt.runs.directory import PACKAGE, RunDirectory, git_state
+from chargpt.runs.directory import PACKAGE, RunDirectory, git_state, provenance
 
 
 def run_in_threads(function: Callable[[], RunDirectory], count: int) -> list[RunDirectory]:
@@ -245,3 +246,9 @@ def test_the_variables_of_a_git_hook_do_not_select_another_repository(repository
 
 def test_the_package_is_the_folder_of_the_source():
     assert (PACKAGE / "runs" / "directory.py").is_file()
+
+
+@pytest.mark.parametrize("override", ["trust=[my_model]", "+trust=[my_model]"])
+def test_the_recorded_command_does_not_contain_trust(monkeypatch, override):
+    monkeypatch.setattr(sys, "argv", ["train.py", "seed=1", override])
+    assert provenance("text", "0" * 64, "cpu", 1, 1)["command"] == ["train.py", "seed=1"]

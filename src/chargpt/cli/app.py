@@ -32,7 +32,7 @@ from chargpt.config.schema import Groups
 from chargpt.config.trust import packages_to_trust, trusted_packages
 from chargpt.distributed import env
 from chargpt.errors import DivergenceError, ExitCode, Interrupted, TrainingError, TrialPruned, UserError
-from chargpt.invocation import config_folder, localize, program_name, use_options
+from chargpt.invocation import config_folder, is_trust, localize, program_name, use_options
 from chargpt.utils.terminal import without_controls
 from chargpt.version import __version__
 
@@ -276,7 +276,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _extract_trust(overrides: list[str]) -> tuple[tuple[str, ...], list[str]]:
     """The packages of `trust=`, and the other overrides. Hydra does not see it, so that no file contains it."""
-    settings = [override for override in overrides if override.lstrip("+").startswith("trust=")]
+    settings = [override for override in overrides if is_trust(override)]
     names = [name.strip("'\" ") for setting in settings for name in setting.partition("=")[2].strip("[]").split(",")]
     return trusted_packages(filter(None, names)), [override for override in overrides if override not in settings]
 

@@ -20,7 +20,7 @@ from chargpt.checkpoint.migrations import migrate, migrate_key, migrate_override
 from chargpt.checkpoint.plain_data import find_non_plain
 from chargpt.config.instantiate import COMPONENTS, SAVED_KEYS, SAVED_KEYS_SINCE_0_3
 from chargpt.errors import UserError
-from chargpt.invocation import arguments, program_name
+from chargpt.invocation import arguments, is_trust, program_name
 from chargpt.runs import lock
 from chargpt.utils.atomic_write import atomic_write_text
 from chargpt.utils.terminal import without_controls
@@ -242,7 +242,7 @@ def provenance(corpus: str, corpus_sha256: str, device: str, devices: int, threa
     packages = ("chargpt", "torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": [*program_name().split(), *(text for text in arguments() if not text.startswith("trust="))],
+        "command": [*program_name().split(), *(text for text in arguments() if not is_trust(text))],
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
         **git_state(),
