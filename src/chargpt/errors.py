@@ -33,3 +33,8 @@ class TrialPruned(Exception):
 
 class DivergenceError(Exception):
     """The loss or a weight is NaN or infinite: exit code 1; the last good checkpoint is kept."""
+
+
+def describe_error(error: BaseException) -> str:
+    """The class of an exception and the first line of its message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

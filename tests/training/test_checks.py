@@ -9,10 +9,10 @@ import torch
 from chargpt.data.datamodule import TextDataModule
 from chargpt.data.tokenizer import CharTokenizer
 from chargpt.errors import UserError
-from chargpt.training.setup import check_schedule, check_tokenizer
+from chargpt.training.checks import check_schedule, check_tokenizer
 from tests.training import run_artifacts
 
-HERE = "tests.training.test_user_code"
+HERE = "tests.training.test_checks"
 TEXT = "abcabcabc" * 20
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chargpt.checkpoint.migrations import migrate_target
-from chargpt.errors import UserError
+from chargpt.errors import UserError, describe_error
 
 # Packages and modules of chargpt that only build objects. chargpt.training is not among them: it contains functions
 # that write files.
@@ -154,7 +154,7 @@ def _import(name: str, path: str, search_here: bool) -> Any:
                 raise UserError(f"{path}._target_={name} requires {error.name}, which is not installed") from error
             continue
         except Exception as error:  # a module of the user's may raise anything
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = describe_error(error)
             raise UserError(f"{path}._target_={name}: {'.'.join(parts[:n])} cannot be imported ({reason})") from error
         for part in parts[n:]:
             owner = target

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from chargpt.errors import UserError
+from chargpt.errors import UserError, describe_error
 
 _CODE_POINTS = 0x110000
 _CHUNK = 1 << 24  # characters encoded at a time: limits the UTF-32 copy to 64 MB
@@ -51,7 +51,7 @@ def encode(tokenizer: Tokenizer, text: str) -> Integer[Tensor, " N"]:
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = describe_error(error)
         raise UserError(f"the tokenizer {name} cannot encode this text ({reason})") from error
     if not isinstance(tokens_N, Tensor) or tokens_N.ndim != 1 or tokens_N.is_floating_point():
         raise UserError(f"tokenizer: {name}.encode must return a 1-D tensor of integers")

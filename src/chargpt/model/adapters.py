@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from chargpt.errors import UserError
+from chargpt.errors import UserError, describe_error
 from chargpt.model.language_model import LanguageModel
 
 
@@ -46,16 +46,18 @@ class ModuleAdapter(LanguageModel):
         """Calls the module. Subclasses adapt modules with another signature; `forward` checks the result."""
         return self.module(tokens_BT)
 
+    @torch.no_grad()
     def smoke_test(self) -> None:
         for length in (self.block_size, 1):  # a training block, and the first token of a sample
             try:
                 logits_BTV = self._evaluate(torch.zeros(1, length, dtype=torch.long, device=self.device))
             except Exception as error:  # the module may raise anything
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                reason = describe_error(error)
                 raise ValueError(f"a forward pass with {length} token{'s' * (length > 1)} fails ({reason})") from error
             if logits_BTV.isnan().any():
                 raise ValueError(f"the logits of {type(self.module).__name__} are NaN")
 
+    @torch.no_grad()
     def is_causal(self) -> bool:
         """Whether the logits of a position are independent of later tokens, up to rounding."""
         tokens_1T = torch.arange(self.block_size, device=self.device)[None] % self.vocab_size
@@ -67,17 +69,14 @@ class ModuleAdapter(LanguageModel):
     def unused_parameters(self) -> list[str]:
         """The names of the trainable parameters on which the logits do not depend."""
         named = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        was_training = self.training
-        self.eval()
-        logits_BTV = self(torch.zeros(1, self.block_size, dtype=torch.long, device=self.device))
-        self.train(was_training)
+        logits_BTV = self._evaluate(torch.zeros(1, self.block_size, dtype=torch.long, device=self.device))
         if not (named and logits_BTV.requires_grad):
             return [*named]
         gradients = torch.autograd.grad(logits_BTV.sum(), [*named.values()], allow_unused=True)
         return [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]
 
-    @torch.no_grad()
     def _evaluate(self, tokens_BT: Integer[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        """A forward pass in evaluation mode."""
         was_training = self.training
         self.eval()
         try:

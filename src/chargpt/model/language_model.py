@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from chargpt.errors import describe_error
+
 
 class LanguageModel(nn.Module):
     """A plain `nn.Module`, independent of Lightning and Hydra.
@@ -42,7 +44,7 @@ class LanguageModel(nn.Module):
             if logits_BTV.shape != (1, 1, self.vocab_size):
                 raise ValueError(f"its logits have the shape {tuple(logits_BTV.shape)}")
         except Exception as error:  # a user's submodule may raise anything
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = describe_error(error)
             raise ValueError(f"its submodules do not fit together ({reason})") from error
         finally:
             self.train(was_training)

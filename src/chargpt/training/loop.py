@@ -33,24 +33,13 @@ from chargpt.training.callbacks.metrics import MetricsCallback
 from chargpt.training.callbacks.rank_errors import RankErrorFile
 from chargpt.training.callbacks.recorder import RunRecorder
 from chargpt.training.callbacks.timer import TrainingTimer
+from chargpt.training.checks import check_batch, check_loggers, check_model, check_monitor, check_strategy
 from chargpt.training.compilation import Compilation
 from chargpt.training.loggers import dispatch
 from chargpt.training.loggers.csv_history import CSVHistory
 from chargpt.training.outcome import RollbackRequested, record_outcome
 from chargpt.training.restore import best_is_intact, check_state, find_state, invalid_state_as_user_error
-from chargpt.training.setup import (
-    Origin,
-    Run,
-    check_batch,
-    check_loggers,
-    check_model,
-    check_monitor,
-    check_strategy,
-    load_data,
-    make_callbacks,
-    make_loggers,
-    make_module,
-)
+from chargpt.training.setup import Origin, Run, load_data, make_callbacks, make_loggers, make_module
 from chargpt.training.summary import summarize
 from chargpt.training.trainer import build_trainer
 from chargpt.utils.duration import parse_duration

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from chargpt.distributed import env
-from chargpt.errors import DivergenceError, ExitCode, Interrupted, TrainingError, TrialPruned, UserError
+from chargpt.errors import DivergenceError, ExitCode, Interrupted, TrainingError, TrialPruned, UserError, describe_error
 from chargpt.invocation import command_line
 from chargpt.training.callbacks.recorder import RunRecorder
 from chargpt.training.setup import Run
@@ -72,7 +72,7 @@ def _write_outcome(run: Run, error: BaseException, write: Callable[[str, str], N
         write("failed", str(error))
         return error
     first_error = run.directory.first_rank_error()
-    write("failed", first_error or f"{type(error).__name__}: {error}".splitlines()[0])
+    write("failed", first_error or describe_error(error))
     if first_error and env.LOCK_FD_ENV in os.environ and os.environ.get("HYDRA_FULL_ERROR") != "1":
         # The error is recorded, and the process that started the ranks reports the first one.
         return SystemExit(ExitCode.FAILED)

@@ -11,7 +11,7 @@ import torch
 from chargpt.checkpoint import torch_file
 from chargpt.config.instantiate import CONSTRUCTOR_ERRORS
 from chargpt.config.trust import Trust, locate, targets_of
-from chargpt.errors import UserError
+from chargpt.errors import UserError, describe_error
 from chargpt.inference.pretrained import find_checkpoint
 from chargpt.optim.state_check import check_optimizer_state
 from chargpt.runs.directory import RunDirectory
@@ -62,7 +62,7 @@ def invalid_state_as_user_error(path: Path) -> Iterator[None]:
     except CONSTRUCTOR_ERRORS as error:
         if isinstance(error, UserError):
             raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = describe_error(error)
         raise UserError(f"{path}: it contains no state from which a run can resume ({reason})") from error
 
 

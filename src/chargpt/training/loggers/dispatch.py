@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from chargpt.errors import TrainingError
+from chargpt.errors import TrainingError, describe_error
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ def log_hyperparams(logger: Logger, params: dict[str, Any]) -> None:
     """Logs the hyperparameters.
 
     Raises:
-        TrainingError: the logger cannot be used, for example because nobody has logged in to its service.
+        TrainingError: the logger cannot be used, for example because there is no login to its service.
     """
     try:
         logger.log_hyperparams(params)
     except Exception as error:  # a third party's class may raise any exception
-        raise TrainingError(f"{type(logger).__name__} cannot be used: {_describe(error)}") from error
+        raise TrainingError(f"{type(logger).__name__} cannot be used: {describe_error(error)}") from error
 
 
 @contextlib.contextmanager
@@ -95,10 +95,6 @@ def _attempt(logger: Logger, call: Callable[[Logger], None]) -> None:
             log.warning(
                 "%s failed, so it misses points, which history.csv contains: %s",
                 type(logger).__name__,
-                _describe(error),
+                describe_error(error),
                 exc_info=os.environ.get("HYDRA_FULL_ERROR") == "1",
             )
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
