@@ -55,15 +55,32 @@ def test_a_run_has_the_metrics_of_the_command_line_and_leaves_the_program_as_it_
     assert len(run.load().generate("T", 5)) == 6
 
 
-def test_a_run_of_own_code_is_loaded_without_trust(overrides, tmp_path):
+@pytest.fixture
+def own_model(overrides, tmp_path) -> tuple[list[str], Path]:
+    """The overrides of a run of 2 steps with a model that is not part of the package, and the folder of its config."""
     model = tmp_path / "my_conf" / "model"
     model.mkdir(parents=True)
     (model / "mine.yaml").write_text("_target_: tests.config.test_model.WithBlockSize\nblock_size: 8\n")
     settings = [override for override in overrides if not override.startswith("model")]
-    run = chargpt.train([*settings, "model=mine", "trainer.max_steps=2"], config_dir=tmp_path / "my_conf")
+    return [*settings, "model=mine", "trainer.max_steps=2"], tmp_path / "my_conf"
+
+
+def test_a_run_of_own_code_is_loaded_without_trust(own_model):
+    settings, folder = own_model
+    run = chargpt.train(settings, config_dir=folder)
     assert len(run.load().generate("T", 5)) == 6
     with pytest.raises(chargpt.UserError, match="trust"):
         chargpt.load(run.directory)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_own_code_is_loaded_without_trust(own_model, monkeypatch):
+    settings, folder = own_model
+    monkeypatch.setenv("PYTHONPATH", str(REPO))  # for the model
+    best = chargpt.sweep([*settings, "optimizer.lr=0.1,0.01"], config_dir=folder).best
+    assert len(best.load().generate("T", 5)) == 6
+    with pytest.raises(chargpt.UserError, match="trust"):
+        chargpt.load(best.directory)
 
 
 def test_a_flag_is_a_user_error_that_names_the_argument(overrides):

@@ -71,10 +71,12 @@ class SweepTable:
         rows: a dictionary per run, best first: its directory as `run`, `state`, `reason`, the swept settings, and its
             metrics (None where it has none).
         path: the table as a file, sweep.csv.
+        trust: the packages whose code the runs use, by the request of this program.
     """
 
     rows: list[dict[str, Any]]
     path: Path
+    trust: tuple[str, ...] = ()
 
     @property
     def best(self) -> Run:
@@ -85,7 +87,7 @@ class SweepTable:
         """
         for row in self.rows:
             if row["state"] == "finished":
-                return Run(row["run"])
+                return Run(row["run"], self.trust)
         raise TrainingError(f"no run of this sweep has finished: see the column reason in {self.path}")
 
 
@@ -140,7 +142,8 @@ def sweep(
             for row in rows
         ]
         rows += [{"run": Path(r["directory"]).absolute(), "state": "refused", "reason": r["reason"]} for r in refused]
-        return SweepTable(rows, folder / "sweep.csv")
+        used = {*packages, *(package for result in results for package in result["packages"])}
+        return SweepTable(rows, folder / "sweep.csv", tuple(sorted(used)))
 
 
 def compose(overrides: Iterable[str] = (), *, config_dir: str | Path | None = None) -> dict[str, Any]:

@@ -25,11 +25,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from chargpt.checkpoint.migrations import migrate_override
-from chargpt.config.compose import check_overrides, compose, compose_unchecked, searchpath
-from chargpt.config.instantiate import COMPONENTS
+from chargpt.config.compose import check_overrides, compose, compose_unchecked, packages_of, searchpath
 from chargpt.config.overrides import parse, quote, short_error, without_plus
 from chargpt.config.schema import Groups
-from chargpt.config.trust import packages_to_trust, trusted_packages
+from chargpt.config.trust import trusted_packages
 from chargpt.distributed import env
 from chargpt.errors import DivergenceError, ExitCode, Interrupted, TrainingError, TrialPruned, UserError
 from chargpt.invocation import config_folder, is_trust, localize, program_name, use_options
@@ -137,8 +136,7 @@ def compose_command(name: str, overrides: list[str], config_dir: str | None, tru
     config = compose(name, overrides)
     with open_dict(config):
         config.trust = list(trust)
-    components = [OmegaConf.to_container(config[key]) for key in COMPONENTS if config.get(key) is not None]
-    use_options(config_dir, sorted({*trust, *packages_to_trust(components)}))
+    use_options(config_dir, sorted({*trust, *packages_of(config)}))
     return config
 
 

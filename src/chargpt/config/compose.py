@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from chargpt.config.instantiate import COMPONENTS
 from chargpt.config.overrides import (
     check_interpolated,
     check_options,
@@ -28,6 +29,7 @@ from chargpt.config.overrides import (
     short_error,
 )
 from chargpt.config.schema import Groups, Schema
+from chargpt.config.trust import packages_to_trust
 from chargpt.distributed.env import launched_as_rank
 from chargpt.errors import UserError
 
@@ -51,6 +53,11 @@ def searchpath(config_dir: str | None, overrides: list[str]) -> list[str]:
     if any(override.lstrip("+").startswith(f"{SEARCHPATH}=") for override in overrides):
         raise UserError(f"--config-dir and {SEARCHPATH}= cannot be combined: use {SEARCHPATH}=[file://{folder},...]")
     return [f"{SEARCHPATH}=[{quote_value(f'file://{folder}')}]"]
+
+
+def packages_of(config: DictConfig) -> list[str]:
+    """The packages, besides torch and chargpt, whose code a composed config uses: loading its run needs their trust."""
+    return packages_to_trust([OmegaConf.to_container(config[key]) for key in COMPONENTS if config.get(key) is not None])
 
 
 def check_overrides(config_name: str, overrides: list[str], sweep: bool = False) -> tuple[list[Override], Schema]:

@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from chargpt.config.compose import SEARCHPATH, task_overrides
+from chargpt.config.compose import SEARCHPATH, packages_of, task_overrides
 from chargpt.config.overrides import quote_value
 from chargpt.distributed.env import (
     ERROR_PIPE_ENV,
@@ -54,8 +54,9 @@ class Job:
         """Runs the job, unless its run is already done.
 
         Returns:
-            `directory` (the run directory), `code` (the exit code), `metrics` (metrics.json, None without one) and
-            `reason` (the user error of a job that could not start, else empty).
+            `directory` (the run directory), `code` (the exit code), `metrics` (metrics.json, None without one),
+            `reason` (the user error of a job that could not start, else empty) and `packages` (those whose code the
+            run uses).
         """
         settings = HydraConfig.get()
         sequential = settings.launcher._target_.endswith(SEQUENTIAL_LAUNCHER)
@@ -72,6 +73,7 @@ class Job:
         directory.new = True  # Hydra has created it if it did not exist
         directory.remove_if_unused()
         result = {"directory": str(directory.path), "code": code, "metrics": None, "reason": reason}
+        result["packages"] = packages_of(config)
         with contextlib.suppress(OSError, ValueError):
             if code == ExitCode.DONE:
                 result["metrics"] = json.loads(directory.metrics.read_text())
