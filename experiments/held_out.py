@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from chargpt.config.overrides import quote_value
+from chargpt.config.raw_values import quote_value
 from chargpt.data.corpus import TinyShakespeare
 from chargpt.runs.record import read_finished
 from chargpt.utils.atomic_write import atomic_write_text

@@ -6,14 +6,10 @@ import shutil
 import sys
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import example, given
-from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import chargpt
 from chargpt.cli.app import StderrHandler, entry_point
-from chargpt.config.overrides import RAW_KEYS, quote
 from chargpt.errors import DivergenceError, Interrupted, UserError
 from tests.conftest import REPO, process
 
@@ -109,37 +105,6 @@ def test_cfg_reports_an_invalid_override(run_cli):
     outcome = run_cli("train", "n_layer=3", "--cfg", "job")
     assert (outcome.code, outcome.out) == (2, "")
     assert "model.n_layer" in outcome.err
-
-
-@given(text=st.text())
-@example(text="What's = (this), {or} [that]: $5?")
-@example(text='a "quoted" word')
-@example(text="it's \\'escaped\\'")
-@example(text="ends in a backslash \\")
-@example(text="\\\\")
-@example(text="two\nlines\n")
-@example(text="ROMEO:")
-@example(text="1,2")
-@example(text="  spaces  ")
-@example(text="1e3")
-@example(text="true")
-@example(text="null and void")
-@example(text="@scene.txt")
-@example(text="")
-def test_a_text_needs_no_quotes_on_the_command_line(text):
-    if text[:1] in ("'", '"') or text in ("null", "???"):
-        return  # these keep their meaning in Hydra's grammar
-    for key in RAW_KEYS:
-        parsed = OverridesParser.create().parse_override(quote(f"{key}={text}"))
-        assert parsed.key_or_group == key
-        assert parsed.value() == text
-
-
-@pytest.mark.parametrize(
-    "override", ["prompt='quoted, already'", 'prompt="too"', "prompt=null", "model.n_layer=1,2", "+x=[1,2]", "--help"]
-)
-def test_quoted_texts_and_other_settings_are_not_quoted(override):
-    assert quote(override) == override
 
 
 def test_a_run_can_be_resumed_after_its_text_was_moved(run_cli, finished, text, tmp_path):

@@ -1,4 +1,4 @@
-"""Tests of the corpora: Tiny Shakespeare is verified by its sha256, and text files are read unchanged."""
+"""Tests of Tiny Shakespeare: it is verified by its sha256."""
 
 import errno
 import hashlib
@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 from chargpt.data import tiny_shakespeare
-from chargpt.data.corpus import TextFiles, TinyShakespeare
+from chargpt.data.corpus import TinyShakespeare
 from chargpt.errors import UserError
 
 PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
@@ -333,109 +333,3 @@ def test_the_real_corpus_is_that_of_the_lecture(tmp_path):
     assert len(set(text)) == 65
     split = int(0.9 * len(text))
     assert (split, len(text) - split) == (1_003_854, 111_540)
-
-
-# Text files
-
-
-@pytest.mark.parametrize("text", ["a", "\ufeffa", "a\r\nb\rc\n", "\0 \ufeff", "naïve 😀\u2028\x85", PLAY])
-def test_a_file_is_read_unchanged(tmp_path, text):
-    path = tmp_path / "some.text"
-    path.write_bytes(text.encode())
-    corpus = TextFiles(path)
-    assert corpus.read() == text
-    assert corpus.name == "some.text"
-
-
-def test_the_files_of_a_folder_are_joined_in_sorted_order(tmp_path):
-    for name in ("b.txt", "a.md", "c/d.txt", "10.txt", "9.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(f"<{name}>")
-    (tmp_path / "b.csv").write_text("not this")
-    (tmp_path / "folder.txt").mkdir()
-    assert TextFiles(str(tmp_path)).read() == "<10.txt><9.txt><a.md><b.txt><c/d.txt>"
-
-
-def test_the_tilde_in_a_path_is_expanded(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "mine.txt").write_text("mine")
-    assert TextFiles("~/mine.txt").read() == "mine"
-
-
-def test_a_file_name_may_start_with_a_tilde(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("~draft.txt").write_text("mine")
-    assert TextFiles("~draft.txt").read() == "mine"
-
-
-def test_a_file_that_is_not_utf8_is_a_user_error_with_the_offset(tmp_path):
-    path = tmp_path / "latin.txt"
-    path.write_bytes("schön".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin\.txt is not UTF-8: byte 0xf6 at offset 3\. .*iconv"):
-        TextFiles(path).read()
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_utf16_is_detected_by_its_byte_order_mark(tmp_path, encoding):
-    path = tmp_path / "windows.txt"
-    path.write_bytes(("\ufeff" if encoding != "utf-16" else "").encode(encoding) + "schön".encode(encoding))
-    with pytest.raises(UserError, match=r"but UTF-16: .*iconv -f UTF-16 -t UTF-8"):
-        TextFiles(path).read()
-
-
-def test_the_message_names_the_invalid_file_of_a_folder(tmp_path):
-    (tmp_path / "a.txt").write_text("good")
-    (tmp_path / "b.txt").write_bytes(b"\xff")
-    with pytest.raises(UserError, match=r"b\.txt is not UTF-8"):
-        TextFiles(tmp_path).read()
-
-
-def test_an_empty_file_is_a_user_error(tmp_path):
-    (tmp_path / "empty.txt").touch()
-    with pytest.raises(UserError, match=r"empty\.txt is empty"):
-        TextFiles(tmp_path / "empty.txt").read()
-    with pytest.raises(UserError, match="is empty"):
-        TextFiles(tmp_path).read()
-
-
-def test_an_empty_path_is_a_user_error():
-    with pytest.raises(UserError, match=r"data\.path is empty"):
-        TextFiles("")
-
-
-def test_the_message_about_a_missing_file_names_the_working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as error:
-        TextFiles("nowhere.txt").read()
-    assert "nowhere.txt does not exist" in str(error.value)
-    assert str(tmp_path) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("some.txt/below.txt", "cannot be read"),
-        ("x" * 300, "File name too long"),
-        ("a\0b", "is not a valid path"),
-        ("\ud800", "is not a valid path"),
-    ],
-)
-def test_an_invalid_path_is_a_user_error(tmp_path, name, message):
-    (tmp_path / "some.txt").write_text("text")
-    with pytest.raises(UserError, match=message):
-        TextFiles(tmp_path / name).read()
-
-
-def test_a_folder_that_is_deleted_while_it_is_read_is_a_user_error(tmp_path, monkeypatch):
-    def deleted(path, pattern):
-        raise FileNotFoundError(2, "No such file or directory", str(path / "below"))
-
-    monkeypatch.setattr(type(tmp_path), "rglob", deleted)
-    with pytest.raises(UserError, match="cannot be read: No such file"):
-        TextFiles(tmp_path).read()
-
-
-def test_the_message_about_a_folder_without_text_files_names_the_suffixes(tmp_path):
-    (tmp_path / "data.csv").write_text("1,2")
-    with pytest.raises(UserError, match=r"\.txt or \.md"):
-        TextFiles(tmp_path).read()

@@ -18,7 +18,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from chargpt.config.overrides import quote_value
+from chargpt.config.raw_values import quote_value
 from chargpt.data.corpus import TinyShakespeare
 from chargpt.sweeps.markdown import put, table
 from chargpt.utils.csv_io import read_rows, write_rows

@@ -18,7 +18,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from chargpt.config.overrides import quote_value
+from chargpt.config.raw_values import quote_value
 from chargpt.sweeps.markdown import put, table
 from chargpt.utils.csv_io import write_rows
 from tests.robustness import fork_server

@@ -26,7 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from chargpt.checkpoint.migrations import migrate_override
 from chargpt.config.compose import check_overrides, compose, compose_unchecked, packages_of, searchpath
-from chargpt.config.overrides import parse, quote, short_error, without_plus
+from chargpt.config.overrides import parse, short_error, without_plus
+from chargpt.config.raw_values import quote
 from chargpt.config.schema import Groups
 from chargpt.config.trust import trusted_packages
 from chargpt.distributed import env
@@ -112,14 +113,12 @@ def prepare_overrides(overrides: list[str], sweep: bool = False) -> tuple[list[s
     """Quotes texts and paths, translates old names, and separates `trust=` from the other overrides.
 
     Args:
-        sweep: whether a setting may have several values; then nothing is quoted.
+        sweep: whether a setting may have several values.
 
     Returns:
         The overrides for Hydra, and the trusted packages.
     """
-    if not sweep:
-        overrides = [quote(override) for override in overrides]
-    overrides = [_current_override(without_plus(override)) for override in overrides]
+    overrides = [_current_override(without_plus(quote(override, sweep))) for override in overrides]
     if any(override.startswith(("resume=", "rerun=")) for override in overrides):
         # Then data.path is the new location of the run's text; ++, because data.path may not exist in this config.
         overrides = [re.sub(r"^data\.path=", "++data.path=", override) for override in overrides]

@@ -9,6 +9,7 @@ from chargpt.cli.sample import resolve_device
 from chargpt.config.instantiate import instantiate
 from chargpt.config.trust import COMPOSED, Trust, trusted_packages
 from chargpt.data.datamodule import TextDataModule
+from chargpt.data.text_files import TextFiles
 from chargpt.errors import UserError
 from chargpt.inference.evaluate import mean_loss
 from chargpt.inference.pretrained import data_config, latest_run, load
@@ -38,7 +39,9 @@ def evaluate(run: str, split: str, device: str, data: DictConfig | None = None, 
     characters = len(trained.tokenizer.decode(tokens_N))
     bits = bits_per_character(loss, characters / len(tokens_N))
     name = printable(text.corpus.name)
+    files = text.corpus.describe() if isinstance(text.corpus, TextFiles) else ""
     rows = {
+        **({"files": files} if files else {}),
         "run": printable(trained.path),
         "text": f"{name}, {split}: {characters:,} characters, {len(tokens_N) - 1:,} predictions",
         "loss": f"{loss:.4f} nats per token",

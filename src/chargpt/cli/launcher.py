@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
-from chargpt.config.overrides import quote_value
+from chargpt.config.raw_values import quote_value
 from chargpt.distributed.env import (
     ERROR_PIPE_ENV,
     LOCK_FD_ENV,

@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 
+from chargpt.data.text_files import read_utf8, without_mark
 from chargpt.errors import UserError
 from chargpt.inference.pretrained import latest_run, load
 from chargpt.utils.memory import disable_malloc_trim
@@ -68,19 +69,14 @@ def resolve_device(name: str) -> torch.device:
 
 
 def read_text_argument(setting: str, value: str) -> str:
-    """The text of a setting: its value, or for @FILE the content of that file.
+    """The text of a setting without a byte order mark: its value, or for @FILE the content of that file.
 
     Raises:
         UserError: the file cannot be read, or is not UTF-8.
     """
     if not value.startswith("@"):
-        return value
+        return without_mark(value)
     path = resolve_path(setting, value[1:])
-    try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{setting}=@{path}: {error.strerror}. If the text itself starts with @, put it in a file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{setting}=@{path} is not UTF-8 (invalid byte at offset {error.start})") from error
+    if not path.exists():
+        raise UserError(f"{setting}=@{path}: there is no such file. If the text itself starts with @, put it in a file")
+    return read_utf8(path, setting)

@@ -25,9 +25,9 @@ from chargpt.config.overrides import (
     check_values,
     missing_values,
     parse,
-    quote_value,
     short_error,
 )
+from chargpt.config.raw_values import quote_value
 from chargpt.config.schema import Groups, Schema
 from chargpt.config.trust import packages_to_trust
 from chargpt.distributed.env import launched_as_rank

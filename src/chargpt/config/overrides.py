@@ -21,8 +21,6 @@ from chargpt.config.schema import Groups, Schema, is_interpolation
 from chargpt.errors import UserError
 from chargpt.invocation import is_called_from_python
 
-# Texts and paths that need no quotes: their values are used as typed.
-RAW_KEYS = ("prompt", "text", "run", "runs", "resume", "rerun", "file", "folder", "data.path", "data.cache_dir")
 SUBMITIT_CONFIG = "hydra/launcher/submitit_"  # the configs of the optional package hydra-submitit-launcher
 # Settings that exist only with a certain option of a group.
 REQUIRED_OPTION = {"data.path": "data=text_file"}
@@ -32,24 +30,10 @@ OPTIONAL_GROUPS = ("lecture", "grid", "speedrun", "experiment", "debug")
 LIST_GROUPS = ("callbacks", "logger")
 
 
-def quote(override: str) -> str:
-    """Quotes a text or path for Hydra's grammar: `prompt=What, ho!` becomes `prompt='What, ho!'`."""
-    key, equals, value = override.partition("=")
-    if key not in RAW_KEYS or not equals or value[:1] in ("'", '"') or value in ("null", "???"):
-        return override
-    return f"{key}={quote_value(value)}"
-
-
 def without_plus(override: str) -> str:
     """An option of an optional group without its plus sign, which Hydra refuses: `+lecture=head` -> `lecture=head`."""
     group, _, _ = override.lstrip("+").partition("=")
     return override.lstrip("+") if group in OPTIONAL_GROUPS else override
-
-
-def quote_value(text: str) -> str:
-    """Quotes a string as one value of Hydra's grammar."""
-    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def parse(override: str) -> Override:

@@ -19,7 +19,7 @@ _VALUE_NAMES = _TYPE_NAMES | {float: "a float", bool: "a boolean"}
 # Settings that accept other types than that of their value in conf/.
 EXTRA_TYPES: dict[str, Types] = {
     "data.cache_dir": (str, type(None)),
-    "data.path": (str,),
+    "data.path": (str, list),
     "trainer.devices": (int, str, list),
     "trainer.precision": (int, str),
     "trainer.max_time": (int, float, str, dict, type(None)),

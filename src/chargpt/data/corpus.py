@@ -1,4 +1,4 @@
-"""Corpora: Tiny Shakespeare, verified by its sha256, and text files of the user."""
+"""The corpus protocol, and Tiny Shakespeare, verified by its sha256."""
 
 import hashlib
 import http.client
@@ -133,55 +133,3 @@ class TinyShakespeare:
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}). Free some disk space") from error
         log.info("Tiny Shakespeare: saved to %s", self.path)
-
-
-class TextFiles:
-    """A UTF-8 text file, or the concatenation of a folder's text files in sorted order, byte for byte.
-
-    Args:
-        path: the file or folder. Of a folder and its subfolders, the files ending in .txt or .md are read.
-    """
-
-    suffixes = (".txt", ".md")
-
-    def __init__(self, path: str | Path):
-        if not str(path):
-            raise UserError("data.path is empty: give a UTF-8 text file, or a folder of text files")
-        self.path = resolve_path("data.path", path)
-        self.name = self.path.name or str(self.path)
-
-    def read(self) -> str:
-        if self.path.is_dir():
-            try:
-                files = sorted(p for p in self.path.rglob("*") if p.suffix in self.suffixes and p.is_file())
-            except OSError as error:  # for example, a folder that is deleted meanwhile
-                raise UserError(f"the folder {self.path} cannot be read: {error.strerror}") from error
-            if not files:
-                raise UserError(
-                    f"the folder {self.path} contains no file that ends in {' or '.join(self.suffixes)}. "
-                    f"Rename a file, or give the file itself: data.path=FILE"
-                )
-        else:
-            files = [self.path]
-        text = "".join(_read_utf8(file) for file in files)
-        if not text:
-            raise UserError(f"{self.path} is empty: there is no text to train on. Choose another data.path")
-        return text
-
-
-def _read_utf8(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist (working directory: {Path.cwd()}). Check data.path") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
-        source = "UTF-16" if utf16 else "ITS-ENCODING"
-        raise UserError(
-            f"{path} is not UTF-8{' but UTF-16' if utf16 else ''}: byte 0x{raw[error.start]:02x} at offset "
-            f"{error.start}. Convert it: iconv -f {source} -t UTF-8 {path.name} > {path.stem}.utf8.txt"
-        ) from error

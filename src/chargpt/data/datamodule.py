@@ -1,7 +1,7 @@
 """The Lightning data module: reads, splits and tokenizes a corpus and provides batches on the device."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import lightning as L
@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from chargpt.data.corpus import Corpus, TextFiles, TinyShakespeare
+from chargpt.data.corpus import Corpus, TinyShakespeare
 from chargpt.data.dataloader import EvalBlockLoader, RandomBlockLoader, limit_batches
+from chargpt.data.text_files import SUFFIXES, TextFiles
 from chargpt.data.tokenizer import CharTokenizer, Tokenizer, encode
 from chargpt.errors import UserError
 
@@ -77,9 +78,9 @@ class TextDataModule(L.LightningDataModule):
         return cls(TinyShakespeare(cache_dir), **settings)
 
     @classmethod
-    def from_files(cls, path: str, **settings) -> "TextDataModule":
+    def from_files(cls, path: str | Sequence[str], suffixes: Sequence[str] = SUFFIXES, **settings) -> "TextDataModule":
         """`data=text_file data.path=...`."""
-        return cls(TextFiles(path), **settings)
+        return cls(TextFiles(path, suffixes), **settings)
 
     def read(self, tokenizer: Tokenizer | None = None) -> None:
         """Reads and tokenizes the text, once.

@@ -102,7 +102,7 @@ class CharTokenizer:
             ids = self._lookup[np.minimum(codes, len(self._lookup) - 1)]
             if (unknown := np.flatnonzero(ids < 0)).size:
                 position = start + int(unknown[0])
-                raise UserError(self._unknown_message(text[position], position))
+                raise UserError(self._unknown_message(text, position))
             tokens_N[start : start + len(codes)] = torch.from_numpy(ids)
         return tokens_N
 
@@ -112,10 +112,15 @@ class CharTokenizer:
     def as_config(self) -> dict:
         return {"_target_": "chargpt.data.tokenizer.CharTokenizer", "characters": self.characters}
 
-    def _unknown_message(self, character: str, position: int) -> str:
+    def _unknown_message(self, text: str, position: int) -> str:
+        character = text[position]
         similar = [c for c in self.characters if c.lower() == character.lower()]
         similar += difflib.get_close_matches(character, self.characters, n=1)
         hint = f"; the vocabulary has {similar[0]!r}" if similar else ""
+        if text[position : position + 2] in (r"\n", r"\t", r"\r"):  # typed in a shell, which does not interpret it
+            hint += "; to type a line break or tab, use $'...' in bash, or put the text in a file: prompt=@FILE"
+        if character == "\r":
+            hint += "; it is part of each line break of Windows: remove it, for example with tr -d '\\r'"
         shown = self.characters if self.vocab_size <= 100 else self.characters[:100] + "..."
         return (
             f"the character {character!r} (U+{ord(character):04X}, position {position}) is not in the "

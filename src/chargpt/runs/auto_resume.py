@@ -13,8 +13,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from chargpt.config.instantiate import SAVED_KEYS_SINCE_0_3
-from chargpt.config.overrides import quote_value
-from chargpt.data.corpus import TextFiles
+from chargpt.config.raw_values import quote_value
+from chargpt.data.text_files import SUFFIXES, TextFiles
 from chargpt.distributed.env import launched_as_rank
 from chargpt.errors import ExitCode, UserError
 from chargpt.runs import lock
@@ -144,7 +144,8 @@ def _check_same_text(directory: RunDirectory, requested: DictConfig) -> None:
     """Raises `UserError` if the text file has changed since the run finished."""
     if requested.data.get("_target_") != TEXT_FILES:
         return
-    digest = hashlib.sha256(TextFiles(requested.data.path).read().encode()).hexdigest()
+    corpus = TextFiles(requested.data.path, requested.data.get("suffixes", SUFFIXES))
+    digest = hashlib.sha256(corpus.read().encode()).hexdigest()
     saved_digest = directory.read_metrics()["corpus_sha256"]
     if digest != saved_digest:
         raise UserError(

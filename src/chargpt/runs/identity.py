@@ -49,7 +49,7 @@ LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
 # Config groups, and settings of the command, that do not identify a run.
 NOT_IDENTITY_GROUPS = ("logger", "callbacks", "hydra", "resume", "rerun")
 # Settings that may change on resuming. The text file may be moved: the digest of the text identifies the run.
-MAY_CHANGE = (*NOT_IDENTITY, *LENGTH, "data.path")
+MAY_CHANGE = (*NOT_IDENTITY, *LENGTH, "data.path", "data.suffixes")
 # Defaults for settings that are missing from older runs and checkpoints.
 OLDER_DEFAULTS = {
     "data.block_warmup": 0,

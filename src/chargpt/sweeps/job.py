@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from chargpt.config.compose import SEARCHPATH, packages_of, task_overrides
-from chargpt.config.overrides import quote_value
+from chargpt.config.raw_values import quote_value
 from chargpt.distributed.env import (
     ERROR_PIPE_ENV,
     PARENT_PID_ENV,

@@ -27,6 +27,12 @@ from chargpt.training.lightning_module import LanguageModeling
 log = logging.getLogger(__name__)
 
 
+def check_config(saved: dict[str, Any]) -> None:
+    """Raises `UserError` if a checkpoint cannot contain the config: only plain data, and no text with `${`."""
+    if problem := find_non_plain(saved, ""):
+        raise UserError(f"{problem.removeprefix('.')}, so that no checkpoint can contain it; choose another")
+
+
 def check_tokenizer(tokenizer: Tokenizer) -> None:
     """Raises `UserError` if the tokenizer cannot be built again from its `as_config()`, or cannot decode."""
     name = type(tokenizer).__name__

@@ -33,7 +33,7 @@ from chargpt.training.callbacks.metrics import MetricsCallback
 from chargpt.training.callbacks.rank_errors import RankErrorFile
 from chargpt.training.callbacks.recorder import RunRecorder
 from chargpt.training.callbacks.timer import TrainingTimer
-from chargpt.training.checks import check_batch, check_loggers, check_model, check_monitor, check_strategy
+from chargpt.training.checks import check_batch, check_config, check_loggers, check_model, check_monitor, check_strategy
 from chargpt.training.compilation import Compilation
 from chargpt.training.loggers import dispatch
 from chargpt.training.loggers.csv_history import CSVHistory
@@ -154,6 +154,8 @@ def _build(
 ) -> tuple[Run, RunRecorder]:
     if not is_folder_name(str(config["name"])):
         raise UserError(f"name={str(config['name'])!r}: it must be the name of a directory in outputs/, not a path")
+    saved = {key: config[key] for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3)}
+    check_config(saved)
     settings, checkpoint = config["trainer"], origin.checkpoint
     monitor = Monitor(config["monitor"], config["mode"])
     check_monitor(monitor, config["callbacks"])
@@ -183,7 +185,6 @@ def _build(
             directory.best,
             origin.step,
         )
-    saved = {key: config[key] for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3)}
     identity = {"config": saved, "tokenizer": data.tokenizer.as_config(), "corpus_sha256": data.corpus_sha256}
     checkpoints = CheckpointCallback(
         directory,

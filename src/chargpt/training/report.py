@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from chargpt.data.text_files import TextFiles
 from chargpt.distributed import env
 from chargpt.invocation import command_line, python
 from chargpt.runs.observers import selected_option
@@ -32,7 +33,7 @@ PROFILE_LINES = 40  # printed of the report of trainer.profiler=pytorch, which i
 
 
 def log_header(run: Run) -> None:
-    """Logs five lines: the model, the data, the training length, the device, the run directory."""
+    """Logs the files of the text, the model, the data, the training length, the device and the run directory."""
     model, data, trainer = run.model, run.data, run.trainer
     assert data.tokenizer is not None  # the text has been read
     names = {"members": "members", "n_layer": "layers", "n_head": "heads", "n_embd": "channels"}
@@ -42,7 +43,9 @@ def log_header(run: Run) -> None:
     shape = ", ".join([*parts, f"block {model.block_size}"])
     accumulated = trainer.accumulate_grad_batches
     passes = f"{accumulated} x " if accumulated > 1 else ""
+    files = data.corpus.describe() if isinstance(data.corpus, TextFiles) else ""
     rows = {
+        **({"files": files} if files else {}),
         "model": f"{run.config['name']}: {format_count(run.module.parameter_count)} parameters, {shape}",
         "data": f"{data.corpus.name}: {data.characters:,} characters, vocabulary of {data.tokenizer.vocab_size}",
         "train": f"{_end(run)}, {passes}{data.batch_size} x {data.block_size} tokens per step{_epochs(run)}",
