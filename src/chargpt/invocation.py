@@ -92,6 +92,12 @@ def command_line(command: str, *arguments: str) -> str:
     return shlex.join([*python(), _short(script), *arguments, *options])
 
 
+def tensorboard_command(folder: Path) -> str:
+    """The command that shows a folder of runs in TensorBoard."""
+    program = ["tensorboard"] if python() == ["python"] else [*python(), "-m", "tensorboard.main"]
+    return shlex.join([*program, "--logdir", str(folder)])
+
+
 def localize(text: str) -> str:
     """A text that mentions `python train.py`, as it applies to this process: `chargpt train`."""
     return re.sub(r"\bpython (\w+)\.py\b", r"chargpt \1", text) if _console_command else text

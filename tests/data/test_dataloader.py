@@ -145,6 +145,25 @@ def test_all_ranks_together_count_every_prediction_of_a_split_once(n, block_size
 
 
 @settings(max_examples=150, deadline=None)
+@given(**sizes, max_tokens=st.integers(1, 150))
+def test_a_part_of_a_split_consists_of_blocks_at_equal_distances(n, block_size, batch_size, world_size, max_tokens):
+    starts = []
+    for rank in range(world_size):
+        loader = EvalBlockLoader(POSITIONS_N[:n], block_size, batch_size, rank, world_size, max_tokens)
+        for inputs_BT, targets_BT in loader:
+            starts += [
+                inputs_T[0].item()
+                for inputs_T, targets_T in zip(inputs_BT, targets_BT, strict=True)
+                if targets_T[0] != IGNORE_INDEX
+            ]
+    every = range(0, n - 1, block_size)
+    assert len(starts) == min(len(every), max(1, max_tokens // block_size))
+    assert sorted(starts) == sorted(set(starts) & set(every)), "each block once"
+    gaps = {b - a for a, b in itertools.pairwise(sorted(starts))}
+    assert not gaps or max(gaps) - min(gaps) <= block_size
+
+
+@settings(max_examples=150, deadline=None)
 @given(**sizes)
 def test_all_ranks_get_the_same_number_of_batches_of_the_same_shape(n, block_size, batch_size, world_size):
     ranks = [EvalBlockLoader(POSITIONS_N[:n], block_size, batch_size, r, world_size) for r in range(world_size)]

@@ -213,3 +213,32 @@ def test_the_block_warmup_resumes_at_the_next_batch(text):
     data.trainer = trainer(lightning_module=SimpleNamespace(batches=2))
     lengths = [inputs_BT.shape[1] for inputs_BT, _ in itertools.islice(data.train_dataloader(), 5)]
     assert lengths == [2, 2, 4, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("limit", "part"), [(None, 300), ("auto", 300), (299, 296), (100, 96), (8, 8), (1, 8), (300, 300), (10**9, 300)]
+)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_validation_during_training_may_read_a_part_of_the_split(text, limit, part, world_size):
+    data = prepared(text[:3010], max_validation_tokens=limit)
+    assert (data.validation_part, data.limits_validation) == (part, part < 300)
+    for loader, expected in ((data.val_dataloader, part), (data.complete_val_dataloader, 300)):
+        counted = 0
+        for rank in range(world_size):
+            data.trainer = trainer(global_rank=rank, world_size=world_size)
+            counted += sum(int((targets_BT != IGNORE_INDEX).sum()) for _, targets_BT in loader())
+        # A part may contain the last block of the split, which is shorter.
+        assert expected - 8 < counted <= expected
+    assert data.validation_batches(world_size) == len(data.val_dataloader())
+
+
+def test_validations_of_long_texts_are_limited_by_default(monkeypatch, text):
+    monkeypatch.setattr("chargpt.data.datamodule.AUTO_VALIDATION_TOKENS", 64)
+    assert prepared(text[:3000], max_validation_tokens="auto").validation_part == 64
+    assert prepared(text[:3000]).validation_part == 299, "for checkpoints of older versions"
+
+
+@pytest.mark.parametrize("limit", [0, -1, "all", ""])
+def test_an_invalid_limit_is_a_user_error(text, limit):
+    with pytest.raises(UserError, match=r"data\.max_validation_tokens=.*auto"):
+        prepared(text, max_validation_tokens=limit)

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ import torch
 import chargpt
 from chargpt.checkpoint import torch_file
 from chargpt.errors import UserError
-from chargpt.inference.pretrained import data_config, find_checkpoint, latest_run, load
+from chargpt.inference.pretrained import data_config, find_checkpoint, load
 
 
 def test_load_returns_the_best_checkpoint_in_eval_mode(finished):
@@ -79,29 +78,22 @@ def test_incompatible_components_raise_an_error(finished, tmp_path, target):
         load(tmp_path / "odd.ckpt")
 
 
-def test_latest_run_is_the_one_that_finished_last(tmp_path):
-    for i, name in enumerate(("b", "a", "c")):
-        run = tmp_path / "outputs" / name
-        run.mkdir(parents=True)
-        if name != "c":  # not finished
-            (run / "metrics.json").write_text("{}")
-            stamp = time.time() + i
-            os.utime(run / "metrics.json", (stamp, stamp))
-    assert latest_run(tmp_path / "outputs").name == "a"
-
-
-def test_runs_of_debug_are_never_the_latest(tmp_path):
-    for name in ("a", "debug/b"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "metrics.json").write_text("{}")
-    assert latest_run(tmp_path) == tmp_path / "a"
-
-
 def test_missing_runs_and_runs_without_checkpoints_raise_an_error(tmp_path):
-    with pytest.raises(UserError, match="no finished run"):
-        latest_run(tmp_path)
     with pytest.raises(UserError, match="no run at"):
         find_checkpoint(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no checkpoint"):
         find_checkpoint(tmp_path / "empty")
+
+
+def test_a_folder_of_runs_is_a_user_error_that_names_its_newest_run(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / name / "status.json").write_text("{}")
+        os.utime(tmp_path / "outputs" / name / "status.json", (1000 + len(name), 1000 if name == "b" else 2000))
+    with pytest.raises(UserError, match=r"is a folder of runs: choose one of them\. The newest is .*outputs/a"):
+        find_checkpoint(tmp_path / "outputs")
+    with pytest.raises(UserError, match="interrupted before its first"):
+        find_checkpoint(tmp_path / "outputs" / "a")
+    with pytest.raises(UserError, match=r"The only folder in .* is outputs"):
+        find_checkpoint(tmp_path / "nowhere")

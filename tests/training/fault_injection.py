@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from chargpt.training import loop
+from chargpt.training.callbacks import interrupt
 
 
 class SignalAt(L.Callback):
@@ -33,6 +34,29 @@ class SignalAt(L.Callback):
     def on_validation_start(self, trainer, pl_module) -> None:
         if trainer.global_step == self.step:
             self._send()
+
+
+class KillInValidation(L.Callback):
+    """Kills its process in the validation at `step`, after the checkpoint before it."""
+
+    def __init__(self, step: int):
+        self.step = step
+        interrupt.SAVE_BEFORE_VALIDATION_SECONDS = 0
+
+    def on_validation_batch_end(self, trainer, *_) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class NaNValidation(L.Callback):
+    """Makes the validation loss at `step` NaN."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_validation_batch_end(self, trainer, pl_module, *_) -> None:
+        if trainer.global_step == self.step:
+            pl_module.val_loss_sum.update(torch.nan)
 
 
 class FakeClock:

@@ -12,7 +12,7 @@ from chargpt.data.datamodule import TextDataModule
 from chargpt.data.text_files import TextFiles
 from chargpt.errors import UserError
 from chargpt.inference.evaluate import mean_loss
-from chargpt.inference.pretrained import data_config, latest_run, load
+from chargpt.inference.pretrained import data_config, load
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.utils.paths import printable
 
@@ -27,7 +27,7 @@ def evaluate(run: str, split: str, device: str, data: DictConfig | None = None, 
     """
     if split not in SPLITS:
         raise UserError(f"split={split}: it must be one of {', '.join(SPLITS)}")
-    trained = load(latest_run() if run == "latest" else run, resolve_device(device), trust)
+    trained = load(run, resolve_device(device), trust)
     # Of a DictConfig, the container is a dict.
     settings = data_config(trained.config) if data is None else cast(dict[str, Any], OmegaConf.to_container(data))
     source = Trust(packages=trusted_packages(trust)) if data is None else COMPOSED

@@ -6,7 +6,8 @@ from pathlib import Path
 from chargpt.checkpoint import safetensors_file
 from chargpt.errors import UserError
 from chargpt.inference.export import export_model
-from chargpt.inference.pretrained import latest_run, load
+from chargpt.inference.pretrained import load
+from chargpt.runs.latest import find_run
 from chargpt.utils.paths import printable, resolve_path
 
 
@@ -19,7 +20,7 @@ def export(run: str, file: str | None, trust: Sequence[str]) -> None:
     Raises:
         UserError: no such run, or the file cannot be written, or would replace another kind of file.
     """
-    source = latest_run() if run == "latest" else resolve_path("run", run)
+    source = find_run("run", run)
     trained = load(source, trust=trust)
     if file is not None:
         path = resolve_path("file", file)

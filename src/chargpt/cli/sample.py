@@ -8,7 +8,7 @@ import torch
 
 from chargpt.data.text_files import read_utf8, without_mark
 from chargpt.errors import UserError
-from chargpt.inference.pretrained import latest_run, load
+from chargpt.inference.pretrained import load
 from chargpt.utils.memory import disable_malloc_trim
 from chargpt.utils.paths import resolve_path
 
@@ -36,7 +36,7 @@ def sample(
     if num_samples < 1:
         raise UserError(f"num_samples={num_samples}: it must be 1 or more")
     disable_malloc_trim()
-    trained = load(latest_run() if run == "latest" else run, resolve_device(device), trust)
+    trained = load(run, resolve_device(device), trust)
     prompt = trained.first_token() if prompt is None else read_text_argument("prompt", prompt)
     settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, window=window)
     settings |= dict(quantize=quantize, cuda_graph=cuda_graph, num_samples=num_samples, seed=seed)
@@ -78,5 +78,5 @@ def read_text_argument(setting: str, value: str) -> str:
         return without_mark(value)
     path = resolve_path(setting, value[1:])
     if not path.exists():
-        raise UserError(f"{setting}=@{path}: there is no such file. If the text itself starts with @, put it in a file")
+        raise UserError(f"{setting}=@{path}: No such file. If the text itself starts with @, put it in a file")
     return read_utf8(path, setting)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from chargpt.cli.launcher import WorkerGroup, block_signals, unblock_signals
 from chargpt.config.compose import add_task_overrides, has_explicit_run_dir, set_output_dir, task_overrides
+from chargpt.config.raw_values import quote_value
 from chargpt.distributed.env import (
     LOCK_FD_ENV,
     exit_with_parent,
@@ -30,6 +31,7 @@ from chargpt.errors import ExitCode, UserError
 from chargpt.invocation import command_line, program_name
 from chargpt.runs import auto_resume, lock
 from chargpt.runs.directory import RunDirectory
+from chargpt.runs.latest import find_run
 from chargpt.runs.reproduce import original_run
 from chargpt.sweeps import naming  # noqa: F401 - registers the resolver of hydra.sweep.subdir
 
@@ -66,12 +68,16 @@ def train(config: DictConfig) -> RunDirectory:
         directory = RunDirectory(HydraConfig.get().run.dir)
         _train_in_process(config, directory)
         return directory
+    repeated = [setting for setting in ("resume", "rerun") if config[setting] == "latest"]
+    for setting in repeated:
+        config[setting] = str(find_run(setting, "latest"))
     is_rank_zero = get_rank() == 0  # other ranks (of torchrun or srun) decide alike, without writing
     original = original_run(config.rerun, config.resume)
     directory = RunDirectory(_resolve_run_dir(config, original))
     if config.resume != "never":
         directory.check_links()
-    lengths: list[str] = []  # that of this command, also where it is that of the recipe
+    # Overrides for the ranks: the repeated run; and the length of this command, also where it is that of the recipe.
+    overrides = [f"rerun={quote_value(config.rerun)}"] if "rerun" in repeated else []
     try:
         if config.resume == "auto":
             if not _should_train(config, directory, is_rank_zero):
@@ -79,6 +85,7 @@ def train(config: DictConfig) -> RunDirectory:
             if config.resume != "never":
                 lengths = auto_resume.changed_lengths(config, directory)
                 add_task_overrides(lengths)
+                overrides += lengths
         elif config.resume != "never" and is_rank_zero and directory.path.is_dir():
             lock.acquire(directory.path)
         claim = is_rank_zero and config.resume == "never"
@@ -86,7 +93,7 @@ def train(config: DictConfig) -> RunDirectory:
         if count == 1:
             _train_in_process(config, directory, claim)
         else:
-            _train_in_workers(count, config.resume, directory, lengths)
+            _train_in_workers(count, config.resume, directory, overrides)
     except BaseException as error:
         if isinstance(error, UserError):
             lock.release_and_remove_all()

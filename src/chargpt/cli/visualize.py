@@ -24,7 +24,8 @@ from chargpt.config.trust import Trust, trusted_packages
 from chargpt.data.datamodule import TextDataModule
 from chargpt.data.tokenizer import encode
 from chargpt.errors import UserError
-from chargpt.inference.pretrained import PretrainedModel, data_config, latest_run, load
+from chargpt.inference.pretrained import PretrainedModel, data_config, load
+from chargpt.invocation import tensorboard_command
 from chargpt.model.adapters import ModuleAdapter
 from chargpt.model.ensemble import Ensemble
 from chargpt.runs.directory import RunDirectory
@@ -42,7 +43,7 @@ def visualize(run: str, text: str | None, folder: str | None, device: str, trust
     Raises:
         UserError: no such run, or a text that cannot be read, encoded or drawn.
     """
-    trained = load(latest_run() if run == "latest" else run, resolve_device(device), trust)
+    trained = load(run, resolve_device(device), trust)
     if trained.directory:
         RunDirectory(trained.directory).check_links()
     tokens_T = _tokens(trained, text, Trust(packages=trusted_packages(trust)))
@@ -62,7 +63,7 @@ def visualize(run: str, text: str | None, folder: str | None, device: str, trust
         print(f"     image  {printable(path)}")
     if trained.directory:
         _log_to_tensorboard(trained, images, trained.directory / "tensorboard")
-        print(f"      view  tensorboard --logdir {trained.directory}   (Images, Projector)")
+        print(f"      view  {tensorboard_command(trained.directory)}   (Images, Projector)")
 
 
 def _model_name(trained: PretrainedModel) -> str:

@@ -20,6 +20,7 @@ _VALUE_NAMES = _TYPE_NAMES | {float: "a float", bool: "a boolean"}
 EXTRA_TYPES: dict[str, Types] = {
     "data.cache_dir": (str, type(None)),
     "data.path": (str, list),
+    "data.max_validation_tokens": (int, str, type(None)),
     "trainer.devices": (int, str, list),
     "trainer.precision": (int, str),
     "trainer.max_time": (int, float, str, dict, type(None)),

@@ -109,7 +109,7 @@ class RandomBlockLoader:
 
 
 class EvalBlockLoader:
-    """The complete split in non-overlapping blocks: each of its N - 1 predictions counts exactly once.
+    """A split in non-overlapping blocks: each of its N - 1 predictions counts exactly once.
 
     All ranks get the same number of batches of the same shape (otherwise DDP would hang); the rest of the last blocks
     is padded, with targets `IGNORE_INDEX`.
@@ -118,6 +118,8 @@ class EvalBlockLoader:
         tokens_N: the split, N >= 2, on the evaluation device.
         block_size: T, tokens of context.
         batch_size: blocks of one forward pass on one rank.
+        max_tokens: the approximate number of predictions of a part of the split, in blocks at equal distances; None for
+            the complete split.
     """
 
     def __init__(
@@ -127,10 +129,14 @@ class EvalBlockLoader:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        max_tokens: int | None = None,
     ):
         self._tokens_N = tokens_N
         self._block_size = block_size
-        blocks = -(-(len(tokens_N) - 1) // block_size)
+        self._all_blocks = -(-(len(tokens_N) - 1) // block_size)
+        self._blocks = blocks = self._all_blocks
+        if max_tokens is not None:
+            self._blocks = blocks = min(self._all_blocks, max(1, max_tokens // block_size))
         self._batch_size = min(batch_size, -(-blocks // world_size))
         self._rank, self._world_size = rank, world_size
         self._batches = -(-blocks // (self._batch_size * world_size))
@@ -144,7 +150,12 @@ class EvalBlockLoader:
         offsets_T = torch.arange(self._block_size, device=device)
         for i in range(self._batches):
             first = (i * self._world_size + self._rank) * self._batch_size
-            starts_B = torch.arange(first, first + self._batch_size, device=device) * self._block_size
+            blocks_B = torch.arange(first, first + self._batch_size, device=device)
+            # Block b of a part is block b * all_blocks // blocks of the split. The last batches are padded.
+            blocks_B = torch.where(
+                blocks_B < self._blocks, blocks_B * self._all_blocks // self._blocks, self._all_blocks
+            )
+            starts_B = blocks_B * self._block_size
             positions_BT = starts_B[:, None] + offsets_T
             inputs_BT = self._tokens_N[positions_BT.clamp(max=last)].long()
             targets_BT = self._tokens_N[(positions_BT + 1).clamp(max=last)].long()

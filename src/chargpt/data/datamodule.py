@@ -15,6 +15,9 @@ from chargpt.data.text_files import SUFFIXES, TextFiles
 from chargpt.data.tokenizer import CharTokenizer, Tokenizer, encode
 from chargpt.errors import UserError
 
+# A validation of the default model takes about four seconds on two cores. Tiny Shakespeare's split has 111,540 tokens.
+AUTO_VALIDATION_TOKENS = 2**17
+
 
 class TextDataModule(L.LightningDataModule):
     """Random blocks of the first part of a text for training, every block of the rest for validation.
@@ -25,6 +28,8 @@ class TextDataModule(L.LightningDataModule):
         batch_size: global number of blocks of one forward pass, over all devices.
         train_fraction: the fraction of the characters, from the start of the text, used for training.
         validation_tokens: the approximate number of tokens of one validation forward pass on one device.
+        max_validation_tokens: the approximate number of tokens of a validation during training, in blocks at equal
+            distances over the split; None for the complete split, `auto` for at most `AUTO_VALIDATION_TOKENS`.
         block_warmup: the number of batches at the start that have shorter blocks; see `RandomBlockLoader`.
         tokenizer: builds a tokenizer from the complete text (as in the lecture, validation text included).
         seed: the run's seed; global batch k depends only on it and on k.
@@ -45,6 +50,7 @@ class TextDataModule(L.LightningDataModule):
         batch_size: int,
         train_fraction: float = 0.9,
         validation_tokens: int = 4096,
+        max_validation_tokens: int | str | None = None,
         block_warmup: int = 0,
         tokenizer: Callable[[str], Tokenizer] = CharTokenizer.from_text,
         seed: int = 1337,
@@ -56,6 +62,15 @@ class TextDataModule(L.LightningDataModule):
                 raise UserError(f"{name}={value}: it must be 1 or more")
         if block_warmup < 0:
             raise UserError(f"data.block_warmup={block_warmup}: it must not be negative")
+        if max_validation_tokens == "auto":
+            max_validation_tokens = AUTO_VALIDATION_TOKENS
+        if max_validation_tokens is not None and not (
+            isinstance(max_validation_tokens, int) and max_validation_tokens > 0
+        ):
+            raise UserError(
+                f"data.max_validation_tokens={max_validation_tokens}: it must be auto, a number of tokens, or null for "
+                f"the complete validation split"
+            )
         if not 0 < train_fraction < 1:
             raise UserError(f"train_fraction={train_fraction}: it must lie between 0 and 1, for example 0.9")
         if not isinstance(corpus, Corpus):
@@ -65,6 +80,7 @@ class TextDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.train_fraction = train_fraction
         self.validation_batch_size = max(1, validation_tokens // block_size)
+        self._max_validation_tokens = max_validation_tokens
         self._block_warmup = block_warmup
         self._make_tokenizer = tokenizer
         self._seed = seed
@@ -149,13 +165,36 @@ class TextDataModule(L.LightningDataModule):
             **self._rank_and_world_size(),
         )
 
+    @property
+    def limits_validation(self) -> bool:
+        """Whether a validation during training reads only a part of the validation split."""
+        return self.validation_part < len(self.val_tokens_N) - 1
+
+    @property
+    def validation_part(self) -> int:
+        """The number of predictions of a validation during training."""
+        complete = len(self.val_tokens_N) - 1
+        if self._max_validation_tokens is None or self._max_validation_tokens >= complete:
+            return complete
+        return self.block_size * max(1, self._max_validation_tokens // self.block_size)
+
     def validation_batches(self, world_size: int) -> int:
-        """The number of batches of the complete validation split on each device."""
-        return len(EvalBlockLoader(self.val_tokens_N, self.block_size, self.validation_batch_size, 0, world_size))
+        """The number of batches of a validation during training on each device."""
+        return len(self._validation_loader(self.val_tokens_N, 0, world_size, self._max_validation_tokens))
 
     def val_dataloader(self) -> EvalBlockLoader:
-        tokens_N = self._on_device(self.val_tokens_N)
-        return EvalBlockLoader(tokens_N, self.block_size, self.validation_batch_size, **self._rank_and_world_size())
+        return self._validation_loader(
+            self._on_device(self.val_tokens_N), **self._rank_and_world_size(), max_tokens=self._max_validation_tokens
+        )
+
+    def complete_val_dataloader(self) -> EvalBlockLoader:
+        """The batches of the complete validation split."""
+        return self._validation_loader(self._on_device(self.val_tokens_N), **self._rank_and_world_size())
+
+    def _validation_loader(
+        self, tokens_N: Integer[Tensor, " N"], rank: int, world_size: int, max_tokens: int | None = None
+    ) -> EvalBlockLoader:
+        return EvalBlockLoader(tokens_N, self.block_size, self.validation_batch_size, rank, world_size, max_tokens)
 
     def _rank_and_world_size(self) -> dict[str, int]:
         assert self.trainer is not None

@@ -14,8 +14,8 @@ from chargpt.config.trust import Trust, trusted_packages
 from chargpt.data.tokenizer import Tokenizer, encode
 from chargpt.errors import UserError
 from chargpt.inference.generate import generate
-from chargpt.invocation import command_line
 from chargpt.model.language_model import LanguageModel
+from chargpt.runs.latest import find_run, newest_run
 from chargpt.utils.paths import resolve_path
 
 
@@ -85,6 +85,7 @@ def load(
     """Loads the best model of a run directory, or the model of a checkpoint or of a safetensors file of `export.py`.
 
     Args:
+        run: its path, or `latest` for the run in `outputs` that finished last.
         trust: packages whose code the file may use, for a model or tokenizer that is not part of chargpt.
 
     Raises:
@@ -92,7 +93,7 @@ def load(
             the code of a package that is not trusted.
     """
     trust = trust if isinstance(trust, Trust) else Trust(packages=trusted_packages(trust))
-    path = find_checkpoint(resolve_path("run", run))
+    path = find_checkpoint(find_run("run", run))
     checkpoint = (safetensors_file if safetensors_file.is_safetensors(path) else torch_file).read(path)
     metadata = checkpoint["chargpt"]
     tokenizer = instantiate(metadata["tokenizer"], "tokenizer", Tokenizer, trust)
@@ -131,30 +132,23 @@ def find_checkpoint(run: Path, names: tuple[str, ...] = ("best.ckpt", "last.ckpt
     if run.is_file():
         return run
     if not run.is_dir():
-        raise UserError(f"there is no run at {run} (current folder: {Path.cwd()}){_newest_runs(run)}")
+        raise UserError(f"there is no run at {run} (current folder: {Path.cwd()}){_newest_folders(run)}")
     for name in names:
         if (path := run / "checkpoints" / name).is_file():
             return path
+    if newest := newest_run(run, "status.json"):
+        raise UserError(f"{run} is a folder of runs: choose one of them. The newest is {newest}")
     raise UserError(
         f"{run} has no checkpoint in checkpoints/: it is not a run, or was interrupted before its first one"
     )
 
 
-def latest_run(outputs: str | Path = "outputs") -> Path:
-    """Returns the run under `outputs` that finished last, without those of `debug=`."""
-    debug = Path(outputs) / "debug"
-    finished = [p.parent for p in Path(outputs).rglob("metrics.json") if not p.is_relative_to(debug)]
-    if not finished:
-        raise UserError(
-            f"run=latest: there is no finished run in {outputs}/. Train a model first: {command_line('train')}"
-        )
-    return max(finished, key=lambda run: (run / "metrics.json").stat().st_mtime)
-
-
-def _newest_runs(run: Path) -> str:
+def _newest_folders(run: Path) -> str:
     try:
         folders = [p for p in run.parent.iterdir() if p.is_dir() and not p.name.startswith(".")]
         names = [p.name for p in sorted(folders, key=lambda p: p.stat().st_mtime)[-3:]]
     except OSError:
         return ""
+    if len(names) == 1:
+        return f". The only folder in {run.parent} is {names[0]}"
     return f". The newest folders in {run.parent} are {', '.join(names)}" if names else ""

@@ -39,6 +39,7 @@ NOT_IDENTITY = (
     "trainer.profiler",
     "data.cache_dir",
     "data.validation_tokens",
+    "data.max_validation_tokens",
     "name",
     "on_divergence",
     "checkpoint.every_n_steps",

@@ -33,6 +33,7 @@ class LanguageModeling(L.LightningModule):
         batches: number of batches that the run has trained on, including before it was resumed; equals the
             index k of the next batch. Independent of Lightning's epochs.
         in_step: whether gradients of the current optimizer step have already been accumulated.
+        validation_tokens: the number of predictions of the last validation, on all ranks.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class LanguageModeling(L.LightningModule):
         self.time_fraction: Callable[[], float] = lambda: 0.0  # fraction of the time budget; from `TrainingTimer`
         self.train_loss_fn: Callable[[Tensor, Tensor], Tensor] = self.loss  # `Compilation` replaces it
         self.batches, self.in_step = 0, False
+        self.validation_tokens = 0
         self._step = 0  # the last completed step
         self._stops_early = False  # early stopping waits for trainer.min_steps
         self.logs_metrics = True  # False where `MetricsCallback` does
@@ -77,7 +79,7 @@ class LanguageModeling(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["batches"] = self.batches
         waiting = self.trainer.global_step < (self.trainer.min_steps or 0)
-        checkpoint["stops_early"] = self.trainer.should_stop and waiting
+        checkpoint["stops_early"] = (self.trainer.should_stop or self._stops_early) and waiting
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         default = checkpoint["global_step"] * self.trainer.accumulate_grad_batches  # version 0.2 did not save it
@@ -124,7 +126,9 @@ class LanguageModeling(L.LightningModule):
         self._step = self.trainer.global_step
 
     def on_validation_epoch_end(self) -> None:
-        loss = self.val_loss_sum.compute() / self.val_count.compute()
+        count = self.val_count.compute()
+        loss = self.val_loss_sum.compute() / count
+        self.validation_tokens = int(count)
         # Also for callbacks that monitor them, such as EarlyStopping.
         data: TextDataModule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] - not declared
         bits = bits_per_character(loss.item(), data.characters_per_token)

@@ -25,13 +25,14 @@ from chargpt.runs.identity import OLDER_DEFAULTS
 from chargpt.runs.observers import restore_observers
 from chargpt.runs.overrides import apply_overrides, log_changes
 from chargpt.runs.score import Monitor
-from chargpt.training import out_of_memory, report
+from chargpt.training import complete_validation, out_of_memory, report
 from chargpt.training.callbacks.checkpoint import CheckpointCallback, ChecksumCheckpointIO
 from chargpt.training.callbacks.divergence import ADVICE, MAX_ROLLBACKS, DivergenceRollback
 from chargpt.training.callbacks.interrupt import InterruptHandler
 from chargpt.training.callbacks.metrics import MetricsCallback
 from chargpt.training.callbacks.rank_errors import RankErrorFile
 from chargpt.training.callbacks.recorder import RunRecorder
+from chargpt.training.callbacks.resume_validation import ResumeValidation
 from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.checks import check_batch, check_config, check_loggers, check_model, check_monitor, check_strategy
 from chargpt.training.compilation import Compilation
@@ -90,8 +91,9 @@ def _train(config: dict[str, Any], directory: RunDirectory, diverged_at: list[in
             env.notify_ready()
         init_process_group(run.trainer)
         fit(run, recorder)
+        complete_loss = complete_validation.measure_best(run) if complete_validation.is_required(run) else None
         if run.trainer.is_global_zero:
-            results = summarize(run)
+            results = summarize(run, complete_loss)
         destroy_process_group()
     if results is not None:
         report.print_results(run, *results)
@@ -195,7 +197,7 @@ def _build(
     )
     recorder = RunRecorder(directory, config, origin, data, metrics_callback, messages)
     if origin.resumed:
-        loggers = make_loggers(config["logger"], origin.step, directory.read_logger_runs())
+        loggers = make_loggers(config["logger"], origin.logged_step, directory.read_logger_runs())
     else:
         loggers = make_loggers(config["logger"], None)
     trainer = build_trainer(
@@ -208,6 +210,7 @@ def _build(
             *make_ema(settings.get("ema_decay")),  # after all callbacks that use the averaged weights
             recorder,
             InterruptHandler(directory, checkpoints, timer, metrics_callback),  # before compilation, which takes long
+            ResumeValidation(origin.validation_due, recorder.open),
             compilation,
             rollbacks,
             checkpoints,

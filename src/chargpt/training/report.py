@@ -2,10 +2,11 @@
 
 import logging
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import EarlyStopping
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from chargpt.data.text_files import TextFiles
 from chargpt.distributed import env
-from chargpt.invocation import command_line, python
+from chargpt.invocation import command_line, tensorboard_command
 from chargpt.runs.observers import selected_option
 from chargpt.training import epochs
 from chargpt.training.lightning_module import LanguageModeling
@@ -52,20 +53,24 @@ def log_header(run: Run) -> None:
         "device": f"{trainer.world_size} x {device_name(trainer.strategy.root_device)}, {trainer.precision}",
         "run": str(run.directory.path),
     }
+    if data.limits_validation and trainer.limit_val_batches:
+        part, whole = data.validation_part, len(data.val_tokens_N) - 1
+        rows["val"] = f"on {part:,} of {whole:,} tokens (data.max_validation_tokens), at the end on all"
     for name, line in rows.items():
         log.info("%7s  %s", name, line)
 
 
 def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
     """Prints a sample, the metrics and three commands to continue with; in a sweep only the metrics."""
+    if isinstance(sys.stdout, TextIOWrapper):  # not in a notebook
+        sys.stdout.reconfigure(encoding="utf-8")  # independent of the locale, as sample.py
     console = _Console(highlight=False)
     in_sweep = env.SWEEP_ENV in os.environ  # the table of the sweep contains the rest
     if not in_sweep:
         console.rule("a sample of the best checkpoint", style="dim")
-        console.print(sample, markup=False, soft_wrap=True)
+        print(sample)  # as it is: rich would replace :smile:
         console.rule(style="dim")
     path = run.directory.path
-    tensorboard = ["tensorboard"] if python() == ["python"] else [*python(), "-m", "tensorboard.main"]
     longer = f"trainer.max_steps={2 * metrics['steps']}"
     settings = run.config["trainer"]
     end = epochs.length(settings, run.data.batches_per_epoch)
@@ -85,7 +90,7 @@ def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
     prompt = [f"prompt={first_word}"] if first_word else []
     has_tensorboard = any(isinstance(logger, TensorBoardLogger) for logger in run.trainer.loggers)
     logdir = path.parent if path.is_absolute() else path.parts[0]
-    curves = shlex.join([*tensorboard, "--logdir", str(logdir)]) if has_tensorboard else str(run.directory.history)
+    curves = tensorboard_command(Path(logdir)) if has_tensorboard else str(run.directory.history)
     mfu = f", {run.metrics_callback.mfu:.0%} of the device's peak" if run.metrics_callback.mfu else ""
     rows = {
         "loss": _loss(metrics),

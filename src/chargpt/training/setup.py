@@ -21,6 +21,7 @@ from chargpt.data.tokenizer import Tokenizer
 from chargpt.errors import UserError
 from chargpt.model.language_model import LanguageModel
 from chargpt.runs.directory import RunDirectory
+from chargpt.training.callbacks.checkpoint import CheckpointCallback
 from chargpt.training.callbacks.divergence import DivergenceRollback
 from chargpt.training.callbacks.metrics import SCORE, MetricsCallback
 from chargpt.training.callbacks.timer import TrainingTimer
@@ -49,6 +50,16 @@ class Origin:
     @property
     def step(self) -> int:
         return self.checkpoint["global_step"] if self.checkpoint else 0
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether the run starts with the validation of the checkpoint's step."""
+        return self.checkpoint is not None and CheckpointCallback.is_validation_due(self.checkpoint)
+
+    @property
+    def logged_step(self) -> int:
+        """The last step whose points in the logs are complete."""
+        return self.step - 1 if self.validation_due else self.step
 
 
 @dataclass
@@ -169,8 +180,8 @@ def make_loggers(
     """Builds the loggers of the config: of this package, of Lightning or of the user.
 
     Args:
-        step: the step of the checkpoint from which a run resumes; TensorBoard hides points that an interrupted run
-            logged after it.
+        step: `Origin.logged_step` of a run that resumes; TensorBoard hides points that an interrupted run logged after
+            it.
         runs: the identifiers of this run at services that continue it, by the name of the logger.
 
     Raises:

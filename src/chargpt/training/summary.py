@@ -15,14 +15,18 @@ from chargpt.utils.atomic_write import atomic_write_text
 SAMPLE_TOKENS = 500  # of sample.txt
 
 
-def summarize(run: Run) -> tuple[dict[str, Any], str]:
+def summarize(run: Run, complete_loss: float | None = None) -> tuple[dict[str, Any], str]:
     """Writes and returns the metrics and the sample. metrics.json comes last: it marks the run as finished.
 
     Without validation the last checkpoint is the best, and the metrics of validation are null.
+
+    Args:
+        complete_loss: the loss of the best checkpoint on the complete validation split, if the validations during
+            training have read a part of it.
     """
     directory, metrics_callback, data = run.directory, run.metrics_callback, run.data
     if validated := metrics_callback.best_step > 0:
-        val_loss: float | None = metrics_callback.best_val_loss
+        val_loss: float | None = metrics_callback.best_val_loss if complete_loss is None else complete_loss
     else:
         CheckpointCallback.copy(directory.last, directory.best)
         val_loss = None
@@ -30,15 +34,22 @@ def summarize(run: Run) -> tuple[dict[str, Any], str]:
     atomic_write_text(directory.sample, sample + "\n")
     steps, seconds = run.trainer.global_step, run.timer.seconds()
     tokens = steps * run.trainer.accumulate_grad_batches * data.batch_size * data.block_size
+    measured = {
+        "val_loss": val_loss,
+        "val_bpc": None if val_loss is None else bits_per_character(val_loss, data.characters_per_token),
+        "val_perplexity": None if val_loss is None else perplexity(val_loss),
+    }
+    score = metrics_callback.best_score if validated else None
     metrics = {
         "monitor": metrics_callback.monitor.name,
         "mode": metrics_callback.monitor.mode,
-        "score": metrics_callback.best_score if validated else None,
-        "val_loss": val_loss,
+        "score": score if complete_loss is None else measured.get(metrics_callback.monitor.name, score),
+        **measured,
+        "validation_tokens": metrics_callback.validation_tokens
+        if complete_loss is None
+        else len(data.val_tokens_N) - 1,
         "final_val_loss": metrics_callback.val_loss if run.trainer.enable_validation else None,
         "initial_loss": metrics_callback.initial_loss,
-        "val_bpc": None if val_loss is None else bits_per_character(val_loss, data.characters_per_token),
-        "val_perplexity": None if val_loss is None else perplexity(val_loss),
         **({"partial_validation": True} if metrics_callback.partial_validation else {}),
         "best_step": metrics_callback.best_step if validated else steps,
         "steps": steps,

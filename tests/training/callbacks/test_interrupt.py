@@ -48,6 +48,7 @@ COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
     [
         ("SIGTERM", {"batch": 1}, 1, []),  # before the first checkpoint
         ("SIGINT", {"step": 8}, 8, []),  # during a validation
+        ("SIGTERM", {"step": 12}, 12, ["trainer.ema_decay=0.9"]),  # during the last validation
         ("SIGINT", {"batch": 9}, 5, ["trainer.accumulate_grad_batches=2"]),  # between the micro-batches of step 5
         pytest.param("SIGTERM", {"batch": 7}, 7, EPOCHS, marks=pytest.mark.slow),
         pytest.param("SIGTERM", {"batch": 7}, 7, ["trainer.overfit_batches=3"], marks=pytest.mark.slow),
@@ -91,8 +92,8 @@ def test_a_run_resumed_after_a_signal_equals_an_uninterrupted_run(
     assert metrics == expected_metrics
 
 
-def test_a_signal_at_the_last_step_finishes_the_run(run_cli, tiny, tmp_path: Path):
-    outcome = run_cli("train", *tiny, *MORE, *signal_at("SIGINT", step=12))
+def test_a_signal_after_the_last_step_finishes_the_run(run_cli, tiny, tmp_path: Path):
+    outcome = run_cli("train", *tiny, *MORE, "trainer.limit_val_batches=0", *signal_at("SIGINT", batch=12))
     assert outcome.code == 0, outcome.err
     assert run_artifacts.status(tmp_path / "run")["state"] == "finished"
 

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from chargpt.checkpoint import torch_file
 from chargpt.checkpoint.torch_file import KEY
-from chargpt.errors import TrainingError, UserError
+from chargpt.errors import DivergenceError, TrainingError, UserError
 from chargpt.runs.directory import RunDirectory
 from chargpt.training.callbacks.divergence import check_weights
 from chargpt.training.callbacks.metrics import MetricsCallback
@@ -36,8 +36,9 @@ class CheckpointCallback(Checkpoint):
 
     Without validation (`trainer.limit_val_batches=0`) it saves at the same steps, and the last checkpoint is the best.
 
-    Every checkpoint is saved between two steps, after any validation due at that step. It is self-contained: it
-    contains the weights, the tokenizer and the config as plain data.
+    Every checkpoint is saved between two steps. It is self-contained: it contains the weights, the tokenizer and the
+    config as plain data. One that is saved before or during the validation of its step is marked as `validation_due`:
+    a run that resumes from it starts with this validation.
 
     Args:
         run: the run directory.
@@ -64,6 +65,7 @@ class CheckpointCallback(Checkpoint):
         self._last_is_intact = last_is_intact
         self._every_n_steps, self._every_minutes = every_n_steps, every_minutes
         self._saved_step, self._saved_at = 0, 0.0
+        self._validation_due = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
@@ -104,16 +106,25 @@ class CheckpointCallback(Checkpoint):
             self.copy(self._run.last, self._run.best)
         self._write_status(trainer)
 
+    def seconds_since_save(self) -> float:
+        """The time since this rank's last checkpoint, or since the start."""
+        return time.monotonic() - self._saved_at
+
     def save_between_validations(self, trainer: L.Trainer) -> None:
         """Saves a checkpoint that is due. Called on all ranks."""
         self.save(trainer)
         self._write_status(trainer)
 
-    def save(self, trainer: L.Trainer) -> None:
-        """Writes `last.ckpt`; an intact `last.ckpt` first becomes `previous.ckpt`. Called on all ranks."""
+    def save(self, trainer: L.Trainer, validation_due: bool = False) -> None:
+        """Writes `last.ckpt`; an intact `last.ckpt` first becomes `previous.ckpt`. Called on all ranks.
+
+        Args:
+            validation_due: whether the validation of this step is not complete.
+        """
+        self._validation_due = validation_due
         check_weights(trainer, trainer.lightning_module)
         if trainer.is_global_zero:
-            self._metrics_callback.history.save()
+            self._metrics_callback.history.save(before=trainer.global_step if validation_due else None)
         dispatch.save(trainer.loggers)
         if self._last_is_intact:
             self.copy(self._run.last, self._run.previous)
@@ -132,7 +143,22 @@ class CheckpointCallback(Checkpoint):
                     f"callback {name}: {problem}, which no checkpoint can contain: use plain data and tensors"
                 )
         checkpoint[KEY] = {"version": __version__, "devices": trainer.world_size, **self._identity}
+        if self._validation_due:
+            checkpoint[KEY]["validation_due"] = True
         _set_loop_progress(checkpoint["loops"]["fit_loop"], checkpoint["global_step"], trainer.accumulate_grad_batches)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        # The validation loss is not finite: a rollback must not start from a checkpoint before this validation.
+        if isinstance(exception, DivergenceError) and self._validation_due and trainer.is_global_zero:
+            if self._run.previous.exists():
+                self._run.previous.replace(self._run.last)
+            else:
+                self._run.last.unlink()
+
+    @staticmethod
+    def is_validation_due(checkpoint: dict[str, Any]) -> bool:
+        """Whether a run that resumes from a checkpoint must start with the validation of its step."""
+        return checkpoint[KEY].get("validation_due") is True
 
     @staticmethod
     @rank_zero_only

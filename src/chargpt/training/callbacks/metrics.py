@@ -38,7 +38,7 @@ class MetricsCallback(L.Callback):
         val_metrics: metrics of the last validation, by their names in metrics.json: `val_loss` in nats per token,
             `val_bpc` in bits per character, and others that were logged.
         score: the monitored metric in `val_metrics`.
-        initial_loss, val_loss, best_val_loss, best_step, best_score: for metrics.json.
+        initial_loss, val_loss, best_val_loss, best_step, best_score, validation_tokens: for metrics.json.
         partial_validation: whether a validation of the run has read only a part of the validation split.
         best_from: if a run resumes without an intact best checkpoint, the step of the checkpoint from which it resumes,
             which then counts as the best so far.
@@ -56,6 +56,7 @@ class MetricsCallback(L.Callback):
         self.best_val_loss = math.inf
         self.best_score: float = monitor.worst
         self.best_step = 0
+        self.validation_tokens: int | None = None
         self.partial_validation = False
         self.best_from: int | None = None
         self.tokens_per_second = 0.0
@@ -63,6 +64,7 @@ class MetricsCallback(L.Callback):
         self._lr = 0.0
         self._step = 0  # the last completed step
         self._last_step, self._last_seconds = 0, 0.0  # of the last logged point
+        self._last_point: dict[str, float] = {}
         self._pending_losses: list[list[float]] = []  # by rank
 
     @property
@@ -123,14 +125,18 @@ class MetricsCallback(L.Callback):
         if self._peak_flops and pl_module.flops_per_token is not None:  # Chowdhery et al. 2022, PaLM, appendix B
             self.mfu = self.tokens_per_second * pl_module.flops_per_token / self._peak_flops
             point["mfu"] = self.mfu
-        if trainer.is_global_zero:
-            self.history.append(step, {name.replace("/", "_"): value for name, value in point.items()})
-        self._log(trainer, point, step)
+        self._last_point = point
+        self._log_train(trainer, point, step)
         if not math.isfinite(loss):
             raise DivergenceError(
                 f"the training loss is {loss} at step {first_non_finite_step(losses_N, step, passes)} (learning rate "
                 f"{self._lr:.3g}, gradient norm {norm:.3g}): {ADVICE}"
             )
+
+    def log_again(self, trainer: L.Trainer) -> None:
+        """Logs the point of the current step, if there is one, after the points of this step have been dropped."""
+        if self._last_point and self._last_step == trainer.global_step:
+            self._log_train(trainer, self._last_point, self._last_step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -148,6 +154,7 @@ class MetricsCallback(L.Callback):
         trainer.callback_metrics[SCORE] = torch.tensor(self.score)
         if self.monitor.is_better(self.score, self.best_score):
             self.best_score, self.best_val_loss, self.best_step = self.score, self.val_loss, step
+            self.validation_tokens = self._module.validation_tokens
         if trainer.is_global_zero:
             self.history.append(step, metrics)
         point = {"val/loss": self.val_loss, "val/perplexity": metrics["val_perplexity"]}
@@ -184,9 +191,11 @@ class MetricsCallback(L.Callback):
             "best_val_loss": self.best_val_loss,
             "best_score": self.best_score,
             "best_step": self.best_step,
+            "validation_tokens": self.validation_tokens,
             "partial_validation": self.partial_validation,
             "last_step": self._last_step,
             "last_seconds": self._last_seconds,
+            "last_point": self._last_point,
             "waiting": pending.reshape(self._trainer.world_size, -1).tolist(),
         }
 
@@ -198,6 +207,8 @@ class MetricsCallback(L.Callback):
             setattr(self, name, state_dict[name])
         self.partial_validation = state_dict.get("partial_validation", False)  # since 0.3
         self._last_step, self._last_seconds = state_dict["last_step"], state_dict["last_seconds"]
+        self.validation_tokens = state_dict.get("validation_tokens")  # since 0.3
+        self._last_point = state_dict.get("last_point", {})  # since 0.3
         self._pending_losses = state_dict["waiting"]
         if self.best_from is not None and self.val_loss is not None and self.score is not None:
             self.best_val_loss, self.best_score, self.best_step = self.val_loss, self.score, self.best_from
@@ -206,6 +217,11 @@ class MetricsCallback(L.Callback):
     def best_step_in(cls, checkpoint: dict[str, Any]) -> int:
         """The best step so far that a checkpoint records."""
         return checkpoint["callbacks"][STATE_KEY]["best_step"]
+
+    def _log_train(self, trainer: L.Trainer, point: dict[str, float], step: int) -> None:
+        if trainer.is_global_zero:
+            self.history.append(step, {name.replace("/", "_"): value for name, value in point.items()})
+        self._log(trainer, point, step)
 
     @staticmethod
     def _log(trainer: L.Trainer, point: dict[str, float], step: int) -> None:

@@ -106,7 +106,7 @@ class RunRecorder(L.Callback):
             if step in (recorded, self._metrics_callback.best_from):
                 CheckpointCallback.copy(origin.checkpoint_path, directory.best)
         if origin.resumed:
-            self._metrics_callback.history.rewind(step)
+            self._metrics_callback.history.rewind(origin.logged_step)
         if directory.metrics.exists():
             directory.metrics.replace(directory.metrics_before)
         directory.write_status("running", step)
@@ -122,9 +122,9 @@ class RunRecorder(L.Callback):
         runs = {}
         for name, logger in zip(names, trainer.loggers, strict=False):
             if isinstance(logger, TensorBoard):
-                logger.open(first_step=step + 1 if origin.resumed else None)
+                logger.open(first_step=origin.logged_step + 1 if origin.resumed else None)
             if isinstance(logger, CSVLogger) and origin.resumed:
-                rewind_earlier_versions(logger, directory.path, step)
+                rewind_earlier_versions(logger, directory.path, origin.logged_step)
             # MLflow refuses to change hyperparameters, such as `max_steps` of a run that trains longer.
             if not (name in continued and isinstance(logger, MLFlowLogger)):
                 dispatch.log_hyperparams(logger, report.hyperparameters(self._config, module))
@@ -133,6 +133,8 @@ class RunRecorder(L.Callback):
         if runs:
             write_json(directory.logger_runs, continued | runs)
         dispatch.log_text(trainer.loggers, "config", OmegaConf.to_yaml(self._saved_config()), step)
+        if origin.validation_due:
+            self._metrics_callback.log_again(trainer)
 
     def _open_log(self) -> None:
         self._log = _LogFile(self._directory.log, encoding="utf-8", errors="backslashreplace")

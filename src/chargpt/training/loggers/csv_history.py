@@ -39,8 +39,9 @@ class CSVHistory:
             self._row = {"step": step}
         self._row |= values
 
-    def save(self) -> None:
-        if not self._row:
+    def save(self, before: int | None = None) -> None:
+        """Writes the last row, unless it is not complete: unless its step is `before` or later."""
+        if not self._row or (before is not None and self._row["step"] >= before):
             return
         is_new = not self._path.exists()
         with self._path.open("a", newline="") as file:
