@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -29,6 +30,7 @@ from chargpt.config.compose import check_overrides, compose, compose_unchecked, 
 from chargpt.config.overrides import parse, short_error, without_plus
 from chargpt.config.raw_values import quote
 from chargpt.config.schema import Groups
+from chargpt.config.synonyms import SYNONYMS, without_dashes
 from chargpt.config.trust import trusted_packages
 from chargpt.distributed import env
 from chargpt.errors import DivergenceError, ExitCode, Interrupted, TrainingError, TrialPruned, UserError
@@ -244,14 +246,25 @@ def _print_error(message: str, code: int) -> int:
     return code
 
 
-def _argument_error(message: str) -> NoReturn:
+def _argument_error(command: str, message: str) -> NoReturn:
+    flag = re.search(r"--[\w.-]+(=\S*)?", message)
+    if flag and (setting := without_dashes(flag[0], _settings_of(command))):
+        raise UserError(f"{flag[0]}: settings have no dashes: {setting}")
     raise UserError(f"{message}. Settings have the form KEY=VALUE, for example model.n_layer=3; see --help")
+
+
+def _settings_of(command: str) -> set[str]:
+    """The settings and groups of a command, without composing its config."""
+    config = yaml.safe_load((config_folder() / f"{command}.yaml").read_text())
+    groups = [group for entry in config.pop("defaults") if isinstance(entry, dict) for group in entry]
+    # Only train.py has settings of groups.
+    nested = {name for names in SYNONYMS.values() for name in names if "." in name} if command == "train" else set()
+    return {*config, *(group.removeprefix("optional ") for group in groups), *nested}
 
 
 def _make_parser() -> argparse.ArgumentParser:
     """The parser of the command line, with Hydra's flags."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.error = _argument_error
     parser.add_argument("overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE")
     flag = functools.partial(parser.add_argument, action="store_true")
     flag("--help", "-h", help="this command, its config groups and its most important settings")
@@ -288,6 +301,7 @@ def _current_override(override: str) -> str:
 
 def _parse_arguments(parser: argparse.ArgumentParser, command: str) -> argparse.Namespace:
     """Parses the command line."""
+    parser.error = functools.partial(_argument_error, command)
     args = parser.parse_intermixed_args()
     flags = [f"--{name.replace('_', '-')}" for name in EXCLUSIVE_FLAGS if getattr(args, name)]
     if len(flags) > 1:

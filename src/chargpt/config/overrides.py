@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from chargpt.checkpoint.migrations import GROUPS
 from chargpt.config.schema import Groups, Schema, is_interpolation
+from chargpt.config.synonyms import synonym
 from chargpt.errors import UserError
 from chargpt.invocation import is_called_from_python
 
@@ -196,8 +197,10 @@ def _check_value(override: Override, schema: Schema, sweep: bool) -> None:
         if option := REQUIRED_OPTION.get(key):
             raise UserError(f"{key} requires {option}: add {option}")
         adds = f"+{key}=... adds an argument that its class has, and " if key.rpartition(".")[0] in schema.keys else ""
+        other = synonym(key, schema.keys)
+        near = f": it is {other} here." if other else _nearest(key, schema.keys)
         raise UserError(
-            f"{key} is not a setting of this command{_nearest(key, schema.keys)} {adds}"
+            f"{key} is not a setting of this command{near} {adds}"
             f"--cfg job prints all settings{'' if '/' not in key else ', --help all groups'}"
         )
     if override.is_delete():
@@ -208,10 +211,10 @@ def _check_value(override: Override, schema: Schema, sweep: bool) -> None:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     known = [k for k in known if not k.endswith(("_target_", "_partial_"))]
-    same_last_part = [k for k in known if k.replace("/", ".").rsplit(".", 1)[-1] == name]
+    last_part = name.replace("/", ".").rsplit(".", 1)[-1]
+    same_last_part = [k for k in known if k.replace("/", ".").rsplit(".", 1)[-1] == last_part]
     near = same_last_part or difflib.get_close_matches(name, known, n=3, cutoff=0.65)
     if not near:
         last_parts = {k.rsplit(".", 1)[-1]: k for k in known}
-        last_part = name.replace("/", ".").rsplit(".", 1)[-1]
         near = [last_parts[m] for m in difflib.get_close_matches(last_part, last_parts, n=2, cutoff=0.7)]
     return f"; did you mean {' or '.join(near[:3])}?" if near else "."

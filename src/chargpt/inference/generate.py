@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float, Integer
@@ -13,6 +14,18 @@ from chargpt.inference.context import QUANTIZATIONS, WINDOWS, Context
 from chargpt.inference.sampling import sample_token
 from chargpt.model.language_model import LanguageModel
 from chargpt.utils.seeding import fold_in
+
+
+class SamplingSettings(TypedDict, total=False):
+    """The settings of `generate`, except for the number of samples."""
+
+    temperature: int | float
+    top_k: int | None
+    top_p: int | float | None
+    seed: int
+    window: str
+    quantize: str | None
+    cuda_graph: bool
 
 
 def check_settings(

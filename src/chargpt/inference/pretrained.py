@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, overload
 
 import torch
 
@@ -13,7 +13,7 @@ from chargpt.config.model import build_model
 from chargpt.config.trust import Trust, trusted_packages
 from chargpt.data.tokenizer import Tokenizer, encode
 from chargpt.errors import UserError
-from chargpt.inference.generate import generate
+from chargpt.inference.generate import SamplingSettings, generate
 from chargpt.model.language_model import LanguageModel
 from chargpt.runs.latest import find_run, newest_run
 from chargpt.utils.paths import resolve_path
@@ -38,24 +38,44 @@ class PretrainedModel:
     path: Path
     corpus_sha256: str
 
+    @overload
+    def generate(
+        self, prompt: str | None = None, max_new_tokens: int = 500, **settings: Unpack[SamplingSettings]
+    ) -> str: ...
+
+    @overload
     def generate(
         self,
         prompt: str | None = None,
         max_new_tokens: int = 500,
         *,
-        temperature: int | float = 1.0,
-        top_k: int | None = None,
-        top_p: int | float | None = None,
-        seed: int = 0,
-        window: str = "half",
-        quantize: str | None = None,
-        cuda_graph: bool = False,
-    ) -> str:
-        """Returns the prompt and its continuation. The settings are those of `chargpt.inference.generate`."""
-        settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        settings |= dict(window=window, quantize=quantize, cuda_graph=cuda_graph)
+        num_samples: int,
+        **settings: Unpack[SamplingSettings],
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        max_new_tokens: int = 500,
+        *,
+        num_samples: int | None = None,
+        **settings: Unpack[SamplingSettings],
+    ) -> str | list[str]:
+        """Returns the prompt and its continuation; with `num_samples`, a list of that many texts.
+
+        Args:
+            prompt: None for the first token of the vocabulary, in most texts a line break.
+            settings: temperature, top_k, top_p, seed, window, quantize, cuda_graph: see `chargpt.inference.generate`.
+
+        Raises:
+            UserError: as `stream`.
+        """
         prompt = self.first_token() if prompt is None else prompt
-        return prompt + "".join(text for (text,) in self.stream(prompt, max_new_tokens, **settings))
+        count = 1 if num_samples is None else num_samples
+        pieces = self.stream(prompt, max_new_tokens, num_samples=count, **settings)
+        samples = list(zip(*pieces, strict=True)) or [()] * count
+        texts = [prompt + "".join(sample) for sample in samples]
+        return texts[0] if num_samples is None else texts
 
     @property
     def directory(self) -> Path | None:

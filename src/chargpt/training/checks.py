@@ -21,7 +21,7 @@ from chargpt.model.adapters import ModuleAdapter
 from chargpt.model.language_model import LanguageModel
 from chargpt.optim.matrix_optimizer import MatrixOptimizer
 from chargpt.runs.score import Monitor
-from chargpt.training.callbacks.metrics import VALIDATION_METRICS
+from chargpt.training.callbacks.metrics import LOGGED_METRICS, SCORE, VALIDATION_METRICS
 from chargpt.training.lightning_module import LanguageModeling
 
 log = logging.getLogger(__name__)
@@ -136,10 +136,7 @@ def check_batch(batch_size: int, model: LanguageModel, devices: int) -> None:
 
 def check_monitor(monitor: Monitor, callbacks: dict[str, Any] | None) -> None:
     """Raises `UserError` if the monitor is not a validation metric and no callback of the user could log it."""
-    built_in = ("chargpt.", "lightning.")
-    targets = [str(config.get("_target_")) for config in (callbacks or {}).values() if config]
-    has_custom = any(not target.startswith(built_in) for target in targets)
-    if monitor.name in VALIDATION_METRICS or (has_custom and "/" not in monitor.name):
+    if monitor.name in VALIDATION_METRICS or (_has_own(callbacks) and "/" not in monitor.name):
         return
     matches = difflib.get_close_matches(monitor.name.replace("/", "_"), VALIDATION_METRICS, n=1)
     hint = f"; did you mean {matches[0]}?" if matches else "."
@@ -148,10 +145,29 @@ def check_monitor(monitor: Monitor, callbacks: dict[str, Any] | None) -> None:
     )
 
 
-def check_loggers(trainer: L.Trainer) -> None:
-    """Raises `UserError` if a callback requires a logger and there is none."""
+def _has_own(callbacks: dict[str, Any] | None) -> bool:
+    """Whether a callback is the user's."""
+    targets = [str(config.get("_target_")) for config in (callbacks or {}).values() if config]
+    return any(not target.startswith(("chargpt.", "lightning.")) for target in targets)
+
+
+def check_callbacks(trainer: L.Trainer, configs: dict[str, Any] | None) -> None:
+    """Raises `UserError` if a callback monitors a metric that is not logged, or requires a logger and there is none.
+
+    Args:
+        configs: those of the callbacks.
+    """
+    logged = (SCORE, *LOGGED_METRICS)
     callbacks: list[L.Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] - not declared
     for callback in callbacks:
+        name = getattr(callback, "monitor", None)
+        if isinstance(name, str) and name not in logged and not _has_own(configs):
+            matches = difflib.get_close_matches(name.replace("_", "/"), logged, n=1)
+            hint = f"; did you mean {matches[0]}?" if matches else "."
+            raise UserError(
+                f"callbacks: {type(callback).__name__} monitors {name}, which is not logged{hint} Choose from "
+                f"{', '.join(logged)}"
+            )
         if isinstance(callback, LearningRateMonitor | DeviceStatsMonitor) and not trainer.loggers:
             raise UserError(
                 f"callbacks: {type(callback).__name__} requires a logger: add one, for example logger=csv, or remove "

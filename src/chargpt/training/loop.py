@@ -34,7 +34,14 @@ from chargpt.training.callbacks.rank_errors import RankErrorFile
 from chargpt.training.callbacks.recorder import RunRecorder
 from chargpt.training.callbacks.resume_validation import ResumeValidation
 from chargpt.training.callbacks.timer import TrainingTimer
-from chargpt.training.checks import check_batch, check_config, check_loggers, check_model, check_monitor, check_strategy
+from chargpt.training.checks import (
+    check_batch,
+    check_callbacks,
+    check_config,
+    check_model,
+    check_monitor,
+    check_strategy,
+)
 from chargpt.training.compilation import Compilation
 from chargpt.training.loggers import dispatch
 from chargpt.training.loggers.csv_history import CSVHistory
@@ -226,7 +233,7 @@ def _build(
         trainer.limit_val_batches = limit_batches("trainer.limit_val_batches", trainer.limit_val_batches, batches)
     compilation.decide(trainer)
     check_strategy(module, trainer, settings["strategy"])
-    check_loggers(trainer)
+    check_callbacks(trainer, config["callbacks"])
     check_batch(data.batch_size, model, trainer.world_size)
     if trainer.strategy.root_device.type == "cpu":
         passes, local = trainer.accumulate_grad_batches, trainer.num_devices

@@ -1,7 +1,9 @@
 """Out-of-memory errors: estimates the memory of a step and suggests equivalent settings that need less."""
 
 import contextlib
+import math
 import re
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,20 +35,27 @@ def check(module: LanguageModeling, batch_size: int, block_size: int, processes:
     small = batch_size * block_size <= SMALL_BATCH_TOKENS
     needed = parameters if small else estimate(module, batch_size // processes, block_size)
     if (available := available_memory()) < needed * processes:
-        message = describe(module, batch_size, block_size, processes, passes)
+        message = describe(module, batch_size, block_size, processes, passes, available)
         raise UserError(f"{message}. This machine has {available / 2**30:,.1f} GiB available")
 
 
-def describe(module: LanguageModeling, batch_size: int, block_size: int, devices: int, passes: int) -> str:
+def describe(
+    module: LanguageModeling, batch_size: int, block_size: int, devices: int, passes: int, available: float = math.inf
+) -> str:
     """The error message: what does not fit into memory, and which settings to try.
 
     Args:
         batch_size: blocks of one forward pass over all devices.
         passes: forward passes per step.
+        available: the memory of the machine, in bytes, in which the suggested settings must fit.
     """
     needed = estimate(module, batch_size // devices, block_size)
     usage = f", which need about {needed / 2**30:,.1f} GiB on each device" if needed else ""
-    return _message(usage, module.model.batch_multiple, batch_size, block_size, devices, passes)
+
+    def fits(blocks: int) -> bool:
+        return estimate(module, blocks // devices, block_size) * devices <= available
+
+    return _message(usage, module.model.batch_multiple, batch_size, block_size, devices, passes, fits)
 
 
 def describe_gpu(
@@ -73,21 +82,31 @@ def describe_gpu(
     return _message(usage, multiple, batch_size, block_size, devices, passes)
 
 
-def _message(usage: str, multiple: int, batch_size: int, block_size: int, devices: int, passes: int) -> str:
+def _message(
+    usage: str,
+    multiple: int,
+    batch_size: int,
+    block_size: int,
+    devices: int,
+    passes: int,
+    fits: Callable[[int], bool] = lambda blocks: True,
+) -> str:
     message = f"out of memory: {batch_size} blocks of {block_size} tokens in one pass{usage}. "
-    if parts := smallest_split(batch_size, multiple * devices):
+    if parts := smallest_split(batch_size, multiple * devices, fits):
         smaller = f"data.batch_size={batch_size // parts} trainer.accumulate_grad_batches={passes * parts}"
         return message + f"Restart with {smaller}: one step still uses {batch_size * passes} blocks"
     return message + "Restart with a smaller model.block_size or model.n_embd, or with more memory"
 
 
-def smallest_split(batch_size: int, multiple: int) -> int:
+def smallest_split(batch_size: int, multiple: int, fits: Callable[[int], bool] = lambda blocks: True) -> int:
     """The smallest number above 1 of equal micro-batches into which a batch can be split; 0 if it cannot.
 
     Args:
         multiple: the size of each micro-batch must be a multiple of this.
+        fits: whether a micro-batch of this many blocks fits into memory.
     """
-    return next((n for n in range(2, batch_size + 1) if batch_size % n == 0 and batch_size // n % multiple == 0), 0)
+    sizes = {n: batch_size // n for n in range(2, batch_size + 1) if batch_size % n == 0}
+    return next((n for n, size in sizes.items() if size % multiple == 0 and fits(size)), 0)
 
 
 def estimate(module: LanguageModeling, blocks: int, block_size: int) -> int:

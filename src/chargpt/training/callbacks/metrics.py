@@ -19,6 +19,7 @@ from chargpt.training.loggers.csv_history import CSVHistory
 from chargpt.training.trainer import peak_flops
 
 VALIDATION_METRICS = ("val_loss", "val_bpc", "val_perplexity")  # computed by each validation
+LOGGED_METRICS = ("val/loss", "val/bpc", "val/perplexity")  # their names for callbacks such as `EarlyStopping`
 STATE_KEY = "Curves"  # the name of the callback's state in a checkpoint
 SCORE = "score"  # the name of the monitored metric in `trainer.callback_metrics`
 
