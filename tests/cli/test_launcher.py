@@ -61,6 +61,7 @@ def test_ranks_of_srun_share_one_run_directory(tiny, single_process, tmp_path):
     (tmp_path / "two").mkdir()
     slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
     slurm |= {
+        "SLURM_STEP_ID": "0",
         "SLURM_JOB_ID": str(15000 + os.getpid() % 5000),
         "SLURM_JOB_NAME": "train",
         "SLURM_NODELIST": "localhost",
@@ -83,12 +84,31 @@ def test_ranks_of_srun_share_one_run_directory(tiny, single_process, tmp_path):
     assert run_artifacts.metrics(run)["final_val_loss"] == pytest.approx(single_process["final_val_loss"], abs=1e-5)
 
 
-def test_slurms_variables_do_not_change_a_run_without_srun(tiny, tmp_path):
-    """A batch script or submitit sets them, where one task has two GPUs."""
-    slurm = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train"}
-    outcome = process(tmp_path, "train", *tiny, QUIET, "trainer.devices=2", **slurm)
+@pytest.mark.parametrize(("tasks", "devices"), [(1, 2), (4, 1), (4, 2)])
+def test_slurms_variables_do_not_change_a_run_without_srun(tiny, tmp_path, tasks, devices):
+    """A batch script, an interactive shell or submitit sets them, where one task has several GPUs."""
+    slurm = {"SLURM_NTASKS": str(tasks), "SLURM_PROCID": "0", "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train"}
+    slurm |= {"SLURM_NTASKS_PER_NODE": str(tasks), "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    outcome = process(tmp_path, "train", *tiny, QUIET, f"trainer.devices={devices}", **slurm)
     assert outcome.code == 0, outcome.err
-    assert run_artifacts.metrics(only_run(tmp_path))["devices"] == 2
+    assert run_artifacts.metrics(only_run(tmp_path))["devices"] == devices
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_rank_that_waits_for_the_others(tiny, tmp_path, number):
+    slurm = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+    slurm |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"}
+    slurm |= {"SLURM_JOB_ID": str(15000 + os.getpid() % 5000), "SLURM_JOB_NAME": "train"}
+    command = [sys.executable, str(REPO / "train.py"), *tiny, QUIET]
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | slurm, stderr=subprocess.PIPE, text=True) as task:
+        assert task.stderr is not None
+        for line in task.stderr:
+            if line.startswith("    run"):  # the header: it waits next
+                break
+        time.sleep(3)
+        task.send_signal(number)
+        assert task.wait(timeout=10) == 3
+        assert "interrupted" in task.stderr.read()
 
 
 @pytest.mark.parametrize(("rank", "how"), [(1, "raise"), (0, "raise"), (1, "hang"), (1, "SIGKILL"), (0, "SIGKILL")])

@@ -59,9 +59,17 @@ def launched_by_torchrun() -> bool:
 
 
 def launched_by_srun() -> bool:
-    """Whether srun has started several tasks; Slurm's variables alone are set in every process of a job."""
-    several_tasks = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-    return several_tasks and LOCK_FD_ENV not in os.environ and not launched_by_torchrun()
+    """Whether srun has started this process as one of several tasks.
+
+    Other variables of Slurm are also set in a batch script and in an interactive shell, which have no other tasks.
+    """
+    in_step = "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ
+    return in_step and num_tasks() > 1 and LOCK_FD_ENV not in os.environ and not launched_by_torchrun()
+
+
+def num_tasks() -> int:
+    """The number of tasks of the Slurm step of this process."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1)
 
 
 def get_rank() -> int:

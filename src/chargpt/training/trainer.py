@@ -53,6 +53,13 @@ _OWN = ("check_val_every_n_epoch", "compile", "ema_decay", "fast_dev_run", "limi
 _OWN += ("max_time", "min_epochs", "overfit_batches")
 
 
+class SlurmStep(SLURMEnvironment):
+    """The tasks of a Slurm step, which may be fewer than those of the job."""
+
+    def world_size(self) -> int:
+        return env.num_tasks()
+
+
 class NoProfiler(PassThroughProfiler):
     """A cheaper no-op: Lightning profiles about seventy sections per step, and its own no-op takes 0.1 ms for them."""
 
@@ -158,7 +165,7 @@ def _cluster_environment() -> list[ClusterEnvironment]:
     """The environment that started the ranks; empty for torchrun, which Lightning detects itself."""
     if env.launched_by_torchrun():
         return []
-    return [SLURMEnvironment(auto_requeue=False) if env.launched_by_srun() else LightningEnvironment()]
+    return [SlurmStep(auto_requeue=False) if env.launched_by_srun() else LightningEnvironment()]
 
 
 def _launched_devices() -> dict[str, int]:
@@ -166,8 +173,9 @@ def _launched_devices() -> dict[str, int]:
     if env.launched_by_torchrun():
         local_size, world_size = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     elif env.launched_by_srun():
-        world_size = int(os.environ["SLURM_NTASKS"])
-        nodes = os.environ.get("SLURM_NNODES") or os.environ.get("SLURM_JOB_NUM_NODES") or 1
+        world_size = env.num_tasks()
+        names = ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
+        nodes = next((os.environ[name] for name in names if os.environ.get(name)), 1)
         local_size = world_size // int(nodes)
     else:
         return {}
