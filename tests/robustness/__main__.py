@@ -1,4 +1,4 @@
-"""The command line of the robustness suite: `python -m tests.robustness faults|files|fuzz`."""
+"""The command line of the robustness suite: `python -m tests.robustness faults|signals|files|fuzz`."""
 
 import argparse
 import importlib
@@ -20,6 +20,11 @@ def main() -> int:
     faults.add_argument("--cuts", type=int, default=20, help="number of faults per kind (default: 20)")
     faults.add_argument("--seed", type=int, default=1, help="seed of the points of interruption (default: 1)")
     faults.add_argument("--folder", type=Path, default=RUNS, help="parent of the directory that holds the runs")
+
+    signals = commands.add_parser("signals", help="interrupt a run on a long text, resume it, compare it")
+    signals.add_argument("--cuts", type=int, default=20, help="number of signals (default: 20)")
+    signals.add_argument("--seed", type=int, default=1, help="seed of the moments (default: 1)")
+    signals.add_argument("--folder", type=Path, default=RUNS, help="parent of the directory that holds the runs")
 
     files = commands.add_parser("files", help="load damaged, foreign and hostile checkpoints")
     files.add_argument(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -114,8 +115,9 @@ def build_trainer(settings: dict[str, Any], batches_per_epoch: int = 1, **fixed:
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         message = " ".join(str(error).split())
+        about_hardware = re.search(r"accelerator|cuda|device|gpu|mps", message, re.IGNORECASE)
         hint = "" if settings["accelerator"] == "auto" else "; trainer=auto uses the available hardware"
-        raise UserError(f"trainer: {message} ({_detect_accelerator()}){hint}") from error
+        raise UserError(f"trainer: {message}{f' ({_detect_accelerator()}){hint}' if about_hardware else ''}") from error
     trainer.fast_dev_run = debug_steps  # pyright: ignore[reportAttributeAccessIssue] - not declared; for callbacks
     disable_signal_handlers(trainer)
     return trainer
