@@ -219,10 +219,10 @@ def limit_openmp_spin() -> None:
     """Makes OpenMP threads that wait for each other sleep after about a millisecond. Call it before torch is imported.
 
     By default they spin for longer: on two cores with one other busy program, a step takes 18 times as long, with this
-    limit 9 times. Without other programs, the limit has no effect (experiments/speed).
+    limit 5 times. Without other programs, the limit has no effect (experiments/speed).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "50000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 class StderrHandler(logging.StreamHandler):

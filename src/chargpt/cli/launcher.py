@@ -22,6 +22,7 @@ from chargpt.distributed.env import (
     READY_PIPE_ENV,
     RENDEZVOUS_FILE_ENV,
     STOP_SIGNALS,
+    THREADS_ENV,
     forwarded_signals,
     parent_exited,
     read_report,
@@ -31,6 +32,7 @@ from chargpt.errors import ExitCode
 from chargpt.invocation import arguments, child_command
 from chargpt.runs import lock
 from chargpt.runs.directory import RunDirectory
+from chargpt.utils import threads
 
 GRACE_SECONDS = 8.0  # after one rank has failed, time for the others to exit before they are killed
 KILL_SECONDS = 3.0  # the time before they are killed after a second signal
@@ -78,6 +80,7 @@ class WorkerGroup:
             RENDEZVOUS_FILE_ENV: str(Path(self._folder.name) / "rendezvous"),
             LOCK_FD_ENV: str(descriptor),
             PARENT_PID_ENV: str(os.getpid()),
+            THREADS_ENV: str(threads.choose(threads.measurement.measure(), threads.physical_processors(), count)),
         }
         self._command = [*child_command(), *overrides]
         self._environment, self._descriptor = environment, descriptor

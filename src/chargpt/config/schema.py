@@ -23,6 +23,7 @@ EXTRA_TYPES: dict[str, Types] = {
     "data.max_validation_tokens": (int, str, type(None)),
     "trainer.devices": (int, str, list),
     "trainer.precision": (int, str),
+    "trainer.threads": (int, str),
     "trainer.max_time": (int, float, str, dict, type(None)),
     "trainer.gradient_clip_val": (int, float, type(None)),
     "trainer.ema_decay": (int, float, type(None)),

@@ -18,6 +18,7 @@ LOCK_FD_ENV = "CHARGPT_LOCK_FD"  # file descriptor of the lock that ranks of `Wo
 SWEEP_ENV = "CHARGPT_SWEEP"  # set for the jobs of a sweep
 ERROR_PIPE_ENV = "CHARGPT_ERROR_PIPE"  # pipe to the parent process for the message of a user error
 RENDEZVOUS_FILE_ENV = "CHARGPT_RENDEZVOUS_FILE"  # file for the rendezvous of ranks of `WorkerGroup`
+THREADS_ENV = "CHARGPT_THREADS"  # the number of threads of each rank of `WorkerGroup`
 READY_PIPE_ENV = "CHARGPT_READY_PIPE"  # pipe through which rank 0 reports that the other ranks may start
 # Signals that stop a run; Slurm sends the last one before the time limit of a job.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -19,6 +19,7 @@ MACHINE = (
     "trainer.deterministic",
     "trainer.benchmark",
     "trainer.sync_batchnorm",
+    "trainer.threads",
 )
 # Settings that do not identify a run. The precision is not in `MACHINE`, because a recipe may set it.
 NOT_IDENTITY = (

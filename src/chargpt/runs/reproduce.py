@@ -49,6 +49,17 @@ def copy_record(original: RunDirectory, run: RunDirectory) -> None:
             shutil.copyfile(original.hydra / name, run.hydra / name)
 
 
+def saved_threads(directory: RunDirectory, checkpoint: dict[str, Any] | None = None) -> int | None:
+    """The number of threads of torch with which a run has trained; None if it is unknown.
+
+    Args:
+        checkpoint: that of the run, if there is one; before 0.3 only provenance.json contains the number.
+    """
+    saved = (checkpoint or {}).get("chargpt", {}).get("threads")
+    threads = saved or _read(directory.path / "provenance.json").get("threads")
+    return threads if isinstance(threads, int) and threads > 0 else None
+
+
 def check_text(original: RunDirectory, sha256: str) -> None:
     """Raises `UserError` if the text is not that of the original run."""
     saved = _read(original.path / "provenance.json").get("corpus_sha256", sha256)

@@ -23,12 +23,15 @@ from chargpt.optim.matrix_optimizer import MatrixOptimizer
 from chargpt.runs.score import Monitor
 from chargpt.training.callbacks.metrics import LOGGED_METRICS, SCORE, VALIDATION_METRICS
 from chargpt.training.lightning_module import LanguageModeling
+from chargpt.utils.paths import is_folder_name
 
 log = logging.getLogger(__name__)
 
 
 def check_config(saved: dict[str, Any]) -> None:
-    """Raises `UserError` if a checkpoint cannot contain the config: only plain data, and no text with `${`."""
+    """Raises `UserError` if the name is a path, or a checkpoint cannot contain the config: plain data without `${`."""
+    if not is_folder_name(str(saved["name"])):
+        raise UserError(f"name={str(saved['name'])!r}: it must be the name of a directory in outputs/, not a path")
     if problem := find_non_plain(saved, ""):
         raise UserError(f"{problem.removeprefix('.')}, so that no checkpoint can contain it; choose another")
 

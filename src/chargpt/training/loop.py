@@ -47,12 +47,12 @@ from chargpt.training.loggers import dispatch
 from chargpt.training.loggers.csv_history import CSVHistory
 from chargpt.training.outcome import RollbackRequested, record_outcome
 from chargpt.training.restore import best_is_intact, check_state, find_state, invalid_state_as_user_error
-from chargpt.training.setup import Origin, Run, load_data, make_callbacks, make_loggers, make_module
+from chargpt.training.setup import Origin, Run, load_data, make_callbacks, make_loggers, make_module, set_threads
 from chargpt.training.summary import summarize
 from chargpt.training.trainer import build_trainer
 from chargpt.utils.duration import parse_duration
 from chargpt.utils.memory import disable_malloc_trim
-from chargpt.utils.paths import is_folder_name, resolve_path
+from chargpt.utils.paths import resolve_path
 from chargpt.utils.seeding import fold_in
 
 log = logging.getLogger(__name__)
@@ -128,14 +128,15 @@ def setup(
     trust = Trust(targets=frozenset(targets_of(composed)), packages=trusted_packages(config.get("trust")))
     if config["resume"] != "never":
         directory, path, checkpoint = find_state(resolve_path("resume", config["resume"]))
-        origin = Origin(resumed=True, checkpoint_path=path, checkpoint=checkpoint)
+        origin = Origin(True, path, checkpoint, threads=reproduce.saved_threads(directory, checkpoint))
         with invalid_state_as_user_error(path or directory.config):
             config = config | saved_config(directory, checkpoint, config)
             return _build(config, directory, origin, messages, diverged_at, trust)
     if original := reproduce.original_run(config["rerun"], config["resume"]):
         with invalid_state_as_user_error(original.config):
             config = config | saved_config(original, None, config)
-            return _build(config, directory, Origin(original=original), messages, diverged_at, trust)
+            origin = Origin(original=original, threads=reproduce.saved_threads(original))
+            return _build(config, directory, origin, messages, diverged_at, trust)
     return _build(config, directory, Origin(), messages, diverged_at, COMPOSED)
 
 
@@ -161,10 +162,9 @@ def _build(
     diverged_at: Sequence[int],
     trust: Trust,
 ) -> tuple[Run, RunRecorder]:
-    if not is_folder_name(str(config["name"])):
-        raise UserError(f"name={str(config['name'])!r}: it must be the name of a directory in outputs/, not a path")
     saved = {key: config[key] for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3)}
     check_config(saved)
+    set_threads(config["trainer"].get("threads", "auto"), origin)
     settings, checkpoint = config["trainer"], origin.checkpoint
     monitor = Monitor(config["monitor"], config["mode"])
     check_monitor(monitor, config["callbacks"])

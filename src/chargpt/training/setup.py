@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from chargpt.config.instantiate import instantiate
 from chargpt.config.trust import COMPOSED, Trust, locate
 from chargpt.data.datamodule import TextDataModule
 from chargpt.data.tokenizer import Tokenizer
+from chargpt.distributed import env
 from chargpt.errors import UserError
 from chargpt.model.language_model import LanguageModel
 from chargpt.runs.directory import RunDirectory
@@ -28,6 +30,7 @@ from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.checks import check_schedule, check_tokenizer
 from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.loggers import dispatch
+from chargpt.utils import threads
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +43,14 @@ class Origin:
         resumed: whether the run resumes in an existing directory.
         checkpoint_path, checkpoint: the file from which it resumes, and its content; None if there is none.
         original: the run that this one repeats, for `rerun=`.
+        threads: the number of threads of torch in the run that is resumed or repeated; None if it is unknown.
     """
 
     resumed: bool = False
     checkpoint_path: Path | None = None
     checkpoint: dict[str, Any] | None = None
     original: RunDirectory | None = None
+    threads: int | None = None
 
     @property
     def step(self) -> int:
@@ -80,6 +85,32 @@ class Run:
     @property
     def model(self) -> LanguageModel:
         return self.module.model
+
+
+def set_threads(setting: int | str, origin: Origin) -> None:
+    """Sets the number of threads of torch. With another number, the last bits of the results differ.
+
+    It is, in this order: the setting; that of the environment variable OMP_NUM_THREADS; that of the run that is resumed
+    or repeated; the number of idle processors.
+
+    Args:
+        setting: `trainer.threads`.
+    """
+    saved, default = origin.threads, torch.get_num_threads()
+    if setting != "auto":
+        torch.set_num_threads(int(setting))
+    elif "OMP_NUM_THREADS" not in os.environ:
+        if saved:
+            number = min(saved, os.cpu_count() or 1)
+        elif env.THREADS_ENV in os.environ:  # chosen by the parent process for all ranks
+            number = int(os.environ[env.THREADS_ENV])
+        elif env.launched_by_srun():  # the same on all ranks
+            number = threads.choose(threads.available_processors(), default)
+        else:
+            number = threads.choose(threads.measurement.measure(), default)
+        torch.set_num_threads(number)
+    if saved and saved != torch.get_num_threads():
+        log.info("%d threads instead of %d: results are not bit-identical", torch.get_num_threads(), saved)
 
 
 def load_data(

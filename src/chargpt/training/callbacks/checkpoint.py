@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
@@ -142,7 +143,8 @@ class CheckpointCallback(Checkpoint):
                 raise TrainingError(
                     f"callback {name}: {problem}, which no checkpoint can contain: use plain data and tensors"
                 )
-        checkpoint[KEY] = {"version": __version__, "devices": trainer.world_size, **self._identity}
+        machine = {"devices": trainer.world_size, "threads": torch.get_num_threads()}
+        checkpoint[KEY] = {"version": __version__, **machine, **self._identity}
         if self._validation_due:
             checkpoint[KEY]["validation_due"] = True
         _set_loop_progress(checkpoint["loops"]["fit_loop"], checkpoint["global_step"], trainer.accumulate_grad_batches)
