@@ -95,10 +95,15 @@ def set_threads(setting: int | str, origin: Origin) -> None:
 
     Args:
         setting: `trainer.threads`.
+
+    Raises:
+        UserError: the setting is invalid.
     """
     saved, default = origin.threads, torch.get_num_threads()
     if setting != "auto":
-        torch.set_num_threads(int(setting))
+        if not (isinstance(setting, int) and setting > 0):
+            raise UserError(f"trainer.threads={setting}: it must be auto, or a number of threads")
+        torch.set_num_threads(setting)
     elif "OMP_NUM_THREADS" not in os.environ:
         if saved:
             number = min(saved, os.cpu_count() or 1)

@@ -205,9 +205,6 @@ def _check(settings: dict[str, Any]) -> None:
     for name in ("log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
         if settings[name] < 1:
             raise UserError(f"trainer.{name}={settings[name]}: it must be 1 or more")
-    threads = settings.get("threads", "auto")
-    if threads != "auto" and not (isinstance(threads, int) and threads > 0):
-        raise UserError(f"trainer.threads={threads}: it must be auto, or a number of threads")
     epochs.check(settings)
     if settings.get("num_sanity_val_steps", 0) < -1:
         raise UserError(f"trainer.num_sanity_val_steps={settings['num_sanity_val_steps']}: it must be -1 or more")
