@@ -31,7 +31,6 @@ NOT_IDENTITY = (
     "trainer.check_val_every_n_epoch",
     "trainer.limit_val_batches",
     "trainer.num_sanity_val_steps",
-    "trainer.inference_mode",
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
     "trainer.enable_autolog_hparams",

@@ -39,6 +39,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "callbacks": (None, "they are a config group: callbacks=OPTION, or +callbacks.NAME._target_=CLASS"),
     "default_root_dir": (None, "hydra.run.dir=FOLDER sets the directory of the run"),
     "enable_checkpointing": (True, "a run is sampled, evaluated and resumed from its checkpoints"),
+    "inference_mode": (None, "a run validates with torch.no_grad, whatever it is; it is for Lightning's own validate"),
     "limit_predict_batches": (None, "a run predicts nothing; sample.py max_new_tokens=N sets the length of a sample"),
     "limit_test_batches": (None, "there is no test split; trainer.limit_val_batches limits the validation"),
     "logger": (None, "loggers are a config group: logger=OPTION, or +logger.NAME._target_=CLASS"),
