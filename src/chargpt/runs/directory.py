@@ -20,7 +20,7 @@ from chargpt.checkpoint.migrations import migrate, migrate_key, migrate_override
 from chargpt.checkpoint.plain_data import find_non_plain
 from chargpt.config.instantiate import COMPONENTS, SAVED_KEYS, SAVED_KEYS_SINCE_0_3
 from chargpt.errors import UserError
-from chargpt.invocation import arguments, is_trust, program_name
+from chargpt.invocation import arguments, command_line, is_trust, program_name
 from chargpt.runs import lock
 from chargpt.utils.atomic_write import atomic_write_text
 from chargpt.utils.terminal import without_controls
@@ -108,7 +108,8 @@ class RunDirectory:
         """Raises `UserError` if the path already contains a run or other files."""
         if not self.path.is_dir() or not self._is_empty():
             raise UserError(
-                f"{self.path} already exists. Resume it with resume={self.path}, or choose another hydra.run.dir"
+                f"{self.path} already exists: choose another hydra.run.dir, or resume its run: "
+                f"{command_line('train', f'resume={self.path}')}"
             )
 
     def make_parents(self) -> None:

@@ -32,8 +32,8 @@ def find_runs(spec: str) -> list[Path]:
         runs = [run for path in paths for run in _runs_below(path)]
         if not runs:
             raise UserError(
-                f"runs: {item} contains no run (a run directory contains status.json or metrics.json). Train first, "
-                f"{command_line('train', '-m', 'model.n_layer=2,4')}, or name the folder of the runs, runs=FOLDER"
+                f"runs: {item} contains no run (a run directory contains status.json or metrics.json). Name the folder "
+                f"of the runs, runs=FOLDER, or train first: {command_line('train', '-m', 'model.n_layer=2,4')}"
             )
         result |= {run.resolve(): run for run in reversed(runs)}
     return sorted(result.values())

@@ -13,6 +13,7 @@ from chargpt.config.instantiate import CONSTRUCTOR_ERRORS
 from chargpt.config.trust import Trust, locate, targets_of
 from chargpt.errors import UserError, describe_error
 from chargpt.inference.pretrained import find_checkpoint
+from chargpt.invocation import command_line
 from chargpt.optim.state_check import check_optimizer_state
 from chargpt.runs.directory import RunDirectory
 from chargpt.training import epochs
@@ -114,8 +115,8 @@ def _check_progress(run: Run, checkpoint: dict[str, Any]) -> None:
         name = length.partition("=")[0]
         longer = f"{name}={2 * (run.config['trainer']['max_epochs'] if name == 'trainer.max_epochs' else step)}"
         raise UserError(
-            f"{path} has already trained for {step} steps, and {length}; to train longer, increase it: "
-            f"resume={path} {longer}"
+            f"{path} has already trained for {step} steps, and {length}. To train longer: "
+            f"{command_line('train', f'resume={path}', longer)}"
         )
     planned = epochs.max_steps(checkpoint["chargpt"]["config"]["trainer"], batches)
     if -1 != max_steps < planned:
@@ -127,8 +128,8 @@ def _check_progress(run: Run, checkpoint: dict[str, Any]) -> None:
     used = TrainingTimer.train_seconds_in(checkpoint)
     if budget is not None and used >= budget and run.directory.metrics.exists():
         raise UserError(
-            f"{path} has already trained for its trainer.max_time={run.config['trainer']['max_time']}; to train "
-            f"longer, increase it: resume={path} trainer.max_time=..."
+            f"{path} has already trained for its trainer.max_time={run.config['trainer']['max_time']}. To train longer: "
+            f"{command_line('train', f'resume={path}', f'trainer.max_time={2 * round(used)}')}"
         )
     saved = checkpoint["chargpt"]["devices"]
     if saved != run.trainer.world_size:
