@@ -128,7 +128,7 @@ def _check_progress(run: Run, checkpoint: dict[str, Any]) -> None:
     used = TrainingTimer.train_seconds_in(checkpoint)
     if budget is not None and used >= budget and run.directory.metrics.exists():
         raise UserError(
-            f"{path} has already trained for its trainer.max_time={run.config['trainer']['max_time']}. To train longer: "
+            f"{path} has already trained for trainer.max_time={run.config['trainer']['max_time']}. To train longer: "
             f"{command_line('train', f'resume={path}', f'trainer.max_time={2 * round(used)}')}"
         )
     saved = checkpoint["chargpt"]["devices"]
