@@ -147,6 +147,8 @@ def read_utf8(path: Path, setting: str = "data.path") -> str:
         raise UserError(f"{path} does not exist (working directory: {Path.cwd()}). Check {setting}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except MemoryError as error:  # for example, /dev/zero
+        raise UserError(f"{path} is larger than the memory of this machine. Choose another {setting}") from error
     if other := _other_format(raw):
         kind, command = other
         folder = path.with_suffix("")
