@@ -148,12 +148,19 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def hyperparameters(config: dict[str, Any], module: LanguageModeling) -> dict[str, bool | str | float | int]:
-    """The hyperparameters by which loggers compare runs: the model's scalars and the training settings."""
+def hyperparameters(
+    config: dict[str, Any], module: LanguageModeling, choices: Mapping[str, str]
+) -> dict[str, bool | str | float | int]:
+    """The hyperparameters by which loggers compare runs: the model's scalars and the training settings.
+
+    Args:
+        choices: the selected option of each config group.
+    """
     scalars = {k: v for k, v in config["model"].items() if isinstance(v, bool | int | float | str) and k[0] != "_"}
     return {
         **scalars,
-        "model": config["model"]["_target_"].rsplit(".", 1)[-1],
+        "model": choices.get("model") or config["model"]["_target_"].rsplit(".", 1)[-1],
+        **({"lecture": choices["lecture"]} if "lecture" in choices else {}),
         "parameters": module.parameter_count,
         "optimizer": config["optimizer"]["_target_"].rsplit(".", 1)[-1],
         **({"lr": config["optimizer"]["lr"]} if "lr" in config["optimizer"] else {}),
