@@ -24,7 +24,7 @@ from chargpt.runs.observers import selected_option
 from chargpt.training import epochs
 from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.setup import Run
-from chargpt.training.trainer import PROFILE, device_name
+from chargpt.training.trainer import PROFILE, SCALED_UP, SCALED_UP_ADVICE, device_name
 from chargpt.utils.duration import parse_duration
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ def log_header(run: Run) -> None:
         rows["val"] = f"on {part:,} of {whole:,} tokens (data.max_validation_tokens), at the end on all"
     for name, line in rows.items():
         log.info("%7s  %s", name, line)
+    if run.directory.read_choices().get("lecture") == SCALED_UP and trainer.strategy.root_device.type == "cpu":
+        log.warning("%s", SCALED_UP_ADVICE)
 
 
 def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:

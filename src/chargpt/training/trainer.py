@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -27,6 +28,10 @@ from chargpt.training.strategies import make_strategy
 
 log = logging.getLogger(__name__)
 
+SCALED_UP = "scaled_up"  # the option of the group lecture for its last model
+SCALED_UP_ADVICE = (
+    "lecture=scaled_up takes most of a day on a CPU: without a GPU, use lecture=scaled_up_cpu, which takes minutes"
+)
 TENSOR_CORE_CAPABILITY = (7, 0)  # the lowest compute capability with tensor cores: Volta, for float16
 
 # Trainer arguments that a run does not support: the value that asks for nothing, and the reason.
@@ -108,6 +113,8 @@ def build_trainer(settings: dict[str, Any], batches_per_epoch: int = 1, **fixed:
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         message = " ".join(str(error).split())
         hint = "" if settings["accelerator"] == "auto" else "; trainer=auto uses the available hardware"
+        if HydraConfig.initialized() and HydraConfig.get().runtime.choices.get("lecture") == SCALED_UP:
+            hint = f"; {SCALED_UP_ADVICE}"
         raise UserError(f"trainer: {message} ({_detect_accelerator()}){hint}") from error
     trainer.fast_dev_run = debug_steps  # pyright: ignore[reportAttributeAccessIssue] - not declared; for callbacks
     disable_signal_handlers(trainer)

@@ -94,14 +94,25 @@ def test_option_names_are_evenly_spaced_worst_first(run):
 
 def test_runs_without_flops_are_named_below_the_front(run):
     bigram = run("a", loss=3.0, choices={"model": "bigram"}, flops_per_token=0)
-    panel = axes_of(bigram, run("b", loss=2.0))["training FLOPs"]
+    others = [run(f"{n}", f"model.n_layer={n}", loss=2.0 / n, flops_per_token=1000 * n) for n in (1, 2)]
+    panel = axes_of(bigram, *others)["training FLOPs"]
     assert "bigram" in panel.get_xlabel()
+
+
+def test_there_is_no_front_of_runs_of_the_same_cost(run):
+    """Its points would lie on one vertical line."""
+    paths = [run(f"{rate}", f"optimizer.lr={rate}", loss=2 - rate) for rate in (0.0001, 0.001, 0.01)]
+    panels = axes_of(*paths)
+    assert list(panels) == ["lr"]
+    assert panels["lr"].get_xscale() == "log"
+    assert [label.get_text() for label in panels["lr"].get_xticklabels()] == ["0.0001", "0.001", "0.01"]
 
 
 def test_a_single_run_and_failed_runs_are_plotted(run):
     history = [(10, 3.0), (20, 2.0)]
     panels = axes_of(run("a", loss=2.0, history=history))
-    assert list(panels) == ["optimizer steps", "training FLOPs"]
+    assert list(panels) == ["optimizer steps"]
+    assert list(axes_of(run("no curve", loss=2.0))) == ["training FLOPs"]
     figure = plot_sweep(rank([read_run(run(n, state="failed", reason="no $ left")) for n in "bc"]), "sweep")
     figure.draw_without_rendering()
     assert "no run has finished" in figure.get_suptitle()
@@ -157,6 +168,10 @@ def test_runs_with_different_tokenizers_are_plotted_by_bits_per_character_withou
         ([2, 4, 8], "linear"),
         ([0, 0.1, 0.2, 0.5], "linear"),
         ([1e-4, 3e-4, 1e-3, 1e-2], "log"),
+        ([1e-4, 1e-3, 1e-2], "log"),
+        ([1, 2, 4, 8, 16, 32], "log"),
+        ([0.00031, 0.00033, 0.0011, 0.0019, 0.0021, 0.0064, 0.0067], "log"),
+        ([0.011, 0.014, 0.13, 0.15, 0.19, 0.24, 0.29], "linear"),
         ([0, 1e-4, 1e-3, 1e-2, 1e-1], "even"),
         ([n / 40 for n in range(1, 21)], "linear"),
         ([10 ** (-n / 10) for n in range(20)], "log"),
@@ -166,6 +181,14 @@ def test_runs_with_different_tokenizers_are_plotted_by_bits_per_character_withou
 )
 def test_the_kind_of_a_scale_follows_from_the_values(values, kind):
     assert make_scale([(value, 2.0) for value in values], Monitor()).kind == kind
+
+
+@pytest.mark.parametrize("values", [[3e-4, 5e-4, 1e-3], [0.01, 0.02, 0.021, 0.022, 0.023, 0.024, 0.04]])
+def test_learning_rates_are_compared_by_factors(values):
+    points = [(value, 2.0) for value in values]
+    assert make_scale(points, Monitor(), "optimizer.lr").kind == "log"
+    assert make_scale(points, Monitor(), "optimizer.embedding_lr").kind == "log"
+    assert make_scale(points, Monitor(), "model.dropout").kind == "linear"
 
 
 def test_no_cheaper_point_is_better_than_a_point_of_the_front():
@@ -187,5 +210,5 @@ def test_keys_that_do_not_occur_together_have_no_heat_map(run):
         del config.model.n_layer
         OmegaConf.save(config, file)
     panels = axes_of(*paths)
-    assert list(panels) == ["n_layer", "std", "training FLOPs"]
+    assert list(panels) == ["n_layer", "std"]
     assert not any(axes.images for axes in panels.values())
