@@ -40,7 +40,9 @@ def test_visualize_logs_images_and_token_embeddings_to_tensorboard(run_cli, run)
         assert run_cli("visualize", f"run={run}", f"text={TEXT}").code == 0
     log_dir = run / "visualize"
     events = EventAccumulator(str(log_dir)).Reload()
-    assert set(events.Tags()["images"]) == {"look/surprise", "look/attention_layer_1", "look/attention_layer_2"}
+    assert set(events.Tags()["images"]) == {
+        f"visualize/{name}" for name in ("surprise", "attention_layer_1", "attention_layer_2")
+    }
     trained = chargpt.load(run)
     assert len(list(log_dir.glob("events.out.tfevents.*"))) == 1
     config = (log_dir / "projector_config.pbtxt").read_text()

@@ -63,7 +63,9 @@ def visualize(run: str, text: str | None, folder: str | None, device: str, trust
         print(f"     image  {printable(path)}")
     if trained.directory:
         _log_to_tensorboard(trained, images, trained.directory / "visualize")
-        print(f"      view  {tensorboard_command(trained.directory)}   (Images, Projector)")
+        print(f"      view  {tensorboard_command(trained.directory)}")
+        # The first page of a TensorBoard lists its Projector as inactive.
+        print("            Images: http://localhost:6006/#images   Projector: http://localhost:6006/#projector")
 
 
 def _model_name(trained: PretrainedModel) -> str:
@@ -147,7 +149,7 @@ def _log_to_tensorboard(trained: PretrainedModel, images: list[Image], log_dir: 
     shutil.rmtree(log_dir / f"{trained.step:05d}", ignore_errors=True)
     with SummaryWriter(str(log_dir)) as writer:
         for image in images:
-            writer.add_figure(f"look/{image.name}", image.figure, trained.step)
+            writer.add_figure(f"visualize/{image.name}", image.figure, trained.step)
         try:
             embeddings_VC = trained.model.input_embeddings()
         except NotImplementedError as error:

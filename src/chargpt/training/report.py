@@ -158,11 +158,13 @@ def hyperparameters(
     Args:
         choices: the selected option of each config group.
     """
+    name = choices.get("model") or config["model"]["_target_"].rsplit(".", 1)[-1]
+    if "lecture" in choices:  # most of its models are variations of one option
+        name = f"lecture={choices['lecture']}"
     scalars = {k: v for k, v in config["model"].items() if isinstance(v, bool | int | float | str) and k[0] != "_"}
     return {
         **scalars,
-        "model": choices.get("model") or config["model"]["_target_"].rsplit(".", 1)[-1],
-        **({"lecture": choices["lecture"]} if "lecture" in choices else {}),
+        "model": name,
         "parameters": module.parameter_count,
         "optimizer": config["optimizer"]["_target_"].rsplit(".", 1)[-1],
         **({"lr": config["optimizer"]["lr"]} if "lr" in config["optimizer"] else {}),

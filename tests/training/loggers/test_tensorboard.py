@@ -131,12 +131,12 @@ def test_the_metrics_of_the_hparams_tab_are_logged(get):
 def test_the_hparams_tab_has_the_columns_of_a_transformer_even_if_a_bigram_is_the_first_run(tmp_path: Path):
     logger = TensorBoard(str(tmp_path))
     logger.open()
-    logger.log_hyperparams({"model": "bigram", "lecture": "bigram", "lr": 0.01, "seed": 1})
+    logger.log_hyperparams({"model": "bigram", "lr": 0.01, "seed": 1})
     logger.save()
     contents = PluginEventAccumulator(str(tmp_path)).Reload().PluginTagToContent("hparams")
     experiment = HParamsPluginData.FromString(contents["_hparams_/experiment"]).experiment
     columns = {info.name for info in experiment.hparam_infos}
-    assert columns >= {"n_layer", "n_head", "dropout", "seed", "lecture"}
+    assert columns >= {"n_layer", "n_head", "dropout", "seed"}
 
 
 def test_the_hparams_tab_compares_runs_by_hyperparameters_and_validation_loss(get, finished):
@@ -152,7 +152,7 @@ def test_the_hparams_tab_compares_runs_by_hyperparameters_and_validation_loss(ge
     }
     (group,) = get("hparams/session_groups", body=request)["sessionGroups"]
     settings = {"n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.2, "block_size": 16, "lr": 1e-3}
-    settings |= {"optimizer": "adamw", "batch_size": 4, "max_steps": 20, "seed": 1337}
+    settings |= {"model": "gpt_nano", "optimizer": "adamw", "batch_size": 4, "max_steps": 20, "seed": 1337}
     assert settings.items() <= group["hparams"].items()
     losses = {v["name"]["tag"]: v["value"] for v in group["metricValues"]}
     assert losses["val/loss"] == pytest.approx(run_artifacts.metrics(finished)["final_val_loss"])

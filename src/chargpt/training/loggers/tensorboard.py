@@ -14,7 +14,7 @@ FOLDER_BEFORE_0_3 = "tensorboard"  # the subfolder of the event files in runs of
 # The Custom Scalars tab: category -> chart -> its kind and the tags that it shows.
 LAYOUT = {"loss": {"train and validation loss": ["Multiline", ["train/loss", "val/loss"]]}}
 # The HParams tab shows the columns of five hyperparameters: those that "differ" first, then by name.
-FIRST_HPARAMS = ("lecture", "lr", "model", "n_head", "n_layer")
+FIRST_HPARAMS = ("lr", "model", "n_head", "n_layer")
 # It has the columns of the first of the compared runs, which may be of a model without these settings.
 SHARED_HPARAMS = ("lr", "n_head", "n_layer", "block_size", "dropout", "n_embd")
 HPARAM_METRICS = ("val/loss", "val/bits_per_character", "train/loss")
