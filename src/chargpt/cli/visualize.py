@@ -63,7 +63,8 @@ def visualize(run: str, text: str | None, folder: str | None, device: str, trust
         print(f"     image  {printable(path)}")
     if trained.directory:
         _log_to_tensorboard(trained, images, trained.directory / "visualize")
-        print(f"      view  {tensorboard_command(trained.directory)}")
+        # In the parent folder, the run has a name; as the logdir itself, TensorBoard would call it ".".
+        print(f"      view  {tensorboard_command(trained.directory.parent)}")
         # The first page of a TensorBoard lists its Projector as inactive.
         print("            Images: http://localhost:6006/#images   Projector: http://localhost:6006/#projector")
 
