@@ -188,14 +188,14 @@ def test_all_files_of_a_sweep_over_lecture_steps_are_next_to_the_runs(tiny, tmp_
     outcome = process(tmp_path, "train", "-m", "+lecture=bigram,head", *fixed)
     assert outcome.code == 0, outcome.err
     runs = finished(tmp_path)
-    assert runs.keys() == {"lecture=bigram", "lecture=head"}
+    assert len(runs) == 2
     assert {run.parent.name for run in runs.values()} == {"lecture"}
     names = {path.name for path in (tmp_path / "outputs" / "lecture").iterdir()}
     assert names == {*runs, "multirun.yaml", "sweep.csv", "sweep.png"}
     assert other_sweep.read_text() == "of another sweep"
     lines = outcome.out.splitlines()
     (best,) = (line.split()[1] for line in lines if line.startswith("   best"))
-    assert (tmp_path / best / "metrics.json").exists()
+    assert tmp_path / best in runs.values()
     assert any(line.startswith(" sample") and line.endswith(f"sample.py run={best}") for line in lines)
 
 
