@@ -115,6 +115,9 @@ def test_a_sweep_over_own_settings(project, tmp_path, embedding_lr, devices):
     assert len([*folder.rglob("metrics.json")]) == len(embedding_lr.split(",")) * 2
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert not [file for file in files if "trust" in str(file) or b"trust" in file.read_bytes()]
+    (command,) = (line for line in table.splitlines() if line.startswith(" sample"))
+    assert "trust=my_code" in command
+    assert output_of(project, *shlex.split(command.removeprefix(" sample")), "max_new_tokens=20")
     compared = output_of(project, *CONSOLE, "compare", f"runs={folder}")
     for name in ("n_embd", "embedding_lr")[: 2 if devices == 1 else 1]:
         assert name in table and name in compared

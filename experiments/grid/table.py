@@ -33,7 +33,7 @@ def table_row(position: int, row: Row, names: dict[str, str]) -> dict[str, str]:
 
 def main() -> None:
     runs = [path for path in map(Path, sys.argv[1:]) if is_run(path)]
-    compare(runs, HERE)
+    compare(runs, HERE, "sweep")
     ranking = rank([read_run(run) for run in runs])
     rows, names = ranking.scored, short_names(ranking.keys)
     shown = [i for i in range(len(rows)) if i < SHOWN or i >= len(rows) - SHOWN]

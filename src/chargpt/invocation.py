@@ -80,11 +80,16 @@ def child_command() -> list[str]:
     return [sys.executable, *program]
 
 
-def command_line(command: str, *arguments: str) -> str:
-    """A command to print, which runs when it is pasted into this shell: `python sample.py run=...`."""
+def command_line(command: str, *arguments: str, trust: Iterable[str] = ()) -> str:
+    """A command to print, which runs when it is pasted into this shell: `python sample.py run=...`.
+
+    Args:
+        trust: the packages that it must trust, besides those of the run of this process.
+    """
+    packages = [*dict.fromkeys((*_trust, *trust))]
     options = [f"--config-dir={_config_dir}"] if _config_dir and command == "train" else []
-    if _trust and any(argument.startswith(("run=", "resume=", "rerun=")) for argument in arguments):
-        options.append(f"trust={','.join(_trust)}" if len(_trust) == 1 else f"trust=[{','.join(_trust)}]")
+    if packages and any(argument.startswith(("run=", "resume=", "rerun=")) for argument in arguments):
+        options.append(f"trust={','.join(packages)}" if len(packages) == 1 else f"trust=[{','.join(packages)}]")
     if _console_command:
         program = ["chargpt"] if _is_on_path("chargpt") else [*python(), "-P", "-m", "chargpt"]
         return shlex.join([*program, command, *arguments, *options])

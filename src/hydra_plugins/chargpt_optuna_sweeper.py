@@ -21,6 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from chargpt.config.compose import packages_of
 from chargpt.errors import ExitCode, UserError
 from chargpt.runs.directory import RunDirectory
 from chargpt.runs.score import Monitor, score_of
@@ -88,7 +89,8 @@ class OptunaSweeper(Sweeper):
                     log.info("the search space is exhausted: all its values have been tried")
                     break
             self._log_result(study)
-            return [[_job_return(trial) for trial in counted_trials(study)]]
+            packages = packages_of(self._config)
+            return [[_job_return(trial, packages) for trial in counted_trials(study)]]
 
     def _monitor_of(self, space: dict) -> Monitor:
         """The monitor that compares the trials."""
@@ -226,7 +228,7 @@ def _report_result(study: "optuna.Study", trial: "optuna.Trial", result: dict[st
         study.tell(trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
 
-def _job_return(trial: "optuna.trial.FrozenTrial") -> JobReturn:
+def _job_return(trial: "optuna.trial.FrozenTrial", packages: list[str]) -> JobReturn:
     from optuna.trial import TrialState  # noqa: PLC0415 - optional dependency
 
     code = int(trial.state == TrialState.FAIL)
@@ -236,5 +238,6 @@ def _job_return(trial: "optuna.trial.FrozenTrial") -> JobReturn:
         "code": code,
         "metrics": None,
         "reason": "",
+        "packages": packages,
     }
     return job_return

@@ -35,7 +35,7 @@ def test_runs_that_start_at_the_same_time_have_separate_directories(tiny, tmp_pa
     assert {run_artifacts.metrics(run)["seed"] for run in runs} == set(range(8))
     for run in runs:
         assert [row["step"] for row in run_artifacts.history(run)] == ["1", "5", "10", "15", "20"]
-        assert len(list((run / "tensorboard").iterdir())) == 1
+        assert len(run_artifacts.event_files(run)) == 1
 
 
 @pytest.mark.slow

@@ -37,11 +37,16 @@ def test_visualize_draws_the_attention_of_every_layer_and_the_surprisal(run_cli,
 
 def test_visualize_logs_images_and_token_embeddings_to_tensorboard(run_cli, run):
     for _ in range(2):  # a second call replaces the first
-        assert run_cli("visualize", f"run={run}", f"text={TEXT}").code == 0
-    log_dir = run / "tensorboard"
+        outcome = run_cli("visualize", f"run={run}", f"text={TEXT}")
+        assert outcome.code == 0, outcome.err
+    assert f"--logdir {run.parent}\n" in outcome.out, "where the run has a name"
+    log_dir = run / "visualize"
     events = EventAccumulator(str(log_dir)).Reload()
-    assert set(events.Tags()["images"]) == {"look/surprise", "look/attention_layer_1", "look/attention_layer_2"}
+    assert set(events.Tags()["images"]) == {
+        f"visualize/{name}" for name in ("surprise", "attention_layer_1", "attention_layer_2")
+    }
     trained = chargpt.load(run)
+    assert len(list(log_dir.glob("events.out.tfevents.*"))) == 1
     config = (log_dir / "projector_config.pbtxt").read_text()
     assert config.count("tensor_path") == 1
     (metadata,) = log_dir.rglob("metadata.tsv")

@@ -378,6 +378,12 @@ def test_train_rejects_hardware_that_is_not_available(assert_user_error, tiny, t
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_error_of_the_lectures_last_model_names_the_one_for_a_laptop(assert_user_error, text_file):
+    arguments = ["lecture=scaled_up", "data=text_file", f"data.path={text_file}"]
+    assert_user_error("train", arguments, "lecture=scaled_up_cpu")
+
+
 def test_sample_rejects_a_gpu_that_is_not_available(assert_user_error):
     assert_user_error("sample", ["run=RUN", "device=cuda"], "device=cpu")
 

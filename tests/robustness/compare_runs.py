@@ -6,6 +6,7 @@ from pathlib import Path
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from chargpt.runs.reproduce import TIMING_SUFFIXES, non_timing_metrics
+from chargpt.training.loggers.tensorboard import event_folder
 from tests.training import run_artifacts
 
 COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
@@ -39,7 +40,7 @@ def differences(run: Path, other: Path) -> list[str]:
 def _tensorboard_points(run: Path) -> dict[str, Points]:
     """The scalars and texts that TensorBoard shows: (step, serialized value) by tag."""
     no_limit = {"scalars": 0, "text": 0}
-    events = EventAccumulator(str(run / "tensorboard"), tensor_size_guidance=no_limit).Reload()
+    events = EventAccumulator(str(event_folder(run)), tensor_size_guidance=no_limit).Reload()
     tags = [
         tag
         for tag in events.Tags()["tensors"]

@@ -71,7 +71,7 @@ def write_run(
     config = OmegaConf.create(CONFIG)
     for override in overrides:
         key, _, value = override.partition("=")
-        if OmegaConf.select(config, key) is not None and not isinstance(OmegaConf.select(config, key), dict):
+        if OmegaConf.select(config, key) is not None and not OmegaConf.is_dict(OmegaConf.select(config, key)):
             OmegaConf.update(config, key, OmegaConf.create([json.loads(value)])[0])
     for key, value in (settings or {}).items():
         OmegaConf.update(config, key, value)

@@ -64,6 +64,7 @@ def test_a_search_killed_in_its_third_trial_is_resumed(search, tmp_path):
             (run,) = [run for run in runs.values() if str(run) == trial.user_attrs["home"]]
             assert run_artifacts.metrics(run)["val_loss"] == trial.value
     assert "6 trials" in resumed.output and "best trial: " in resumed.output
+    assert "sample.py run=" in resumed.output, "the best run"
 
 
 @pytest.mark.slow

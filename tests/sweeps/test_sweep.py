@@ -6,9 +6,12 @@ import signal
 import time
 from pathlib import Path
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 
+from chargpt.sweeps.sweep import LECTURE, in_lecture_order
+from tests.config.conftest import CONF
 from tests.conftest import process
 from tests.sweeps.processes import Sweep, finished, losses, modification_times, steps_done
 from tests.training import run_artifacts
@@ -176,12 +179,52 @@ def test_a_refused_job_and_its_reason_are_printed_after_the_table(overrides, tmp
     assert count == "train.py: 1 of 2 jobs did not succeed"
 
 
-def test_the_table_of_a_sweep_over_lecture_steps_is_next_to_the_runs(tiny, tmp_path):
+def test_all_files_of_a_sweep_over_lecture_steps_are_next_to_the_runs(tiny, tmp_path):
     fixed = [override for override in tiny if not override.startswith("model.")]
+    other_sweep = tmp_path / "outputs" / "gpt_nano" / "multirun.yaml"
+    other_sweep.parent.mkdir(parents=True)
+    other_sweep.write_text("of another sweep")
+    fixed += ["callbacks.samples.max_new_tokens=0"]
     outcome = process(tmp_path, "train", "-m", "+lecture=bigram,head", *fixed)
     assert outcome.code == 0, outcome.err
-    assert (tmp_path / "outputs" / "lecture" / "sweep.csv").exists()
-    assert {run.parent.name for run in finished(tmp_path).values()} == {"lecture"}
+    runs = finished(tmp_path)
+    assert len(runs) == 2
+    assert {run.parent.name for run in runs.values()} == {"lecture"}
+    names = {path.name for path in (tmp_path / "outputs" / "lecture").iterdir()}
+    assert names == {*runs, "multirun.yaml", "sweep.csv", "sweep.png"}
+    assert other_sweep.read_text() == "of another sweep"
+    lines = outcome.out.splitlines()
+    (best,) = (line.split()[1] for line in lines if line.startswith("   best"))
+    assert tmp_path / best in runs.values()
+    assert any(line.startswith(" sample") and line.endswith(f"sample.py run={best}") for line in lines)
+
+
+def test_a_sweep_leaves_no_files_in_the_folder_of_a_config_that_it_does_not_train(tiny, tmp_path):
+    fixed = [override for override in tiny if not override.startswith("model.") and override != "model=gpt_nano"]
+    fixed += ["callbacks.samples.max_new_tokens=0"]
+    outcome = process(tmp_path, "train", "-m", "lecture=glob([bi*,hea*])", *fixed)
+    assert outcome.code == 0, outcome.err
+    assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"lecture"}
+
+
+@pytest.fixture
+def compose_context():
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.mark.usefixtures("compose_context")
+def test_a_glob_over_the_lecture_runs_its_models_in_their_order():
+    overrides = ["seed=1,2", "lecture=glob(*,exclude=scaled_up)", "model/norm=glob(*)"]
+    names = "bigram,head,multi_head,feed_forward,residual,layer_norm,scaled_up_cpu"
+    assert in_lecture_order(overrides) == ["seed=1,2", f"lecture={names}", "model/norm=glob(*)"]
+    for chosen in ("lecture=head,bigram", "lecture=head"):
+        assert in_lecture_order([chosen]) == [chosen], "the order of the command line"
+    assert in_lecture_order(["lecture=glob(x*)"]) == ["lecture=glob(x*)"], "an error of Hydra"
+
+
+def test_the_lecture_order_has_every_model():
+    assert {*LECTURE} == {file.stem for file in (CONF / "lecture").iterdir()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -19,7 +19,7 @@ def shown(capsys, tmp_path, monkeypatch):
         if columns:
             console = partial(Console, force_terminal=True, width=columns, color_system=None)
             monkeypatch.setattr(table, "_Console", console)
-        table.print_ranking(rank([read_run(path) for path in paths]), tmp_path)
+        table.print_ranking(rank([read_run(path) for path in paths]), tmp_path, "sweep.csv")
         return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
     return shown
@@ -81,11 +81,69 @@ def test_on_a_narrow_terminal_columns_are_left_out_and_named(run, shown):
     lines = shown(*paths, columns=66)
     assert max(map(len, lines[:4])) <= 66
     assert " ".join(lines[0].split()) == "n_layer dropout val loss bits/char parameters state"
-    assert lines[4] == "terminal too narrow for FLOPs, seconds, tokens/s: see sweep.csv"
+    assert lines[4] == "more columns in sweep.csv: FLOPs, seconds, tokens/s"
 
 
 def test_runs_without_differing_settings_are_shown_by_name(run, shown):
     assert shown(run("+lecture=head,seed=1", loss=2.0))[2].startswith("+lecture=head,seed=1 ")
+
+
+def test_runs_that_differ_only_in_the_seed_are_labeled_by_their_settings(run, shown):
+    overrides = ["model=gpt_nano", "model.n_layer=2", "trainer.max_steps=9", "+optimizer.lr=0.001"]
+    paths = [run(f"seed={n}", *overrides, f"seed={n}", loss=2.0 + n) for n in (1, 2)]
+    head, _, best = shown(*paths)
+    assert head.split()[:4] == ["settings", "val", "loss", "seeds"]
+    assert best.startswith("model=gpt_nano n_layer=2 lr=0.001 ")
+    paths = [run(f"default,seed={n}", f"seed={n}", "model.n_head=4", loss=2.0) for n in (1, 2)]
+    assert shown(*paths)[2].startswith("n_head=4 ")
+    paths = [run(f"nothing,seed={n}", f"seed={n}", loss=2.0) for n in (1, 2)]
+    assert shown(*paths)[2].startswith("model=gpt_nano ")
+
+
+@pytest.fixture
+def mixed(run):
+    """Steps of the lecture, a sweep and the default model: they differ in many settings."""
+    paths = []
+    for n, name in enumerate(["bigram", "head", "multi_head"]):
+        choices = {"lecture": name, "model": "bigram" if name == "bigram" else "gpt_small", "recipe": "lecture"}
+        choices |= {"model/attention": f"attention_{n}", "model/norm": f"norm_{n}"}
+        paths.append(run(f"lecture={name}", f"lecture={name}", loss=2.5 - n / 10, choices=choices))
+    for layers in (2, 4):
+        overrides = ["model=gpt_nano", f"model.n_layer={layers}", "optimizer.lr=0.01", "model.dropout=0.25"]
+        paths.append(run(f"n_layer={layers}", *overrides, loss=2.0 + layers / 10))
+    paths.append(run("default", loss=1.5, choices={"model": "gpt_modern", "recipe": "gpt_modern"}))
+    return paths
+
+
+def test_mixed_runs_are_told_apart_on_a_terminal_of_80_columns(mixed, shown):
+    lines = shown(*mixed, columns=80)
+    assert max(map(len, lines)) <= 80
+    rows = lines[2 : 2 + len(mixed)]
+    assert [row.split("  ")[0] for row in rows] == [
+        "model=gpt_modern",
+        "model=gpt_nano n_layer=2 dropout=0.25 lr=0.01",
+        "lecture=multi_head",
+        "lecture=head",
+        "model=gpt_nano n_layer=4 dropout=0.25 lr=0.01",
+        "lecture=bigram",
+    ]
+    assert all(row.endswith("finished") for row in rows)
+
+
+def test_on_a_terminal_that_is_too_narrow_for_the_labels_they_are_wrapped(mixed, shown):
+    lines = shown(*mixed, columns=50)
+    assert max(map(len, lines)) <= 50
+    assert "".join(lines).count("finished") == len(mixed)
+
+
+def test_rows_with_equal_labels_show_all_settings_that_differ(run, shown):
+    """Runs of different versions of a config: no command line contains the difference."""
+    paths = [run(f"{n}", "model=gpt_nano", loss=n, settings={"model.n_layer": n}) for n in (1, 2)]
+    overrides = [f"model.{key}=1000000" for key in ("block_size", "n_head")]
+    overrides += [f"optimizer.lr={10.0**-9}", "data.batch_size=100000000", "model.dropout=0.123456"]
+    lines = shown(*paths, run("3", *overrides, loss=3.0), columns=60)
+    assert any("n_layer=1" in line for line in lines)
+    assert any("n_layer=2" in line for line in lines)
 
 
 def test_another_monitor_has_its_name_as_header_best_first(accurate, shown):

@@ -29,8 +29,13 @@ def provenance(run: Path) -> dict[str, Any]:
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     """The scalars of the event files: (step, value), by tag."""
-    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    events = EventAccumulator(str(run)).Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def event_files(run: Path) -> list[Path]:
+    """The event files of TensorBoard."""
+    return sorted(run.rglob("events.out.tfevents.*"))
 
 
 def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:

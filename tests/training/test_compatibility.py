@@ -194,9 +194,9 @@ def job_with(override: str, directory: Path) -> Path:
     return job
 
 
-def rows(directory: Path) -> list[dict[str, str]]:
-    """The rows of the `sweep.csv` of a comparison."""
-    with (directory / "sweep.csv").open(newline="") as file:
+def rows(directory: Path, name: str = "sweep") -> list[dict[str, str]]:
+    """The rows of the CSV file of a comparison."""
+    with (directory / f"{name}.csv").open(newline="") as file:
         return [*csv.DictReader(file)]
 
 
@@ -315,7 +315,7 @@ def test_compare_lists_runs_of_all_versions(versions, tmp_path):
     current(tmp_path / "0.2", "train", *NANO, TWO, "hydra.run.dir=../new")
     current(tmp_path, "compare", "runs=.")
     runs = {str(file.parent.relative_to(tmp_path)): file.parent for file in tmp_path.rglob("status.json")}
-    table = {row["run"]: row for row in rows(tmp_path)}
+    table = {row["run"]: row for row in rows(tmp_path, "compare")}
     assert table.keys() == runs.keys()
     for name, run in runs.items():
         if (run / "metrics.json").exists():

@@ -47,7 +47,7 @@ def test_two_processes_share_one_run_directory(two):
     assert [p.name for p in (two[0] / "outputs").iterdir()] == ["two"]
     assert run_artifacts.provenance(run)["devices"] == run_artifacts.metrics(run)["devices"] == 2
     assert run_artifacts.status(run)["state"] == "finished"
-    assert len(list((run / "tensorboard").iterdir())) == 1
+    assert len(run_artifacts.event_files(run)) == 1
     assert [row["step"] for row in run_artifacts.history(run)] == ["1", "2"]
     files = {p.name for p in (run / "checkpoints").iterdir()}
     assert files == {"last.ckpt", "best.ckpt"}

@@ -27,7 +27,7 @@ METRICS = {
 
 def test_a_finished_run_contains_exactly_the_documented_files(finished):
     files = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
-    events = {file for file in files if file.startswith("tensorboard/events.out.tfevents.")}
+    events = {file for file in files if file.startswith("events.out.tfevents.")}
     assert len(events) == 1
     assert files - events == {
         *(".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),

@@ -62,6 +62,15 @@ def test_the_printed_tensorboard_command_has_a_logdir_that_contains_the_run(resu
     assert list((tmp_path / directory).rglob("events.out.tfevents.*"))
 
 
+def test_the_lectures_last_model_on_a_cpu_is_warned_about(run_cli, tiny, tmp_path: Path):
+    fixed = [override for override in tiny if override != "model=gpt_nano"]
+    warning = "lecture=scaled_up takes most of a day on a CPU"
+    outcome = run_cli("train", *fixed, "lecture=scaled_up", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count(warning) == 1
+    assert warning not in run_cli("train", *fixed, "lecture=scaled_up_cpu", "hydra.run.dir=laptop").err
+
+
 def test_large_counts_are_formatted_in_millions():
     counts = (0, 999, 12_345, 99_999, 100_000, 12_345_678)
     assert [format_count(n) for n in counts] == ["0", "999", "12,345", "99,999", "0.10M", "12.35M"]

@@ -254,7 +254,7 @@ def test_fast_dev_run_takes_one_step_and_logs_only_the_history(run_cli, tiny, tm
     metrics = run_artifacts.metrics(tmp_path / "run")
     assert (metrics["steps"], metrics["best_step"], metrics["partial_validation"]) == (1, 1, True)
     assert [row["step"] for row in run_artifacts.history(tmp_path / "run")] == ["1"]
-    assert not (tmp_path / "run" / "tensorboard").exists()
+    assert not run_artifacts.event_files(tmp_path / "run")
     resumed = run_cli("train", "resume=run", "trainer.fast_dev_run=false")
     assert resumed.code == 0, resumed.err
     assert run_artifacts.metrics(tmp_path / "run")["steps"] == 20

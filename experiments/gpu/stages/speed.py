@@ -100,7 +100,7 @@ def report(stage: Stage, run: Run, file: Path) -> None:
     if mode in WAYS:
         stage.row(run.name, COMPILATION, metrics["compilation_seconds"], seconds=0.0)
     if stage.pending(run.name):
-        mfu = scalars(run, "mfu")
+        mfu = scalars(run, "train/mfu")
         if mfu:
             stage.row(run.name, MFU, statistics.median(mfu[len(mfu) // 3 :]), seconds=0.0)
         else:
@@ -111,7 +111,7 @@ def scalars(run: Run, tag: str) -> list[float]:
     """The values of a scalar in the run's TensorBoard files; empty if there is none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415 - slow import
 
-    events = EventAccumulator(str(run.directory / "tensorboard")).Reload()
+    events = EventAccumulator(str(run.directory)).Reload()
     return [event.value for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
 
 

@@ -28,7 +28,7 @@ from chargpt.inference.pretrained import PretrainedModel, data_config, load
 from chargpt.invocation import tensorboard_command
 from chargpt.model.adapters import ModuleAdapter
 from chargpt.model.ensemble import Ensemble
-from chargpt.runs.directory import RunDirectory
+from chargpt.runs.directory import EVENT_FILES, RunDirectory
 from chargpt.utils.atomic_write import atomic_write
 from chargpt.utils.paths import printable, resolve_path
 
@@ -62,8 +62,11 @@ def visualize(run: str, text: str | None, folder: str | None, device: str, trust
     for path in _save_images(output_folder, images):
         print(f"     image  {printable(path)}")
     if trained.directory:
-        _log_to_tensorboard(trained, images, trained.directory / "tensorboard")
-        print(f"      view  {tensorboard_command(trained.directory)}   (Images, Projector)")
+        _log_to_tensorboard(trained, images, trained.directory / "visualize")
+        # In the parent folder, the run has a name; as the logdir itself, TensorBoard would call it ".".
+        print(f"      view  {tensorboard_command(trained.directory.parent)}")
+        # The first page of a TensorBoard lists its Projector as inactive.
+        print("            Images: http://localhost:6006/#images   Projector: http://localhost:6006/#projector")
 
 
 def _model_name(trained: PretrainedModel) -> str:
@@ -132,15 +135,22 @@ def _save_images(folder: Path, images: list[Image]) -> list[Path]:
 
 
 def _log_to_tensorboard(trained: PretrainedModel, images: list[Image], log_dir: Path) -> None:
-    """Logs figures for TensorBoard's Images tab, and the token embeddings for its Projector."""
+    """Logs figures for TensorBoard's Images tab, and the token embeddings for its Projector.
+
+    Args:
+        log_dir: a folder without other event files: a TensorBoard that is already running looks for embeddings only in
+            new ones.
+    """
     tokenizer = trained.tokenizer
     tokens_V = torch.arange(tokenizer.vocab_size)
     kinds = [character_class(tokenizer.decode(token[None])) for token in tokens_V]
     rows = [list(row) for row in zip(token_labels(tokens_V, tokenizer), kinds, strict=True)]
-    shutil.rmtree(log_dir / f"{trained.step:05d}", ignore_errors=True)  # embeddings of an earlier call
+    for file in log_dir.glob(EVENT_FILES):  # of an earlier call, as the embeddings
+        file.unlink()
+    shutil.rmtree(log_dir / f"{trained.step:05d}", ignore_errors=True)
     with SummaryWriter(str(log_dir)) as writer:
         for image in images:
-            writer.add_figure(f"look/{image.name}", image.figure, trained.step)
+            writer.add_figure(f"visualize/{image.name}", image.figure, trained.step)
         try:
             embeddings_VC = trained.model.input_embeddings()
         except NotImplementedError as error:

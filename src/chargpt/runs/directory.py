@@ -28,6 +28,7 @@ from chargpt.utils.terminal import without_controls
 # What a directory may contain before its run starts: written by the launcher, or by an earlier failed attempt.
 ALLOWED_BEFORE_START = {".hydra", lock.NAME, "train.log", "job.log"}
 PACKAGE = Path(__file__).parents[1]
+EVENT_FILES = "events.out.tfevents.*"  # of TensorBoard
 STATES = ("waiting", "running", "interrupted", "failed", "diverged", "pruned", "finished")
 
 
@@ -50,6 +51,7 @@ class RunDirectory:
         self.status_file = self.path / "status.json"
         self.sample = self.path / "sample.txt"
         self.history = self.path / "history.csv"
+        # tensorboard: of versions before 0.3; since then the event files are in the run directory itself.
         self.loggers = [self.path / name for name in ("tensorboard", "csv", "wandb", "mlflow")]
         self.logger_runs = self.path / "logger_runs.json"  # the identifiers of this run at W&B and MLflow
         self.hydra = self.path / ".hydra"
@@ -123,6 +125,8 @@ class RunDirectory:
         """Removes the files of a run so that it can start again; train.log is kept and appended to."""
         for folder in (self.checkpoints, *self.loggers, self.hydra):
             shutil.rmtree(folder, ignore_errors=True)
+        for file in self.path.glob(EVENT_FILES):
+            file.unlink()
         # status.json is removed last: if this method is interrupted, the directory is still recognized as a run.
         (self.path / "provenance.json").unlink(missing_ok=True)
         for file in (self.history, self.metrics, self.metrics_before, self.sample, self.logger_runs, self.status_file):

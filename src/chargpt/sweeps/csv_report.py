@@ -1,4 +1,4 @@
-"""sweep.csv: the comparison as a file, one row per run, best first, grouped by monitor."""
+"""sweep.csv and compare.csv: the comparison as a file, one row per run, best first, grouped by monitor."""
 
 import csv
 import io

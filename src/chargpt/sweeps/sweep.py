@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
@@ -20,8 +21,12 @@ from chargpt.errors import ExitCode, Interrupted, UserError
 from chargpt.invocation import program_name
 from chargpt.runs.discover import common_folder
 from chargpt.sweeps.job import SAFE_PATH_ENV, Job
+from chargpt.utils.atomic_write import atomic_write_text
 
 log = logging.getLogger(__name__)
+
+MULTIRUN = "multirun.yaml"  # Hydra's record of a sweep
+LECTURE = ("bigram", "head", "multi_head", "feed_forward", "residual", "layer_norm", "scaled_up_cpu", "scaled_up")
 
 
 def sweep(
@@ -41,6 +46,7 @@ def sweep(
         Interrupted: a signal arrived; the same command resumes the sweep.
     """
     created: list[Path] = []
+    overrides = in_lecture_order(overrides)
     try:
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration(config_name, overrides, RunMode.MULTIRUN)
@@ -48,6 +54,7 @@ def sweep(
         overrides = [*overrides, *default_overrides(overrides, HydraConfig.get().sweeper.get("params") or {})]
         folder = Path(HydraConfig.get().sweep.dir)
         created = [path for path in (folder, *folder.parents) if not path.exists()]
+        multirun = _read(folder / MULTIRUN)
         app = GlobalHydra.instance().hydra
         assert app is not None  # the caller has initialized Hydra
         job = Job(flags)
@@ -71,7 +78,9 @@ def sweep(
 
     # The directory of a refused job is empty, or contains a different run.
     runs = [Path(result["directory"]) for result in results if result["code"] != ExitCode.USER_ERROR]
-    rows = compare(runs, common_folder(runs))
+    _move_multirun(folder, common_folder(runs), multirun, created)
+    packages = {Path(result["directory"]): result["packages"] for result in results}
+    rows = compare(runs, common_folder(runs), "sweep", packages)
     for result in results:
         if result["code"] == ExitCode.USER_ERROR:
             sys.stderr.write(f"refused: {Path(result['directory']).name}: {result['reason']}\n")
@@ -80,11 +89,57 @@ def sweep(
     return results, rows
 
 
+def in_lecture_order(overrides: list[str]) -> list[str]:
+    """The overrides, with a glob over `lecture` replaced by its models in the order of the lecture.
+
+    Hydra would run them in alphabetical order.
+    """
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+
+    def expand(text: str) -> str:
+        (override,) = parser.parse_overrides([text])  # `parse_override` leaves out the config loader
+        if override.key_or_group != "lecture" or not isinstance(override.value(), Glob):
+            return text
+        names = sorted(override.sweep_string_iterator())
+        names.sort(key=lambda name: LECTURE.index(name) if name in LECTURE else len(LECTURE))
+        return f"lecture={','.join(names)}" if names else text
+
+    return [*map(expand, overrides)]
+
+
+def _read(file: Path) -> bytes | None:
+    with contextlib.suppress(OSError):
+        return file.read_bytes()
+    return None
+
+
+def _move_multirun(folder: Path, runs_folder: Path, before: bytes | None, created: list[Path]) -> None:
+    """Moves the multirun.yaml of this sweep to the folder of its runs.
+
+    Hydra writes it to the `hydra.sweep.dir` of the config without the swept groups, and a group such as `lecture` may
+    select another folder.
+
+    Args:
+        before: the content of the file before this sweep; another sweep may have written it.
+        created: the folders that this sweep has created.
+    """
+    file = folder / MULTIRUN
+    if folder.absolute() == runs_folder.absolute() or not file.exists():
+        return
+    with contextlib.suppress(OSError):
+        atomic_write_text(runs_folder / MULTIRUN, file.read_text())
+        if before is None:
+            _remove_if_unused(created or [folder])
+            file.unlink(missing_ok=True)
+        else:
+            file.write_bytes(before)
+
+
 def _remove_if_unused(created: list[Path]) -> None:
     """Removes the folders that the sweep has created, if they contain only Hydra's multirun.yaml."""
     with contextlib.suppress(OSError):
         for folder in created:
-            (folder / "multirun.yaml").unlink(missing_ok=True)
+            (folder / MULTIRUN).unlink(missing_ok=True)
             folder.rmdir()
 
 

@@ -24,7 +24,7 @@ from chargpt.runs.observers import selected_option
 from chargpt.training import epochs
 from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.setup import Run
-from chargpt.training.trainer import PROFILE, device_name
+from chargpt.training.trainer import PROFILE, SCALED_UP, SCALED_UP_ADVICE, device_name
 from chargpt.utils.duration import parse_duration
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ def log_header(run: Run) -> None:
         rows["val"] = f"on {part:,} of {whole:,} tokens (data.max_validation_tokens), at the end on all"
     for name, line in rows.items():
         log.info("%7s  %s", name, line)
+    if run.directory.read_choices().get("lecture") == SCALED_UP and trainer.strategy.root_device.type == "cpu":
+        log.warning("%s", SCALED_UP_ADVICE)
 
 
 def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
@@ -148,12 +150,21 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def hyperparameters(config: dict[str, Any], module: LanguageModeling) -> dict[str, bool | str | float | int]:
-    """The hyperparameters by which loggers compare runs: the model's scalars and the training settings."""
+def hyperparameters(
+    config: dict[str, Any], module: LanguageModeling, choices: Mapping[str, str]
+) -> dict[str, bool | str | float | int]:
+    """The hyperparameters by which loggers compare runs: the model's scalars and the training settings.
+
+    Args:
+        choices: the selected option of each config group.
+    """
+    name = choices.get("model") or config["model"]["_target_"].rsplit(".", 1)[-1]
+    if "lecture" in choices:  # most of its models are variations of one option
+        name = f"lecture={choices['lecture']}"
     scalars = {k: v for k, v in config["model"].items() if isinstance(v, bool | int | float | str) and k[0] != "_"}
     return {
         **scalars,
-        "model": config["model"]["_target_"].rsplit(".", 1)[-1],
+        "model": name,
         "parameters": module.parameter_count,
         "optimizer": config["optimizer"]["_target_"].rsplit(".", 1)[-1],
         **({"lr": config["optimizer"]["lr"]} if "lr" in config["optimizer"] else {}),

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -28,6 +29,10 @@ from chargpt.training.strategies import make_strategy
 
 log = logging.getLogger(__name__)
 
+SCALED_UP = "scaled_up"  # the option of the group lecture for its last model
+SCALED_UP_ADVICE = (
+    "lecture=scaled_up takes most of a day on a CPU: without a GPU, use lecture=scaled_up_cpu, which takes minutes"
+)
 TENSOR_CORE_CAPABILITY = (7, 0)  # the lowest compute capability with tensor cores: Volta, for float16
 
 # Trainer arguments that a run does not support: the value that asks for nothing, and the reason.
@@ -118,6 +123,8 @@ def build_trainer(settings: dict[str, Any], batches_per_epoch: int = 1, **fixed:
         message = " ".join(str(error).split())
         about_hardware = re.search(r"accelerator|cuda|device|gpu|mps", message, re.IGNORECASE)
         hint = "" if settings["accelerator"] == "auto" else "; trainer=auto uses the available hardware"
+        if HydraConfig.initialized() and HydraConfig.get().runtime.choices.get("lecture") == SCALED_UP:
+            hint = f"; {SCALED_UP_ADVICE}"
         raise UserError(f"trainer: {message}{f' ({_detect_accelerator()}){hint}' if about_hardware else ''}") from error
     trainer.fast_dev_run = debug_steps  # pyright: ignore[reportAttributeAccessIssue] - not declared; for callbacks
     disable_signal_handlers(trainer)

@@ -94,14 +94,25 @@ def test_option_names_are_evenly_spaced_worst_first(run):
 
 def test_runs_without_flops_are_named_below_the_front(run):
     bigram = run("a", loss=3.0, choices={"model": "bigram"}, flops_per_token=0)
-    panel = axes_of(bigram, run("b", loss=2.0))["training FLOPs"]
+    others = [run(f"{n}", f"model.n_layer={n}", loss=2.0 / n, flops_per_token=1000 * n) for n in (1, 2)]
+    panel = axes_of(bigram, *others)["training FLOPs"]
     assert "bigram" in panel.get_xlabel()
+
+
+def test_there_is_no_front_of_runs_of_the_same_cost(run):
+    """Its points would lie on one vertical line."""
+    paths = [run(f"{rate}", f"optimizer.lr={rate}", loss=2 - rate) for rate in (0.0001, 0.001, 0.01)]
+    panels = axes_of(*paths)
+    assert list(panels) == ["lr"]
+    assert panels["lr"].get_xscale() == "log"
+    assert [label.get_text() for label in panels["lr"].get_xticklabels()] == ["0.0001", "0.001", "0.01"]
 
 
 def test_a_single_run_and_failed_runs_are_plotted(run):
     history = [(10, 3.0), (20, 2.0)]
     panels = axes_of(run("a", loss=2.0, history=history))
-    assert list(panels) == ["optimizer steps", "training FLOPs"]
+    assert list(panels) == ["optimizer steps"]
+    assert list(axes_of(run("no curve", loss=2.0))) == ["training FLOPs"]
     figure = plot_sweep(rank([read_run(run(n, state="failed", reason="no $ left")) for n in "bc"]), "sweep")
     figure.draw_without_rendering()
     assert "no run has finished" in figure.get_suptitle()
@@ -128,11 +139,16 @@ def test_if_higher_is_better_the_front_rises_and_its_labels_are_above(accuracies
         assert type(text).__mro__[1].get_window_extent(text).y0 > panel.transData.transform(text.xy)[1]
 
 
-def test_if_higher_is_better_the_lowest_score_is_first_and_its_cell_the_darkest(accuracies):
+def test_if_higher_is_better_the_lowest_score_is_first(accuracies):
     panels = axes_of(*accuracies)
     labels = [label.get_text() for label in panels["feed_forward"].get_xticklabels()]
     assert labels == ["waste", "relu", "gelu", "swiglu"]
-    heat_map = next(axes for axes in panels.values() if axes.images)
+
+
+def test_if_higher_is_better_the_lowest_cell_is_the_darkest(accurate):
+    scores = {(1, 0.1): 0.1, (1, 0.2): 0.2, (2, 0.1): 0.3, (2, 0.2): 0.05}
+    paths = [accurate(f"{n}_{d}", s, f"model.n_layer={n}", f"model.dropout={d}") for (n, d), s in scores.items()]
+    heat_map = next(axes for axes in axes_of(*paths).values() if axes.images)
     image = heat_map.images[0]
     worst, best = (sum(image.cmap(image.norm(value))[:3]) for value in (0.05, 0.3))
     assert worst < best
@@ -157,6 +173,10 @@ def test_runs_with_different_tokenizers_are_plotted_by_bits_per_character_withou
         ([2, 4, 8], "linear"),
         ([0, 0.1, 0.2, 0.5], "linear"),
         ([1e-4, 3e-4, 1e-3, 1e-2], "log"),
+        ([1e-4, 1e-3, 1e-2], "log"),
+        ([1, 2, 4, 8, 16, 32], "log"),
+        ([0.00031, 0.00033, 0.0011, 0.0019, 0.0021, 0.0064, 0.0067], "log"),
+        ([0.011, 0.014, 0.13, 0.15, 0.19, 0.24, 0.29], "linear"),
         ([0, 1e-4, 1e-3, 1e-2, 1e-1], "even"),
         ([n / 40 for n in range(1, 21)], "linear"),
         ([10 ** (-n / 10) for n in range(20)], "log"),
@@ -166,6 +186,14 @@ def test_runs_with_different_tokenizers_are_plotted_by_bits_per_character_withou
 )
 def test_the_kind_of_a_scale_follows_from_the_values(values, kind):
     assert make_scale([(value, 2.0) for value in values], Monitor()).kind == kind
+
+
+@pytest.mark.parametrize("values", [[3e-4, 5e-4, 1e-3], [0.01, 0.02, 0.021, 0.022, 0.023, 0.024, 0.04]])
+def test_learning_rates_are_compared_by_factors(values):
+    points = [(value, 2.0) for value in values]
+    assert make_scale(points, Monitor(), "optimizer.lr").kind == "log"
+    assert make_scale(points, Monitor(), "optimizer.embedding_lr").kind == "log"
+    assert make_scale(points, Monitor(), "model.dropout").kind == "linear"
 
 
 def test_no_cheaper_point_is_better_than_a_point_of_the_front():
@@ -178,6 +206,15 @@ def test_no_cheaper_point_is_better_than_a_point_of_the_front():
     ]
 
 
+def test_a_key_that_follows_from_another_has_no_heat_map_of_mostly_empty_cells(run):
+    names = {"bigram": "bigram", "head": "small", "multi_head": "small", "residual": "small", "scaled_up": "large"}
+    paths = [
+        run(name, f"lecture={name}", f"model={model}", loss=2.0, choices={"lecture": name, "model": model})
+        for name, model in names.items()
+    ]
+    assert not any(axes.images for axes in axes_of(*paths).values())
+
+
 def test_keys_that_do_not_occur_together_have_no_heat_map(run):
     paths = [run(f"n{n}", f"model.n_layer={n}", loss=2.0 / n) for n in (1, 2)]
     paths += [run(f"s{n}", f"+model.std={n}", loss=3.0 / n, settings={"model": {"std": n}}) for n in (1, 2)]
@@ -187,5 +224,5 @@ def test_keys_that_do_not_occur_together_have_no_heat_map(run):
         del config.model.n_layer
         OmegaConf.save(config, file)
     panels = axes_of(*paths)
-    assert list(panels) == ["n_layer", "std", "training FLOPs"]
+    assert list(panels) == ["n_layer", "std"]
     assert not any(axes.images for axes in panels.values())

@@ -83,5 +83,5 @@ def test_mfu_is_reported_if_the_devices_peak_is_known(run_cli, tiny, tmp_path: P
     assert "of the device's peak" in outcome.out
     scalars = run_artifacts.scalars(tmp_path / "run")
     model = chargpt.load(tmp_path / "run").model
-    for (step, mfu), (_, speed) in zip(scalars["mfu"], scalars["tokens_per_second"], strict=True):
+    for (step, mfu), (_, speed) in zip(scalars["train/mfu"], scalars["train/tokens_per_second"], strict=True):
         assert mfu == pytest.approx(speed * model.flops_per_token() / 1e12, rel=1e-4), step

@@ -28,7 +28,7 @@ def test_a_kill_during_a_validation_loses_no_step(run_cli, tiny, tmp_path, step,
     assert not run_artifacts.differences(run_artifacts.training_state(run), run_artifacts.training_state(other))
     columns = ("step", "train_loss", "val_loss", "lr", "grad_norm")
     assert run_artifacts.history(run, *columns) == run_artifacts.history(other, *columns)
-    speed = "tokens_per_second"
+    speed = "train/tokens_per_second"
     one, two = (run_artifacts.scalars(path) for path in (run, other))
     assert {k: v for k, v in one.items() if k != speed} == {k: v for k, v in two.items() if k != speed}
 

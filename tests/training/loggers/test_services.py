@@ -25,7 +25,7 @@ def train_killed_and_resumed(folder: Path, *overrides: str) -> Path:
         resumed = process(folder, "train", "resume=run", *more, **environment)
         assert resumed.code == 0, resumed.err
     assert [path.name for path in folder.iterdir()] == ["run"], "nothing outside the run directory"
-    assert "tensorboard" not in {path.name for path in (folder / "run").iterdir()}
+    assert not run_artifacts.event_files(folder / "run")
     return folder / "run"
 
 

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginEventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from chargpt.runs.directory import RunDirectory
 from chargpt.training.loggers.tensorboard import TensorBoard
 from tests.training import run_artifacts
 
-NAME = "run/tensorboard"
+NAME = "run"  # the run directory, without the name of a subfolder
 
 Get = Callable[..., Any]
 
@@ -66,18 +69,35 @@ def wait_for(condition: Callable[[], Any], server: subprocess.Popen, log: Path) 
     raise AssertionError(f"TensorBoard does not respond:\n{log.read_text()}")
 
 
-@pytest.mark.parametrize("tag", ["train/loss", "val/loss", "lr", "grad_norm", "tokens_per_second"])
-def test_the_scalars_are_those_of_history_csv(get, finished, tag):
+@pytest.mark.parametrize(
+    ("tag", "column"),
+    [
+        ("train/loss", "train_loss"),
+        ("val/loss", "val_loss"),
+        ("train/lr", "lr"),
+        ("train/grad_norm", "grad_norm"),
+        ("train/tokens_per_second", "tokens_per_second"),
+    ],
+)
+def test_the_scalars_are_those_of_history_csv(get, finished, tag, column):
     points = {step: value for _, step, value in get("scalars/scalars", tag=tag, run=NAME)}
-    column = tag.replace("/", "_")
     rows = {int(row["step"]): float(row[column]) for row in run_artifacts.history(finished) if row[column]}
     assert len(rows) >= 2
     assert points == pytest.approx(rows, rel=1e-6)
 
 
 def test_there_are_no_other_scalars_than_the_metrics_and_derived_losses(get):
-    metrics = {"train/loss", "val/loss", "lr", "grad_norm", "tokens_per_second"}
-    assert get("scalars/tags")[NAME].keys() == metrics | {"val/perplexity", "val/bits_per_character"}
+    training = {f"train/{name}" for name in ("loss", "lr", "grad_norm", "tokens_per_second")}
+    tags = get("scalars/tags")[NAME].keys()
+    assert tags == training | {f"val/{name}" for name in ("loss", "perplexity", "bits_per_character")}
+
+
+def test_the_losses_are_in_one_chart(get):
+    (chart,) = get("custom_scalars/layout")["category"][0]["chart"]
+    pattern = "|".join(f"({tag})" for tag in chart["multiline"]["tag"])
+    shown = get("custom_scalars/scalars", run=NAME, tag=pattern)
+    assert shown["regex_valid"]
+    assert shown["tag_to_events"].keys() == {"train/loss", "val/loss"}
 
 
 def text(get: Get, tag: str) -> dict[int, str]:
@@ -98,6 +118,27 @@ def test_the_config_is_shown_verbatim(get, finished):
     assert config.strip() == (finished / ".hydra" / "config.yaml").read_text().strip()
 
 
+def test_the_first_columns_of_the_hparams_tab_are_those_by_which_runs_are_usually_compared(get):
+    names = [info["name"] for info in get("hparams/experiment", body={})["hparamInfos"]]
+    assert names[:4] == ["lr", "model", "n_head", "n_layer"]
+
+
+def test_the_metrics_of_the_hparams_tab_are_logged(get):
+    metrics = {info["name"]["tag"] for info in get("hparams/experiment", body={})["metricInfos"]}
+    assert metrics <= get("scalars/tags")[NAME].keys()
+
+
+def test_the_hparams_tab_has_the_columns_of_a_transformer_even_if_a_bigram_is_the_first_run(tmp_path: Path):
+    logger = TensorBoard(str(tmp_path))
+    logger.open()
+    logger.log_hyperparams({"model": "bigram", "lr": 0.01, "seed": 1})
+    logger.save()
+    contents = PluginEventAccumulator(str(tmp_path)).Reload().PluginTagToContent("hparams")
+    experiment = HParamsPluginData.FromString(contents["_hparams_/experiment"]).experiment
+    columns = {info.name for info in experiment.hparam_infos}
+    assert columns >= {"n_layer", "n_head", "dropout", "seed"}
+
+
 def test_the_hparams_tab_compares_runs_by_hyperparameters_and_validation_loss(get, finished):
     experiment = get("hparams/experiment", body={})
     names = {info["name"] for info in experiment["hparamInfos"]}
@@ -111,7 +152,7 @@ def test_the_hparams_tab_compares_runs_by_hyperparameters_and_validation_loss(ge
     }
     (group,) = get("hparams/session_groups", body=request)["sessionGroups"]
     settings = {"n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.2, "block_size": 16, "lr": 1e-3}
-    settings |= {"optimizer": "adamw", "batch_size": 4, "max_steps": 20, "seed": 1337}
+    settings |= {"model": "gpt_nano", "optimizer": "adamw", "batch_size": 4, "max_steps": 20, "seed": 1337}
     assert settings.items() <= group["hparams"].items()
     losses = {v["name"]["tag"]: v["value"] for v in group["metricValues"]}
     assert losses["val/loss"] == pytest.approx(run_artifacts.metrics(finished)["final_val_loss"])
@@ -133,10 +174,28 @@ def test_points_that_a_resumed_run_logs_again_are_shown_once(tmp_path: Path, rea
             logger.log_metrics({"val/loss": float(step)}, step=step)
             logger.log_text("sample", f"after {step}", step)
         logger.save()
-    events = module.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    events = module.EventAccumulator(str(tmp_path)).Reload()
     if reader == "event_accumulator":
         points = events.Scalars("val/loss")
     else:
         points = events.Tensors("val/loss")
         assert [event.step for event in events.Tensors("sample/text_summary")] == [5, 10, 15, 20, 25, 30]
     assert [point.step for point in points] == [5, 10, 15, 20, 25, 30]
+
+
+def test_a_resumed_run_of_an_earlier_version_continues_its_subfolder(tmp_path: Path):
+    """TensorBoard would show event files in two folders as two runs."""
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.1.host.1.0").touch()
+    logger = TensorBoard(str(tmp_path), purge_step=11)
+    logger.open(first_step=11)
+    logger.save()
+    assert len(run_artifacts.event_files(tmp_path / "tensorboard")) == 2
+    assert len(run_artifacts.event_files(tmp_path)) == 2, "none elsewhere"
+
+
+def test_a_run_that_starts_again_has_no_points_of_its_earlier_start(tmp_path: Path):
+    TensorBoard(str(tmp_path)).open()
+    assert run_artifacts.event_files(tmp_path)
+    RunDirectory(tmp_path).clear()
+    assert not run_artifacts.event_files(tmp_path)

@@ -1,5 +1,6 @@
 """The axis of a key: its scale (linear, logarithmic or evenly spaced), ticks and labels."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,6 +20,8 @@ LOSS_LABEL = "validation loss, nats per token"
 MIN_TICK_DISTANCE = 0.08  # between two ticks, as a fraction of the axis
 MAX_TICKS = 12
 MAX_TICK_LENGTH = 30  # characters
+MAX_EVEN = 6  # values of a search over an interval that are evenly spaced instead of to scale
+LOG_KEYS = ("lr",)
 
 
 @dataclass
@@ -47,8 +50,12 @@ def score_label(monitor: Monitor) -> str:
     return LOSS_LABEL if monitor.name == "val_loss" else escape_mathtext(monitor.label)
 
 
-def make_scale(points: Sequence[tuple[Any, float]], monitor: Monitor) -> Scale:
-    """The axis for (value, score) points of a key: numbers in ascending order, names by mean score, worst first."""
+def make_scale(points: Sequence[tuple[Any, float]], monitor: Monitor, key: str = "") -> Scale:
+    """The axis for (value, score) points of a key: numbers in ascending order, names by mean score, worst first.
+
+    Args:
+        key: its dotted name; the values of those that end in one of `LOG_KEYS` are compared by factors.
+    """
     scores: dict[Any, list[float]] = {}
     values: dict[Any, Any] = {}
     for value, score in points:
@@ -56,7 +63,8 @@ def make_scale(points: Sequence[tuple[Any, float]], monitor: Monitor) -> Scale:
             scores.setdefault(hashable(value), []).append(score)
             values.setdefault(hashable(value), value)
     if all(map(is_number, values.values())):
-        return _numeric(sorted(values.values()))
+        by_factors = re.split(r"[._]", key)[-1] in LOG_KEYS
+        return _numeric(sorted(values.values()), by_factors)
     worst_first = sorted(scores, key=lambda value: monitor.sort_key(mean(scores[value])), reverse=True)
     return Scale([values[value] for value in worst_first])
 
@@ -78,22 +86,30 @@ def set_ticks(axes: Axes, scale: Scale) -> None:
         axes.set_xlim(-0.5, len(scale.values) - 0.5)
 
 
-def _numeric(values: list[Any]) -> Scale:
-    positive = values[0] > 0
-    if len(values) > MAX_TICKS:
-        return Scale([], "log" if positive and _spread_by_factors(values) else "linear", True)
-    if len(values) == 1 or _are_separated(values, float):
+def _numeric(values: list[Any], by_factors: bool) -> Scale:
+    if len(values) == 1:
         return Scale(values, "linear", True)
-    if positive and _are_separated(values, log):
-        return Scale(values, "log", True)
+    ratio = values[-1] / values[0] if values[0] > 0 else 0
+    logarithmic = ratio >= 3 if by_factors else ratio >= 10 and _spread_by_factors(values)
+    if len(values) <= MAX_TICKS:
+        if logarithmic and _are_separated(values, log):
+            return Scale(values, "log", True)
+        if not logarithmic and _are_separated(values, float):
+            return Scale(values, "linear", True)
+        if ratio and _are_separated(values, log):
+            return Scale(values, "log", True)
+    # Of many values, or of a search over an interval, which draws values close to each other.
+    if len(values) > MAX_TICKS or (len(values) > MAX_EVEN and any(isinstance(value, float) for value in values)):
+        return Scale([], "log" if logarithmic else "linear", True)
     return Scale(values, "even", True)
 
 
 def _spread_by_factors(values: list[Any]) -> bool:
     """Whether the values, such as learning rates, are spaced more evenly on a logarithmic axis than on a linear one."""
-    low, middle, high = values[0], values[len(values) // 2], values[-1]
-    linear, by_factors = (middle - low) / (high - low), log(middle / low) / log(high / low)
-    return high / low >= 10 and abs(by_factors - 0.5) < abs(linear - 0.5)
+    low, high = values[0], values[-1]
+    linear = mean((value - low) / (high - low) for value in values)
+    by_factors = mean(log(value / low) / log(high / low) for value in values)
+    return abs(by_factors - 0.5) < abs(linear - 0.5)
 
 
 def _are_separated(values: list[Any], scale: Callable[[float], float]) -> bool:

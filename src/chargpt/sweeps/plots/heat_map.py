@@ -18,15 +18,16 @@ Columns = dict[str, list[tuple[Any, float]]]  # key -> its value and the score o
 
 
 def select_pair(columns: Columns) -> tuple[str, str] | None:
-    """The two keys with the most values, at most `MAX_VALUES` each, that occur together in at least one run."""
+    """The two keys with the most values, at most `MAX_VALUES` each, with runs for at least half of their pairs."""
     counts = {key: len({hashable(v) for v, _ in points if v is not ABSENT}) for key, points in columns.items()}
 
-    def occur_together(first: str, second: str) -> bool:
+    def is_filled(first: str, second: str) -> bool:
         points = zip(columns[first], columns[second], strict=True)
-        return any(ABSENT not in (value, other) for (value, _), (other, _) in points)
+        cells = {(hashable(v), hashable(other)) for (v, _), (other, _) in points if ABSENT not in (v, other)}
+        return 2 * len(cells) >= counts[first] * counts[second]
 
     candidates = [key for key, count in counts.items() if 1 < count <= MAX_VALUES]
-    pairs = [pair for pair in combinations(candidates, 2) if occur_together(*pair)]
+    pairs = [pair for pair in combinations(candidates, 2) if is_filled(*pair)]
     return max(pairs, key=lambda pair: counts[pair[0]] * counts[pair[1]], default=None)
 
 

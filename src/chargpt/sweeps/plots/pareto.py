@@ -12,7 +12,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from chargpt.analysis.fonts import escape_mathtext
 from chargpt.runs.score import Monitor
-from chargpt.sweeps.formatting import flops_text, key_text, short_names, short_path
+from chargpt.sweeps.formatting import flops_text, key_text, short_names
+from chargpt.sweeps.labels import row_label
 from chargpt.sweeps.plots.axis import score_label
 from chargpt.sweeps.ranking import Ranking, Row
 from chargpt.sweeps.swept_params import ABSENT
@@ -68,7 +69,7 @@ def _label(row: Row, ranking: Ranking) -> str:
             parts.append(key_text(value))  # an option is clear without its group
         elif value is not ABSENT:
             parts.append(f"{names[key]}={key_text(value)}")
-    label = " ".join(parts) or short_path(row.runs[0].path, row.runs[0].path.parent)
+    label = " ".join(parts) or row_label(row)
     return escape_mathtext(fill(label, LINE_LENGTH, max_lines=MAX_LINES, placeholder="…", break_on_hyphens=False))
 
 

@@ -36,9 +36,12 @@ def plot_sweep(ranking: Ranking, name: str) -> Figure:
     if not ranking.scored:
         return _plot_statuses(ranking, name)
     pair = select_pair(columns)
-    last = ["pair", "pareto"] if pair else ["pareto"]
-    curves = not columns and ranking.started
-    rows = _rows(["curves"] if curves else list(columns), last)
+    keys = list(columns) or (["curves"] if ranking.started else [])
+    last = ["pair"] if pair else []
+    # Without runs of different costs there is no front to show; but the figure needs a panel.
+    if len({flops for row in ranking.scored if (flops := row.mean(lambda run: run.training_flops))}) > 1 or not keys:
+        last.append("pareto")
+    rows = _rows(keys, last)
     figure = Figure(figsize=(WIDTH, ROW_HEIGHT * len(rows) + 0.4), dpi=DPI, layout="constrained")
     figure.suptitle(_title(ranking, name), fontsize=11, x=0.01, ha="left")
     subfigures = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
@@ -55,7 +58,7 @@ def plot_sweep(ranking: Ranking, name: str) -> Figure:
                 plot_heat_map(axes, pair, columns, monitor)
             else:
                 first = first or axes
-                _plot_key(axes, names[panel], columns[panel], monitor)
+                _plot_key(axes, panel, names[panel], columns[panel], monitor)
                 legend |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if legend:
         figure.legend(legend.values(), legend.keys(), loc="outside upper right", ncols=4, fontsize=8)
@@ -81,7 +84,7 @@ def _rows(keys: list[str], last: list[str]) -> list[list[str]]:
         return [[*keys, *last]]
     count = -(-len(keys) // 3)
     cuts = [round(n * len(keys) / count) for n in range(count + 1)]
-    return [*(keys[a:b] for a, b in pairwise(cuts)), last]
+    return [row for row in (*(keys[a:b] for a, b in pairwise(cuts)), last) if row]
 
 
 def _title(ranking: Ranking, name: str) -> str:
@@ -93,9 +96,9 @@ def _title(ranking: Ranking, name: str) -> str:
     return escape_mathtext(f"{name}: {states['finished']} finished{others}; {best}")
 
 
-def _plot_key(axes: Axes, name: str, points: Points, monitor: Monitor) -> None:
+def _plot_key(axes: Axes, key: str, name: str, points: Points, monitor: Monitor) -> None:
     points = [(value, score) for value, score in points if value is not ABSENT]
-    scale = make_scale(points, monitor)
+    scale = make_scale(points, monitor, key)
     positions = np.array([scale.position(value) for value, _ in points])
     scores = np.array([score for _, score in points])
     axes.scatter(positions, scores, s=22, color="C0", alpha=0.45, linewidth=0, label="run", zorder=3)

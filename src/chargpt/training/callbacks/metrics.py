@@ -27,8 +27,9 @@ SCORE = "score"  # the name of the monitored metric in `trainer.callback_metrics
 class MetricsCallback(L.Callback):
     """Logs training metrics at the first step and every `trainer.log_every_n_steps` steps, and each validation.
 
-    `train/loss` is the mean over the steps since the last point and over all ranks; `grad_norm` (before clipping)
-    and `lr` are those of the step itself; `tokens_per_second` counts training time only.
+    `train_loss` is the mean over the steps since the last point and over all ranks; `grad_norm` (before clipping)
+    and `lr` are those of the step itself; `tokens_per_second` counts training time only. history.csv has a column
+    for each; in the loggers, they are `train/loss`, `train/grad_norm` and so on.
 
     Args:
         timer: measures the duration of steps.
@@ -121,7 +122,7 @@ class MetricsCallback(L.Callback):
         if step == 1:
             self.initial_loss = loss
         norm = pl_module.measure_grad_norm().item()
-        point = {"train/loss": loss, "lr": self._lr, "grad_norm": norm}
+        point = {"train_loss": loss, "lr": self._lr, "grad_norm": norm}
         point["tokens_per_second"] = self.tokens_per_second
         if self._peak_flops and pl_module.flops_per_token is not None:  # Chowdhery et al. 2022, PaLM, appendix B
             self.mfu = self.tokens_per_second * pl_module.flops_per_token / self._peak_flops
@@ -209,7 +210,8 @@ class MetricsCallback(L.Callback):
         self.partial_validation = state_dict.get("partial_validation", False)  # since 0.3
         self._last_step, self._last_seconds = state_dict["last_step"], state_dict["last_seconds"]
         self.validation_tokens = state_dict.get("validation_tokens")  # since 0.3
-        self._last_point = state_dict.get("last_point", {})  # since 0.3
+        point = state_dict.get("last_point", {})  # since 0.3
+        self._last_point = {name.replace("/", "_"): value for name, value in point.items()}
         self._pending_losses = state_dict["waiting"]
         if self.best_from is not None and self.val_loss is not None and self.score is not None:
             self.best_val_loss, self.best_score, self.best_step = self.val_loss, self.score, self.best_from
@@ -221,9 +223,14 @@ class MetricsCallback(L.Callback):
 
     def _log_train(self, trainer: L.Trainer, point: dict[str, float], step: int) -> None:
         if trainer.is_global_zero:
-            self.history.append(step, {name.replace("/", "_"): value for name, value in point.items()})
-        self._log(trainer, point, step)
+            self.history.append(step, point)
+        self._log(trainer, {_train_tag(name): value for name, value in point.items()}, step)
 
     @staticmethod
     def _log(trainer: L.Trainer, point: dict[str, float], step: int) -> None:
         dispatch.log_metrics(trainer.loggers, point, step)
+
+
+def _train_tag(name: str) -> str:
+    """The name of a training metric in the loggers: `train/loss` for `train_loss`, `train/lr` for `lr`."""
+    return f"train/{name.removeprefix('train_')}"

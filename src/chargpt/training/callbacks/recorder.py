@@ -127,7 +127,7 @@ class RunRecorder(L.Callback):
                 rewind_earlier_versions(logger, directory.path, origin.logged_step)
             # MLflow refuses to change hyperparameters, such as `max_steps` of a run that trains longer.
             if not (name in continued and isinstance(logger, MLFlowLogger)):
-                dispatch.log_hyperparams(logger, report.hyperparameters(self._config, module))
+                dispatch.log_hyperparams(logger, report.hyperparameters(self._config, module, directory.read_choices()))
             if dispatch.run_id_parameter(type(logger)):
                 runs[name] = str(logger.version)
         if runs:

@@ -1,14 +1,37 @@
 """TensorBoard logger: metrics, samples and the config as text, and the HParams tab."""
 
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from chargpt.runs.directory import EVENT_FILES
+
+FOLDER_BEFORE_0_3 = "tensorboard"  # the subfolder of the event files in runs of earlier versions
+
+# The Custom Scalars tab: category -> chart -> its kind and the tags that it shows.
+LAYOUT = {"loss": {"train and validation loss": ["Multiline", ["train/loss", "val/loss"]]}}
+# The HParams tab shows the columns of five hyperparameters: those that "differ" first, then by name.
+FIRST_HPARAMS = ("lr", "model", "n_head", "n_layer")
+# It has the columns of the first of the compared runs, which may be of a model without these settings.
+SHARED_HPARAMS = ("lr", "n_head", "n_layer", "block_size", "dropout", "n_embd")
+HPARAM_METRICS = ("val/loss", "val/bits_per_character", "train/loss")
+
+
+def event_folder(directory: str | Path) -> Path:
+    """The folder of a run's event files: the run directory, by which TensorBoard names the run.
+
+    In the directory of a run of an earlier version, it is the subfolder that this version used.
+    """
+    earlier = Path(directory, FOLDER_BEFORE_0_3)
+    return earlier if any(earlier.glob(EVENT_FILES)) else Path(directory)
+
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's TensorBoard logger in the run's directory `tensorboard/`, with text and a filled HParams tab.
+    """Lightning's TensorBoard logger with its event files in the run directory, text, one chart of both losses, and a
+    filled HParams tab.
 
     `open` creates the event file and writes the points logged so far. Lightning accesses the writer before it loads
     a checkpoint, but a run that cannot be resumed must not create an event file.
@@ -21,8 +44,8 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, directory: str, flush_secs: int = 10, **settings: Any):
         super().__init__(
-            directory,
-            name="tensorboard",
+            str(event_folder(directory)),
+            name="",
             version="",
             default_hp_metric=False,
             flush_secs=flush_secs,
@@ -38,7 +61,9 @@ class TensorBoard(TensorBoardLogger):
             first_step: the first step that a resumed run logs again; TensorBoard hides older points from this step on.
         """
         writer = TensorBoardLogger.experiment.fget(self)
-        if first_step is not None:
+        if first_step is None:
+            writer.add_custom_scalars(LAYOUT)
+        else:
             _mark_restart(writer, first_step)
         self._writer.open(writer)
 
@@ -64,8 +89,8 @@ class TensorBoard(TensorBoardLogger):
         """Adds the run to the HParams tab, with its losses as the metrics to compare."""
         from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415 - tensorboard is slow to import
 
-        metrics = dict.fromkeys(("val/loss", "val/bits_per_character", "train/loss"))
-        experiment, start, _ = hparams(params, metrics)
+        experiment, start, _ = hparams(params, dict.fromkeys(HPARAM_METRICS))
+        _order_columns(experiment)
         writer = self.experiment.file_writer
         writer.add_summary(experiment)
         writer.add_summary(start)
@@ -94,6 +119,28 @@ class _DeferredWriter:
         if self._writer is not None:
             return getattr(self._writer, name)
         return lambda *args, **kwargs: self._calls.append((name, args, kwargs))
+
+
+def _order_columns(experiment: Any) -> None:
+    """Puts `FIRST_HPARAMS` first in the HParams tab, and adds columns for the `SHARED_HPARAMS` that the run lacks."""
+    # tensorboard is slow to import, and protobuf defines the classes of these modules only at run time.
+    from tensorboard.plugins.hparams.api_pb2 import (  # noqa: PLC0415
+        DATA_TYPE_FLOAT64,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+    from tensorboard.plugins.hparams.plugin_data_pb2 import (  # noqa: PLC0415
+        HParamsPluginData,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+    plugin = experiment.value[0].metadata.plugin_data
+    data = HParamsPluginData.FromString(plugin.content)
+    columns = data.experiment.hparam_infos
+    present = {info.name for info in columns}
+    for name in SHARED_HPARAMS:
+        if name not in present:
+            columns.add(name=name, type=DATA_TYPE_FLOAT64)
+    for info in columns:
+        info.differs = info.name in FIRST_HPARAMS
+    plugin.content = data.SerializeToString()
 
 
 def _mark_restart(writer: Any, step: int) -> None:
