@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from chargpt.config.model import build_model
-from chargpt.config.trust import COMPOSED
+from chargpt.config.trust import COMPOSED, FILE
 from chargpt.errors import UserError
 from chargpt.model.adapters import ModuleAdapter
 from chargpt.model.bigram import Bigram
@@ -118,6 +118,13 @@ def test_vocab_size_is_filled_in_at_every_level():
 def test_a_language_model_is_not_wrapped():
     config = {"_target_": "chargpt.model.bigram.Bigram", "block_size": 4, "std": 1.0}
     assert isinstance(build_model(config, V), Bigram)
+
+
+@pytest.mark.parametrize("block_size", [{}, {"block_size": 0}, {"block_size": "x"}, {"block_size": None}])
+def test_a_module_without_a_valid_block_size_is_refused(block_size):
+    """The config may be that of a damaged or hostile file."""
+    with pytest.raises(UserError, match=r"model\.block_size=.* it must be the number of tokens"):
+        build_model({"_target_": "torch.nn.Embedding", "embedding_dim": 7, "num_embeddings": 7, **block_size}, 7, FILE)
 
 
 def test_an_object_that_is_not_a_module_is_refused():

@@ -8,6 +8,7 @@ from torch import nn
 
 from chargpt.config.instantiate import instantiate
 from chargpt.config.trust import FILE, Trust, locate
+from chargpt.errors import UserError
 from chargpt.model.adapters import ModuleAdapter
 from chargpt.model.language_model import LanguageModel
 
@@ -26,7 +27,7 @@ def build_model(config: dict[str, Any], vocab_size: int, trust: Trust = FILE) ->
         vocab_size: V, from the tokenizer.
 
     Raises:
-        UserError: as `instantiate`; or the model is not an `nn.Module`.
+        UserError: as `instantiate`; or the model is not an `nn.Module`, or has no valid `block_size`.
     """
     config = _fill_vocab_size(config, vocab_size)
     parameters = _parameters(locate(config.get("_target_"), "model", trust))
@@ -38,7 +39,10 @@ def build_model(config: dict[str, Any], vocab_size: int, trust: Trust = FILE) ->
     module = instantiate(settings, "model", nn.Module, trust, **arguments)
     if isinstance(module, LanguageModel):
         return module
-    return ModuleAdapter(module, vocab_size, config["block_size"])
+    block_size = config.get("block_size")
+    if not isinstance(block_size, int) or block_size < 1:
+        raise UserError(f"model.block_size={block_size!r}: it must be the number of tokens of context, 1 or more")
+    return ModuleAdapter(module, vocab_size, block_size)
 
 
 def _fill_vocab_size(config: Any, vocab_size: int) -> Any:
