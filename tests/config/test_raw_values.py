@@ -102,6 +102,14 @@ def test_an_added_setting_is_read_alike(key):
     assert quote(f"{key}=a b's.txt") == f"{key}='a b\\'s.txt'"
 
 
+@pytest.mark.parametrize(
+    "override", ["data.path=/tmp/a-b_c/x.txt", "name=mine", "run=outputs/gpt_nano/2026-01-01_12-00-00"]
+)
+def test_a_value_that_needs_no_quotes_gets_none(override):
+    """The folders of sweeps contain overrides as they are."""
+    assert quote(override) == quote(override, sweep=True) == override
+
+
 @pytest.mark.parametrize("override", ["model.n_layer=1,2", "+x=[1,2]", "--help", "~callbacks.samples", "prompt", "x"])
 def test_other_settings_are_not_quoted(override):
     assert quote(override) == quote(override, sweep=True) == override

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
 
 class Raw(Enum):
     """How the value of a setting is read."""
@@ -62,6 +65,8 @@ def quote_value(text: str) -> str:
 
 
 def _quote(value: str, raw: Raw) -> str:
+    if _is_plain(value):  # so that the folders of sweeps keep their names
+        return value
     if _exists(value, raw):
         return quote_value(value)
     if value in ("null", "???") or _is_quoted(value):
@@ -75,6 +80,14 @@ def _quote(value: str, raw: Raw) -> str:
 def _quote_interpolated(text: str) -> str:
     escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", text).replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def _is_plain(value: str) -> bool:
+    """Whether Hydra's grammar reads the value as this text."""
+    try:
+        return "${" not in value and OverridesParser.create().parse_override(f"x={value}").value() == value
+    except HydraException:
+        return False
 
 
 def _exists(value: str, raw: Raw) -> bool:
