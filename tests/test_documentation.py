@@ -23,6 +23,7 @@ LINKING_PAGES += sorted(REPO.glob("experiments/*/README.md"))
 
 # The first words of commands -> why no test runs them.
 NOT_RUN = {
+    "git clone": "requires the network and the repository's address",
     "make": "installs the environment or runs all tests: CI does both",
     "source": "changes only the shell: the test puts this Python first on the PATH instead",
     "tensorboard": "a server that runs until it is stopped",

@@ -24,6 +24,7 @@
 # Letters in shapes: B batch, T time (positions in a block), C channels, H heads, D head size, V vocabulary.
 
 # %%
+import io
 import math
 import tempfile
 import time
@@ -46,12 +47,13 @@ from chargpt.inference.generate import generate
 from chargpt.model.attention import CausalSelfAttention
 from chargpt.model.bigram import Bigram
 from chargpt.model.feed_forward import FeedForward
-from chargpt.model.initialization import torch_default
+from chargpt.model.initialization import gpt2, normal, torch_default
 from chargpt.model.position import Learned
 from chargpt.model.transformer import Transformer
+from chargpt.optim.lr_schedule import WarmupCosine
 
 torch.manual_seed(1337)
-plt.rcParams["figure.dpi"] = 100
+plt.rcParams["figure.dpi"] = 80
 
 # %% [markdown]
 # ## 1. The text
@@ -187,6 +189,7 @@ axes.hist(losses_std_1.numpy(), bins=30, color="tab:blue", alpha=0.7, label="300
 axes.axvline(math.log(65), color="tab:green", label="ln 65 = 4.174")
 axes.axvline(4.87, color="tab:red", linestyle="--", label="the lecture's table: 4.87")
 axes.set_xlabel("initial loss")
+axes.set_ylim(top=45)  # space for the legend
 axes.legend(fontsize=8)
 print(
     f"N(0, 1): {losses_std_1.mean():.3f} on average; N(0, 0.02): {loss_std_002:.3f}; ln 65 + 1/2 = {math.log(65) + 0.5:.3f}"
@@ -246,6 +249,32 @@ axes.set_ylabel("training loss")
 axes.legend()
 axes.set_title("The bigram model")
 plt.show()
+
+# %% [markdown]
+# The loss of one batch is noisy: batches differ more than two steps of training do. The lecture therefore averages it over
+# `eval_iters` batches of each split, in `estimate_loss`. The model is in eval mode meanwhile, without dropout. The package
+# goes further: its validation reads the complete split, each prediction once, so two models are compared without noise.
+
+
+# %%
+@torch.no_grad()
+def estimate_loss(
+    model: nn.Module, train_N: torch.Tensor = train_N, eval_iters: int = 200, batch_size: int = 32
+) -> tuple[float, float]:
+    """The mean loss of batches of the training split and of the validation split."""
+    model.eval()
+    splits = (RandomBlockLoader(split_N, model.block_size, batch_size, seed=0) for split_N in (train_N, val_N))
+    losses = [[loss_of(model, *split.batch(k)).item() for k in range(eval_iters)] for split in splits]
+    model.train()
+    return sum(losses[0]) / eval_iters, sum(losses[1]) / eval_iters
+
+
+bigram_estimate = estimate_loss(bigram)
+last_batches = torch.tensor(bigram_losses[-200:])
+print(f"200 single batches: {last_batches.min():.2f} to {last_batches.max():.2f}")
+print(f"estimate_loss: train {bigram_estimate[0]:.3f}, validation {bigram_estimate[1]:.3f}")
+print(f"the complete validation split: {bigram_val:.3f}")
+assert abs(bigram_estimate[1] - bigram_val) < 0.03 < last_batches.std()
 
 # %% [markdown]
 # The model has learned only which letters follow which, because its context is one character. The tokens need to
@@ -481,6 +510,40 @@ torch.testing.assert_close(multi_head(x_BTC), by_hand(x_BTC), atol=1e-5, rtol=1e
 print("four heads by hand, concatenated and projected = the package's attention")
 
 # %% [markdown]
+# The lecture compares this to a *grouped convolution*: the channels are divided into groups, and each group is computed
+# from its own part of the input, as if there were several small layers next to each other. In attention, the groups are the
+# heads: the values of one head have no effect on the output of another, until `out_proj` mixes them.
+
+# %%
+grouped = nn.Conv1d(C, C, kernel_size=3, groups=4, bias=False)
+x_BCT = x_BTC.transpose(1, 2)
+groups = [F.conv1d(x, weight) for x, weight in zip(x_BCT.chunk(4, dim=1), grouped.weight.chunk(4), strict=True)]
+torch.testing.assert_close(grouped(x_BCT), torch.cat(groups, dim=1), atol=1e-6, rtol=1e-5)
+print("a grouped convolution = four small convolutions, concatenated")
+
+# %% [markdown]
+# A loop over heads starts many small products. nanoGPT's `CausalSelfAttention` computes all heads in one batch: it
+# splits the channels into (head, channel of the head), moves the heads next to the batch dimension, B x H x T x D, and
+# the same two products as for one head run for all of them. `F.scaled_dot_product_attention` (flash attention, where the
+# hardware has it) replaces these lines by one kernel, and this is what the package uses.
+
+
+# %%
+def in_one_batch(x_BTC: torch.Tensor, H: int = 4) -> torch.Tensor:
+    B, T, C = x_BTC.shape
+    q_BTC, k_BTC, v_BTC = multi_head.qkv_proj(x_BTC).split(C, dim=-1)
+    q_BHTD, k_BHTD, v_BHTD = (y_BTC.view(B, T, H, C // H).transpose(1, 2) for y_BTC in (q_BTC, k_BTC, v_BTC))
+    scores_BHTT = q_BHTD @ k_BHTD.transpose(-2, -1) * (C // H) ** -0.5
+    scores_BHTT = scores_BHTT.masked_fill(torch.tril(torch.ones(T, T)) == 0, float("-inf"))
+    y_BHTD = F.softmax(scores_BHTT, dim=-1) @ v_BHTD
+    return multi_head.out_proj(y_BHTD.transpose(1, 2).reshape(B, T, C))
+
+
+torch.testing.assert_close(in_one_batch(x_BTC), by_hand(x_BTC), atol=1e-5, rtol=1e-5)
+torch.testing.assert_close(in_one_batch(x_BTC), multi_head(x_BTC), atol=1e-5, rtol=1e-5)
+print("all heads in one batch = four heads by hand = the package's attention")
+
+# %% [markdown]
 # ## 11. Feed-forward: computation after communication
 #
 # Attention collects information, but does little computation on it. A small network with two layers, wide inside
@@ -558,7 +621,58 @@ torch.testing.assert_close(layer_normed_BC, nn.LayerNorm(100)(x_BC), atol=1e-5, 
 # The original Transformer normalizes after each sublayer; GPT-2 and later models normalize before it (pre-norm), so that the
 # residual path contains no norm. The lecture does the same, with one more norm before the head.
 #
-# ## 14. Dropout
+# ## 14. Overfitting and dropout
+#
+# If a model is large for its text, it memorizes the text: the training loss continues to fall, the validation loss does not.
+# This is why section 3 splits the text. The figure shows the same model with two blocks, trained on the first
+# 10,000 characters and on all one million.
+
+
+# %%
+def overfitting_curves(train_N: torch.Tensor, steps: int = 500) -> dict[int, tuple[float, float]]:
+    torch.manual_seed(1337)
+    components = lecture_components | {
+        "attention": CausalSelfAttention,
+        "norm": nn.LayerNorm,
+        "feed_forward": partial(FeedForward, activation=nn.ReLU),
+        "initialization": normal,
+        "residual": True,
+    }
+    model = Transformer(65, block_size=32, n_layer=2, n_head=4, n_embd=64, dropout=0.0, **components)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
+    batches, curves = RandomBlockLoader(train_N, 32, 32, seed=1337), {}
+    for step in range(steps + 1):
+        if step % 100 == 0:
+            curves[step] = estimate_loss(model, train_N, eval_iters=10)
+        loss = loss_of(model, *batches.batch(step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return curves
+
+
+figure, panels = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
+gaps = []
+for panel, characters in zip(panels, (10_000, len(train_N)), strict=True):
+    curves = overfitting_curves(train_N[:characters])
+    train_losses, val_losses = zip(*curves.values(), strict=True)
+    panel.plot(list(curves), train_losses, marker=".", label="training loss")
+    panel.plot(list(curves), val_losses, marker=".", label="validation loss")
+    panel.fill_between(list(curves), train_losses, val_losses, color="tab:red", alpha=0.15)
+    panel.set_title(f"trained on {characters:,} characters", fontsize=10)
+    panel.set_xlabel("steps")
+    gaps.append(val_losses[-1] - train_losses[-1])
+    print(f"{characters:>9,} characters: training loss {train_losses[-1]:.2f}, validation loss {val_losses[-1]:.2f}")
+panels[0].set_ylabel("loss (mean of 10 batches)")
+panels[0].legend()
+figure.tight_layout()
+plt.show()
+assert gaps[0] > 0.5
+assert gaps[1] < 0.2
+
+# %% [markdown]
+# More text is the best remedy. A run of the package keeps the checkpoint with the lowest validation loss (`best.ckpt`), and
+# `callbacks=early_stopping` ends it when there has been no improvement. The lecture's remedy is dropout.
 #
 # A larger model memorizes a million characters. During training, dropout sets random activations to 0 and scales up the
 # rest, so that no unit can rely on another. It trains many thinned models at once; inference uses their average.
@@ -614,7 +728,155 @@ axes.grid(alpha=0.3)
 plt.show()
 
 # %% [markdown]
-# ## 16. From this model to ChatGPT
+# ## 16. nanoGPT, file by file
+#
+# At its end, the lecture walks through [nanoGPT](https://github.com/karpathy/nanoGPT). Its `model.py` contains the model
+# of this notebook, with these differences. Here each is a setting, and
+# `python train.py model=gpt_nano recipe=nanogpt_laptop` has all of them.
+#
+# | nanoGPT's `model.py` | here |
+# | --- | --- |
+# | all heads in one batch, flash attention | `model/attention.py` (section 10) |
+# | GELU instead of ReLU | `model/feed_forward=gelu` |
+# | the token embedding is also the output head (weight tying) | `model.tie_weights=true` |
+# | initial weights from N(0, 0.02), smaller where a block adds to the residual stream | `model/initialization=gpt2` |
+# | no biases (`bias=False`); dropout of the embeddings, too | `model.bias=false`, `model.embedding_dropout=true` |
+# | `generate` computes the complete context again for each token | `inference/generate.py` has a KV cache |
+#
+# The initialization matters in deep models: each block adds to the residual stream, so its scale grows
+# with the depth unless the N projections into it are scaled by $1/\sqrt N$.
+
+# %%
+nano = {"attention": CausalSelfAttention, "position": Learned, "norm": nn.LayerNorm, "bias": False}
+nano |= {"feed_forward": partial(FeedForward, activation=nn.GELU)}
+nano |= {"block_size": 32, "n_layer": 16, "n_head": 4, "n_embd": 64, "dropout": 0.0}
+
+
+def residual_stream(model: Transformer) -> list[float]:
+    """The standard deviation of the residual stream after each block."""
+    scales: list[float] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, inputs, x_BTC: scales.append(x_BTC.std().item()))
+    model(RandomBlockLoader(train_N, 32, 32, seed=0).batch(0)[0])
+    return scales
+
+
+torch.manual_seed(1337)
+untied = Transformer(65, **nano, initialization=normal)
+tied = Transformer(65, **nano, initialization=gpt2, tie_weights=True)
+assert tied.head.weight is tied.token_embedding.weight
+saved = untied.parameter_count() - tied.parameter_count()
+print(f"weight tying saves {saved:,} parameters: vocabulary x channels")
+assert saved == 65 * 64
+
+figure, panels = plt.subplots(1, 2, figsize=(9, 2.8))
+x = torch.linspace(-3, 2, 200)
+panels[0].plot(x, F.relu(x), label="ReLU (the lecture)")
+panels[0].plot(x, F.gelu(x), label="GELU (nanoGPT)")
+panels[0].plot(x, F.relu(x).square(), label="squared ReLU (gpt_modern)")
+panels[0].set_title("Activation functions", fontsize=10)
+panels[0].legend(fontsize=8)
+scales = {"N(0, 0.02)": residual_stream(untied), "scaled, as in GPT-2": residual_stream(tied)}
+for name, stds in scales.items():
+    panels[1].plot(range(1, 17), stds, marker=".", label=name)
+panels[1].set_title("Initial scale of the residual stream", fontsize=10)
+panels[1].set_xlabel("block")
+panels[1].legend(fontsize=8)
+figure.tight_layout()
+plt.show()
+print({name: f"{stds[0]:.3f} after the first block, {stds[-1]:.3f} after the last" for name, stds in scales.items()})
+assert scales["N(0, 0.02)"][-1] > 2 * scales["N(0, 0.02)"][0]
+assert scales["scaled, as in GPT-2"][-1] < 2 * scales["scaled, as in GPT-2"][0]
+
+# %% [markdown]
+# Its `train.py` is the loop of section 5 with what a long run needs:
+#
+# | nanoGPT's `train.py` | here |
+# | --- | --- |
+# | `get_lr`: warm-up, then a cosine | `schedule=warmup_cosine` (`optim/lr_schedule.py`) |
+# | `gradient_accumulation_steps` | `trainer.accumulate_grad_batches=4`; `data.batch_size` is the size of a micro-batch |
+# | DDP, started by `torchrun` | `trainer.devices=2` starts the processes itself (`cli/launcher.py`); `torchrun` works, too |
+# | `estimate_loss` on random batches | the complete validation split (`training/lightning_module.py`) |
+# | `ckpt.pt`, `init_from=resume` | `checkpoints/` in the run directory, `resume=RUN`; bit-identical on a CPU |
+# | autocast, `GradScaler`, `torch.compile` | `trainer.precision`, `trainer.compile`; `auto` selects them |
+# | AdamW, gradient clipping | `optimizer=adamw_nanogpt`, `trainer.gradient_clip_val=1.0` |
+# | `config/*.py` and `configurator.py` | `conf/` and Hydra |
+# | `estimate_mfu`, W&B | `mfu` in `history.csv`, `logger=wandb` |
+#
+# First the schedule. nanoGPT's function and the package's are equal; both are pure functions of the step.
+
+
+# %%
+def get_lr(step: int, lr: float = 1e-3, min_lr: float = 1e-4, warmup: int = 100, steps: int = 2000) -> float:
+    if step < warmup:
+        return lr * (step + 1) / (warmup + 1)
+    position = (step - warmup) / (steps - warmup)
+    return min_lr + 0.5 * (1 + math.cos(math.pi * position)) * (lr - min_lr)
+
+
+schedule = WarmupCosine(warmup_steps=100, final=0.1)
+rates = [1e-3 * schedule(step, max_steps=2000) for step in range(2000)]
+assert all(math.isclose(rate, get_lr(step)) for step, rate in enumerate(rates))
+figure, axes = plt.subplots(figsize=(6, 2.5))
+axes.plot(rates)
+axes.set_xlabel("steps")
+axes.set_ylabel("learning rate")
+axes.set_title("Warm-up and cosine decay")
+plt.show()
+
+# %% [markdown]
+# *Gradient accumulation* and *DDP* use the same fact: the gradient of the mean loss of a batch is the mean of the
+# gradients of its parts. Accumulation computes the parts one after the other, for a batch that does not fit into the
+# memory. DDP computes them at the same time on several devices, which then average their gradients.
+
+# %%
+model = Transformer(65, **nano | {"n_layer": 2}, initialization=gpt2)
+inputs_BT, targets_BT = RandomBlockLoader(train_N, 32, 32, seed=0).batch(0)
+
+
+def gradient_of(parts: int) -> torch.Tensor:
+    model.zero_grad()
+    for inputs, targets in zip(inputs_BT.chunk(parts), targets_BT.chunk(parts), strict=True):
+        (loss_of(model, inputs, targets) / parts).backward()  # adds to the gradients
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+torch.testing.assert_close(gradient_of(parts=4), gradient_of(parts=1), atol=1e-6, rtol=1e-4)
+print("the mean gradient of four parts of a batch = the gradient of the batch")
+
+# %% [markdown]
+# A *checkpoint* contains all that the next step depends on: the weights, the state of the optimizer, and the number of
+# the step, from which the package computes the batch and the dropout. So a run that is interrupted and resumed ends with
+# the same bits.
+
+
+# %%
+def train_steps(first: int, last: int, checkpoint: bytes | None = None) -> tuple[bytes, dict[str, torch.Tensor]]:
+    torch.manual_seed(1337)
+    model = Transformer(65, **nano | {"n_layer": 2}, initialization=gpt2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    if checkpoint is not None:
+        state = torch.load(io.BytesIO(checkpoint), weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    batches = RandomBlockLoader(train_N, 32, 8, seed=1337)
+    for step in range(first, last):
+        optimizer.zero_grad()
+        loss_of(model, *batches.batch(step)).backward()
+        optimizer.step()
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": last}, file)
+    return file.getvalue(), model.state_dict()
+
+
+checkpoint, _ = train_steps(0, 10)
+_, resumed = train_steps(10, 20, checkpoint)
+_, uninterrupted = train_steps(0, 20)
+assert all(weights.equal(uninterrupted[name]) for name, weights in resumed.items())
+print(f"a checkpoint of {len(checkpoint) / 1e6:.1f} MB: 10 + 10 steps = 20 steps, bit for bit")
+
+# %% [markdown]
+# ## 17. From this model to ChatGPT
 #
 # First, scale. The architecture is the same except for details:
 

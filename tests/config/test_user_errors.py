@@ -38,6 +38,7 @@ SETTINGS = {
     "checkpoints every 0 steps": ("checkpoint.every_n_steps=0", "more than 0"),
     "checkpoints every half step": ("checkpoint.every_n_steps=0.5", "an integer or null"),
     "checkpoints in the past": ("checkpoint.every_minutes=-1", "more than 0"),
+    "an unknown selection of checkpoints": ("checkpoint.keep=some", "auto, all, best_only, weights_only"),
     "a list for an option of Hydra's": ("hydra/launcher=[1]", "The options of hydra/launcher are"),
     "hydra as a group": ("hydra=look", "one by one"),
     # grammar

@@ -126,7 +126,7 @@ def test_the_same_sweep_from_two_shells_runs_each_job_once(overrides, tmp_path):
 
 
 def test_a_sweep_can_be_extended_and_refuses_different_runs_in_its_folders(overrides, tmp_path):
-    overrides = ["model.n_layer=1,2", *overrides]
+    overrides = ["model.n_layer=1,2", *overrides, "checkpoint=all"]
     assert process(tmp_path, "train", "-m", *overrides).code == 0
     extended = process(tmp_path, "train", "-m", *overrides, "trainer.max_steps=30")
     assert extended.code == 0, extended.err
@@ -139,6 +139,20 @@ def test_a_sweep_can_be_extended_and_refuses_different_runs_in_its_folders(overr
     different = process(tmp_path, "train", "-m", *overrides, "trainer.max_steps=30")
     assert different.code == 2
     assert different.err.count("contains a different run: model.n_embd=32 there, 16 here") == 2
+
+
+def test_a_finished_job_keeps_only_its_weights_and_cannot_be_extended(overrides, tmp_path):
+    overrides = ["model.n_layer=1", *overrides]
+    assert process(tmp_path, "train", "-m", *overrides).code == 0
+    (run,) = finished(tmp_path).values()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["best.ckpt"]
+    assert "optimizer_states" not in run_artifacts.checkpoint(run, "best")
+    again = process(tmp_path, "train", "-m", *overrides)
+    assert (again.code, "is already finished" in again.err) == (0, True), again.err
+    extended = process(tmp_path, "train", "-m", *overrides, "trainer.max_steps=30")
+    assert extended.code == 2
+    assert "checkpoint.keep=auto" in extended.err and "checkpoint=all" in extended.err
+    assert "Traceback" not in extended.err
 
 
 def test_a_refused_job_does_not_end_the_sweep(tiny, tmp_path):

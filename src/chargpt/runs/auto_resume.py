@@ -20,6 +20,7 @@ from chargpt.errors import ExitCode, UserError
 from chargpt.runs import lock
 from chargpt.runs.directory import RunDirectory
 from chargpt.runs.identity import LENGTH, identity
+from chargpt.runs.retention import check_resumable
 from chargpt.runs.score import Monitor, score_of
 from chargpt.utils.duration import parse_duration
 from chargpt.utils.paths import resolve_path
@@ -92,6 +93,8 @@ def inspect(config: DictConfig, directory: RunDirectory) -> Decision:
     if directory.metrics.exists():
         _check_same_text(directory, requested)
         extended = _is_extended(directory, saved.trainer, requested.trainer)
+        if extended:
+            check_resumable(directory)
         return Decision.RESUME if extended else Decision.SKIP_FINISHED
     if state in ("diverged", "pruned"):
         return Decision.SKIP_FAILED

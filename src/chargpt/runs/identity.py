@@ -44,11 +44,12 @@ NOT_IDENTITY = (
     "on_divergence",
     "checkpoint.every_n_steps",
     "checkpoint.every_minutes",
+    "checkpoint.keep",
 )
 # The length of training: a run may be extended.
 LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
 # Config groups, and settings of the command, that do not identify a run.
-NOT_IDENTITY_GROUPS = ("logger", "callbacks", "hydra", "resume", "rerun")
+NOT_IDENTITY_GROUPS = ("logger", "callbacks", "checkpoint", "hydra", "resume", "rerun")
 # Settings that may change on resuming. The text file may be moved: the digest of the text identifies the run.
 MAY_CHANGE = (*NOT_IDENTITY, *LENGTH, "data.path", "data.suffixes")
 # Defaults for settings that are missing from older runs and checkpoints.

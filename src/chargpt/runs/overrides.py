@@ -38,6 +38,11 @@ def apply_overrides(
     config = OmegaConf.create(saved)
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
+        if key == "checkpoint":  # the option; the intervals of the run remain
+            key = "checkpoint.keep"
+        if key.startswith("checkpoint."):
+            OmegaConf.update(config, key, OmegaConf.select(OmegaConf.create(composed), key), force_add=True)
+            continue
         if key.replace("/", ".").split(".")[0] in NOT_IDENTITY_GROUPS:
             continue
         if key == "trainer":

@@ -47,6 +47,7 @@ from chargpt.training.loggers import dispatch
 from chargpt.training.loggers.csv_history import CSVHistory
 from chargpt.training.outcome import RollbackRequested, record_outcome
 from chargpt.training.restore import best_is_intact, check_state, find_state, invalid_state_as_user_error
+from chargpt.training.retention import remove_checkpoints
 from chargpt.training.setup import Origin, Run, load_data, make_callbacks, make_loggers, make_module, set_threads
 from chargpt.training.summary import summarize
 from chargpt.training.trainer import build_trainer
@@ -103,6 +104,7 @@ def _train(config: dict[str, Any], directory: RunDirectory, diverged_at: list[in
             results = summarize(run, complete_loss)
         destroy_process_group()
     if results is not None:
+        remove_checkpoints(run.directory, run.keep)
         report.print_results(run, *results)
         report.print_profile(run)
         if run.origin.original:
@@ -242,7 +244,9 @@ def _build(
         logging.getLogger().removeHandler(messages)
     # What this command has composed, and the tokenizer that it has built. The config of a resumed run is a file's.
     own = Trust(targets=trust.targets | frozenset(targets_of(identity))) if trust.everything else trust
-    run = Run(config, directory, origin, data, module, trainer, timer, metrics_callback, rollbacks, own)
+    run = Run(
+        config, directory, origin, data, module, trainer, timer, metrics_callback, rollbacks, own, checkpoints.keep
+    )
     if checkpoint:
         check_state(run, checkpoint)
         log_changes(checkpoint["chargpt"]["config"], saved)

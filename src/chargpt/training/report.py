@@ -20,6 +20,7 @@ from rich.table import Table
 from chargpt.data.text_files import TextFiles
 from chargpt.distributed import env
 from chargpt.invocation import command_line, tensorboard_command
+from chargpt.runs import retention
 from chargpt.runs.observers import selected_option
 from chargpt.training import epochs
 from chargpt.training.lightning_module import LanguageModeling
@@ -101,12 +102,19 @@ def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
         "run": escape(f"{path}"),
         "sample": escape(command_line("sample", f"run={path}", *prompt)),
         "metrics": escape(curves),
-        "resume": escape(command_line("train", f"resume={path}", *resume)),
+        "resume": escape(command_line("train", *_from_what_is_kept(run, resume))),
     }
     for name, line in rows.items():
         if name in ("loss", "time") or not in_sweep:
             console.print(f"[dim]{name:>7}[/]  {line}", soft_wrap=True)
     sys.stdout.flush()
+
+
+def _from_what_is_kept(run: Run, longer: list[str]) -> list[str]:
+    """The overrides that train a finished run longer, from its beginning if no checkpoint for that remains."""
+    if run.keep == retention.WEIGHTS_ONLY:
+        return [f"rerun={run.directory.path}", *longer, f"checkpoint={retention.ALL}"]
+    return [f"resume={run.directory.best if run.keep == retention.BEST_ONLY else run.directory.path}", *longer]
 
 
 def _loss(metrics: dict[str, Any]) -> str:

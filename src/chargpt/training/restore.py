@@ -16,6 +16,7 @@ from chargpt.inference.pretrained import find_checkpoint
 from chargpt.invocation import command_line
 from chargpt.optim.state_check import check_optimizer_state
 from chargpt.runs.directory import RunDirectory
+from chargpt.runs.retention import check_resumable
 from chargpt.training import epochs
 from chargpt.training.callbacks.metrics import MetricsCallback
 from chargpt.training.callbacks.timer import TrainingTimer
@@ -35,24 +36,36 @@ def find_state(resume: Path) -> tuple[RunDirectory, Path | None, dict[str, Any] 
         checkpoint.
 
     Raises:
-        UserError: there is no such run, it has no intact checkpoint, or the given file is damaged.
+        UserError: there is no such run, it has no intact checkpoint, the given file is damaged, or the run is finished
+            and has not kept what resuming requires.
     """
     directory = RunDirectory(resume)
     started = directory.status_file.exists() and directory.read_config()
     paths = [path for path in (directory.last, directory.previous, directory.best) if path.exists()]
+    check_resumable(directory)
     if started and not paths:
         return directory, None, None
     if not paths:
         path = find_checkpoint(resume)  # raises unless `resume` is a checkpoint file
         if path.parent.name != "checkpoints":
             raise UserError(f"resume={path}: not in a run directory; give the run: resume=outputs/...")
-        return RunDirectory(path.parent.parent), path, torch_file.read(path)
+        return RunDirectory(path.parent.parent), path, _read(path)
     for path in paths[:-1]:
         try:
-            return directory, path, torch_file.read(path)
+            return directory, path, _read(path)
         except UserError as error:
             log.warning("%s. Trying an earlier checkpoint", error)
-    return directory, paths[-1], torch_file.read(paths[-1])
+    return directory, paths[-1], _read(paths[-1])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    checkpoint = torch_file.read(path)
+    if "optimizer_states" not in checkpoint:
+        raise UserError(
+            f"{path} contains only weights, without the state of the optimizer (checkpoint.keep=weights_only), so no "
+            f"run can resume from it; repeat the run: rerun={path.parent.parent}"
+        )
+    return checkpoint
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from chargpt.data.tokenizer import Tokenizer
 from chargpt.distributed import env
 from chargpt.errors import UserError
 from chargpt.model.language_model import LanguageModel
+from chargpt.runs import retention
 from chargpt.runs.directory import RunDirectory
 from chargpt.training.callbacks.checkpoint import CheckpointCallback
 from chargpt.training.callbacks.divergence import DivergenceRollback
@@ -81,6 +82,7 @@ class Run:
     metrics_callback: MetricsCallback
     rollbacks: DivergenceRollback
     trust: Trust  # for the files that this run has written
+    keep: str = retention.ALL  # which checkpoints remain when the run has finished
 
     @property
     def model(self) -> LanguageModel:

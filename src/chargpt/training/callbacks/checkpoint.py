@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from chargpt.checkpoint import torch_file
 from chargpt.checkpoint.torch_file import KEY
 from chargpt.errors import DivergenceError, TrainingError, UserError
+from chargpt.runs import retention
 from chargpt.runs.directory import RunDirectory
 from chargpt.training.callbacks.divergence import check_weights
 from chargpt.training.callbacks.metrics import MetricsCallback
@@ -47,6 +48,10 @@ class CheckpointCallback(Checkpoint):
         identity: plain data for each checkpoint: the config and the tokenizer.
         last_is_intact: whether the run resumes from `last.ckpt`; otherwise that file may be damaged.
         every_n_steps, every_minutes: intervals of further checkpoints, which `InterruptHandler` saves; None for none.
+        keep: which checkpoints remain when the run has finished: one of `retention.KEEP`.
+
+    Attributes:
+        keep: the same, with `auto` resolved.
     """
 
     def __init__(
@@ -57,7 +62,9 @@ class CheckpointCallback(Checkpoint):
         last_is_intact: bool = False,
         every_n_steps: int | None = None,
         every_minutes: float | None = None,
+        keep: str = retention.ALL,
     ):
+        self.keep = retention.resolve(keep)
         for name, value in {"every_n_steps": every_n_steps, "every_minutes": every_minutes}.items():
             if value is not None and not value > 0:
                 raise UserError(f"checkpoint.{name}={value}: it must be more than 0, or null")
