@@ -21,12 +21,11 @@ MODULES = {
     "api.py",  # an exception with the same text as that of train.py
     "cli/train.py",  # ranks that were interrupted before their first step: tests/cli/test_launcher.py
     "cli/visualize.py",
-    "inference/pretrained.py",
     "runs/directory.py",
     "runs/discover.py",
     "runs/latest.py",
-    "sweeps/sweep.py",
-    "sweeps/table.py",
+    "runs/retention.py",  # tests/training/test_retention.py
+    "sweeps/compare.py",
     "training/callbacks/interrupt.py",
     "training/outcome.py",  # the same text, for an interruption before the first step or by a second signal
     "training/report.py",

@@ -47,6 +47,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "on_divergence": "never",
         "checkpoint.every_n_steps": 3,
         "checkpoint.every_minutes": 1e-6,
+        "checkpoint.keep": "weights_only",
         "model.block_size": 4,
         "model.n_layer": 1,
         "model.n_head": 1,
@@ -216,12 +217,12 @@ class Probe(L.Callback):
 
 def fingerprint(run: Path, output: str) -> dict[str, Any]:
     """What a run has produced, without times."""
-    last, best = (run_artifacts.checkpoint(run, name) for name in ("last", "best"))
+    names = [path.stem for path in sorted(run.glob("checkpoints/*.ckpt"))]
     digest = hashlib.sha256()
-    for state in (last, best):
+    for state in (run_artifacts.checkpoint(run, name) for name in names):
         for name, weight in sorted(state["state_dict"].items()):
             digest.update(name.encode() + weight.float().numpy().tobytes())
-    events = EventAccumulator(str(run / "tensorboard"), STORE_EVERYTHING_SIZE_GUIDANCE).Reload()
+    events = EventAccumulator(str(run), STORE_EVERYTHING_SIZE_GUIDANCE).Reload()
     tags = events.Tags()
     samples = [
         event.tensor_proto.string_val for tag in tags["tensors"] if "sample" in tag for event in events.Tensors(tag)

@@ -206,7 +206,7 @@ def test_lightning_still_handles_sigterm_by_the_replaced_private_methods(tmp_pat
 
 def test_the_config_has_every_argument_of_lightnings_trainer():
     arguments = inspect.signature(L.Trainer).parameters
-    assert settings().keys() == {*arguments, "compile", "ema_decay"}
+    assert settings().keys() == {*arguments, "compile", "ema_decay", "threads"}
 
 
 @pytest.mark.parametrize("name", REFUSED)

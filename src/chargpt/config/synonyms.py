@@ -36,8 +36,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "max_tokens": ("max_new_tokens",),
     "model_path": ("run",),
     "n_gpus": ("trainer.devices",),
-    "n_heads": ("model.n_head",),
-    "n_layers": ("model.n_layer",),
     "num_epochs": ("trainer.max_epochs",),
     "num_gpus": ("trainer.devices",),
     "num_heads": ("model.n_head",),
