@@ -83,9 +83,11 @@ def _quote_interpolated(text: str) -> str:
 
 
 def _is_plain(value: str) -> bool:
-    """Whether Hydra's grammar reads the value as this text."""
+    """Whether Hydra's grammar reads the value as this text, and writes it without escapes for the jobs of a sweep."""
+    if "${" in value or re.search(r"[\s\\]", value):
+        return False
     try:
-        return "${" not in value and OverridesParser.create().parse_override(f"x={value}").value() == value
+        return OverridesParser.create().parse_override(f"x={value}").value() == value
     except HydraException:
         return False
 
