@@ -49,6 +49,7 @@ def test_only_one_of_several_runs_trains_in_the_same_directory(tiny, tmp_path, d
     assert [row["step"] for row in run_artifacts.history(tmp_path / "run")] == ["1", "5", "10", "15", "20"]
 
 
+@pytest.mark.slow
 def test_resume_auto_uses_the_same_directory_for_the_same_settings(run_cli, tiny, tmp_path):
     overrides = [*tiny, QUIET, "resume=auto"]
     assert run_cli("train", *overrides).code == 0

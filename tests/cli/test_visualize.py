@@ -35,6 +35,7 @@ def test_visualize_draws_the_attention_of_every_layer_and_the_surprisal(run_cli,
     assert "of the first 16 characters" in outcome.out
 
 
+@pytest.mark.slow
 def test_visualize_logs_images_and_token_embeddings_to_tensorboard(run_cli, run):
     for _ in range(2):  # a second call replaces the first
         outcome = run_cli("visualize", f"run={run}", f"text={TEXT}")

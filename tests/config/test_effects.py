@@ -20,7 +20,7 @@ from tests.training import run_artifacts
 TINY = ["data=text_file", "model.n_layer=2", "model.n_head=2", "model.n_embd=16", "model.block_size=8"]
 TINY += ["data.batch_size=4", "trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1"]
 TINY += ["data.validation_tokens=512", "callbacks.samples.max_new_tokens=5", "model.initialization.std=0.5"]
-TINY += ["+callbacks.probe._target_=tests.config.test_effects.Probe"]
+TINY += [f"+callbacks.probe._target_={__name__}.Probe"]
 MODERN = ["model.n_layer=2", "model.n_head=2", "model.n_embd=16", "model.block_size=8", *TINY[5:-2], TINY[-1]]
 MODERN += ["model/softcap=soft_cap", "model/unet_skips=u_net", "schedule.warmup_steps=1", "data=text_file"]
 
@@ -140,7 +140,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "model.ngram_embedding.dropout": 0.9,
         "model.value_residual.share": 0.9,
         "model.value_residual.std": 2.0,
-        "model.unet_skips.weight": 0.1,
+        "model.unet_skips.weight": (0.1, "model.n_layer=3"),
         "model.softcap.cap": 1.0,
         "model.attention.qk_norm.elementwise_affine": True,
         "model.norm.elementwise_affine": True,
@@ -154,15 +154,14 @@ CHANGES: dict[str, dict[str, Any]] = {
         "optimizer.adamw_weight_decay": 1.0,
         "optimizer.adamw_eps": 0.1,
         "schedule.decay": 0.5,
-        "schedule.final": 0.9,
+        "schedule.final": (0.9, "schedule.decay=0.5"),
     },
     "soap": {
         "optimizer.betas": "[0.1,0.1]",
-        "optimizer.shampoo_beta": 0.1,
+        "optimizer.shampoo_beta": (0.1, "optimizer.frequency=1", "trainer.max_steps=8"),
         "optimizer.weight_decay": 1.0,
         "optimizer.eps": 0.1,
         "optimizer.frequency": 1,
-        "optimizer.batched": True,
         "optimizer.adamw_lr": 0.1,
         "schedule.warmup_steps": 3,
     },
@@ -181,6 +180,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
 }
 EXEMPT = {
+    "optimizer.batched": "the same update in fewer kernels",
     "trainer.sync_batchnorm": "only for batch norm layers on several GPUs",
     "model.ngram_embedding": "null: an option of its group",
     "model.value_residual": "null: an option of its group",
@@ -233,6 +233,7 @@ def fingerprint(run: Path, output: str) -> dict[str, Any]:
         "weights": digest.hexdigest(),
         "history": [{k: v for k, v in row.items() if not k.endswith(timed)} for row in run_artifacts.history(run)],
         "metrics": {k: v for k, v in run_artifacts.metrics(run).items() if not k.endswith(timed)},
+        "csv": [line.rsplit(",", 1)[0] for p in run.rglob("csv/**/metrics.csv") for line in p.read_text().splitlines()],
         "files": sorted(str(p.relative_to(run)) for p in run.rglob("*") if "tfevents" not in p.name),
         "tags": (tags["scalars"], sorted(map(str, events.summary_metadata)), list(map(str, samples))),
         "folder": run.parent.relative_to(run.parents[2]) if len(run.parents) > 2 else run.parent,

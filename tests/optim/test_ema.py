@@ -91,6 +91,7 @@ def test_a_decay_out_of_range_is_a_user_error(run_cli, tiny, tmp_path: Path, dec
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_ema_does_not_change_the_training(run_cli, tiny, tmp_path: Path):
     assert run_cli("train", *tiny, "trainer.ema_decay=0.8", "hydra.run.dir=with").code == 0
     assert run_cli("train", *tiny, "hydra.run.dir=without").code == 0

@@ -116,6 +116,7 @@ def test_a_study_of_an_earlier_version_is_found_and_continued(search, tmp_path, 
     assert search(RATES, "hydra.sweeper.n_trials=4") == []
 
 
+@pytest.mark.slow
 def test_the_mode_max_maximizes_the_score(search, tmp_path, caplog):
     caplog.set_level("INFO")
     metrics = lambda config: {"val_loss": config.optimizer.lr, **ACCURACY, "score": config.optimizer.lr}  # noqa: E731
@@ -156,6 +157,7 @@ def test_a_search_over_monitors_is_refused(search):
         search("++monitor=val_loss,val_bpc")
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_interrupted_twice_is_replaced_and_does_not_count(search, tmp_path):
     overrides = [RATES, "hydra.sweeper.n_trials=4"]
     assert len(search(*overrides, interrupt_at=2)) == 2

@@ -55,7 +55,7 @@ def test_validations_of_the_complete_split_are_not_repeated(run_cli, tiny, tmp_p
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_it_and_the_resumed_run_continues_with_it(run_cli, tiny, tmp_path, monkeypatch, number):
     real = complete_validation.cross_entropy
     losses = []

@@ -62,6 +62,7 @@ def test_the_printed_tensorboard_command_has_a_logdir_that_contains_the_run(resu
     assert list((tmp_path / directory).rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_the_lectures_last_model_on_a_cpu_is_warned_about(run_cli, tiny, caplog):
     fixed = [override for override in tiny if override != "model=gpt_nano"]
     warning = "lecture=scaled_up takes most of a day on a CPU"

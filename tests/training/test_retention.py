@@ -143,6 +143,7 @@ def test_a_full_disk_is_a_warning_and_keeps_all_checkpoints(run_cli, tiny, tmp_p
     assert files(tmp_path / "run") == EVERY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["best_only", "weights_only"])
 @pytest.mark.parametrize("how", ["resume=run", "resume=auto"])
 def test_a_run_that_cannot_be_trained_longer_says_what_to_do_instead(
@@ -171,6 +172,7 @@ def test_weights_alone_are_not_resumed(run_cli, finished, tmp_path: Path):
     assert "contains only weights" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_kept_its_weights_is_skipped_and_repeated(run_cli, tiny, finished, tmp_path: Path, caplog):
     caplog.set_level(logging.INFO)
     with_kept(finished, tmp_path / "run", "weights_only")

@@ -52,8 +52,12 @@ def describe(
     needed = estimate(module, batch_size // devices, block_size)
     usage = f", which need about {needed / 2**30:,.1f} GiB on each device" if needed else ""
 
+    smallest = module.model.batch_multiple
+    fixed = estimate(module, 0, block_size)
+    activations = estimate(module, smallest, block_size) - fixed  # of the smallest batch
+
     def fits(blocks: int) -> bool:
-        return estimate(module, blocks // devices, block_size) * devices <= available
+        return fixed * devices + activations * blocks / smallest <= available
 
     return _message(usage, module.model.batch_multiple, batch_size, block_size, devices, passes, fits)
 
@@ -105,8 +109,9 @@ def smallest_split(batch_size: int, multiple: int, fits: Callable[[int], bool] =
         multiple: the size of each micro-batch must be a multiple of this.
         fits: whether a micro-batch of this many blocks fits into memory.
     """
-    sizes = {n: batch_size // n for n in range(2, batch_size + 1) if batch_size % n == 0}
-    return next((n for n, size in sizes.items() if size % multiple == 0 and fits(size)), 0)
+    small = [n for n in range(1, math.isqrt(batch_size) + 1) if batch_size % n == 0]
+    divisors = sorted({*small, *(batch_size // n for n in small)} - {1})
+    return next((n for n in divisors if batch_size // n % multiple == 0 and fits(batch_size // n)), 0)
 
 
 def estimate(module: LanguageModeling, blocks: int, block_size: int) -> int:

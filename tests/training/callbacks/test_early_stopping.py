@@ -33,6 +33,7 @@ def test_a_run_stops_early_and_its_resume_command_trains_on(run_cli, tiny, tmp_p
     assert run_artifacts.metrics(run)["steps"] == 10, "four validations without an improvement"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_does_not_train_on_when_it_is_resumed(run_cli, tiny, tmp_path: Path):
     """It may have been killed before it has written metrics.json."""
     assert run_cli("train", *tiny, *OVERRIDES, NO_PROGRESS).code == 0

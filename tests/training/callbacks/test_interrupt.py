@@ -144,7 +144,10 @@ def test_a_second_ctrl_c_quits_immediately_and_keeps_the_last_checkpoint(
 SCONTROL = '#!/bin/sh\necho "$@" >> "$(dirname "$0")/requests"\n'
 
 
-@pytest.mark.parametrize(("slurm", "requests"), [({"SLURM_JOB_ID": "77"}, "requeue 77\n"), ({}, None)])
+@pytest.mark.parametrize(
+    ("slurm", "requests"),
+    [({"SLURM_JOB_ID": "77"}, "requeue 77\n"), pytest.param({}, None, marks=pytest.mark.slow)],
+)
 def test_slurms_preemption_signal_saves_the_run_and_requeues_the_job(
     run_cli, tiny, uninterrupted, tmp_path: Path, monkeypatch, slurm, requests
 ):

@@ -14,7 +14,7 @@ KILL = ["+callbacks.kill._target_=tests.training.fault_injection.KillInValidatio
 
 @pytest.mark.parametrize(
     ("step", "overrides"),
-    [(8, []), pytest.param(12, ["trainer.ema_decay=0.9"], marks=pytest.mark.slow)],
+    [pytest.param(8, [], marks=pytest.mark.slow), pytest.param(12, ["trainer.ema_decay=0.9"], marks=pytest.mark.slow)],
 )
 def test_a_kill_during_a_validation_loses_no_step(run_cli, tiny, tmp_path, step, overrides):
     kill = [*overrides, *KILL, f"+callbacks.kill.step={step}"]

@@ -117,6 +117,7 @@ class RunRecorder(L.Callback):
     def _open_loggers(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, LanguageModeling)  # Lightning declares its base class
         directory, origin, step = self._directory, self._origin, self._origin.step
+        logs_hyperparams = self._config["trainer"].get("enable_autolog_hparams") is not False
         names = [name for name, settings in (self._config["logger"] or {}).items() if settings]
         continued = directory.read_logger_runs() if origin.resumed else {}
         runs = {}
@@ -126,7 +127,7 @@ class RunRecorder(L.Callback):
             if isinstance(logger, CSVLogger) and origin.resumed:
                 rewind_earlier_versions(logger, directory.path, origin.logged_step)
             # MLflow refuses to change hyperparameters, such as `max_steps` of a run that trains longer.
-            if not (name in continued and isinstance(logger, MLFlowLogger)):
+            if logs_hyperparams and not (name in continued and isinstance(logger, MLFlowLogger)):
                 dispatch.log_hyperparams(logger, report.hyperparameters(self._config, module, directory.read_choices()))
             if dispatch.run_id_parameter(type(logger)):
                 runs[name] = str(logger.version)
