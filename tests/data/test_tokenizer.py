@@ -146,3 +146,14 @@ def test_twenty_million_characters_are_encoded_correctly(text):
     tokens_N = tokenizer.encode(text * times)
     once_N = torch.tensor([tokenizer.characters.index(c) for c in text], dtype=tokens_N.dtype)
     assert tokens_N.view(times, -1).eq(once_N).all()
+
+
+@pytest.mark.parametrize("typed", [r"one\ntwo", r"\tone", r"one\r"])
+def test_the_message_explains_a_line_break_that_was_typed_as_two_characters(typed):
+    with pytest.raises(UserError, match=r"to type a line break or tab, use \$'\.\.\.' in bash"):
+        CharTokenizer("enotw").encode(typed)
+
+
+def test_the_message_explains_a_carriage_return():
+    with pytest.raises(UserError, match="part of each line break of Windows"):
+        CharTokenizer("\nabc").encode("abc\r\n")

@@ -97,3 +97,12 @@ def test_a_folder_of_runs_is_a_user_error_that_names_its_newest_run(tmp_path):
         find_checkpoint(tmp_path / "outputs" / "a")
     with pytest.raises(UserError, match=r"The only folder in .* is outputs"):
         find_checkpoint(tmp_path / "nowhere")
+
+
+def test_several_samples_are_a_list_whose_first_is_the_single_sample(finished):
+    model = chargpt.load(finished)
+    samples = model.generate("The ", 10, num_samples=3, seed=5)
+    assert samples[0] == model.generate("The ", 10, seed=5)
+    assert [len(sample) for sample in samples] == [14, 14, 14]
+    assert len(set(samples)) > 1
+    assert model.generate("The ", 0, num_samples=2) == ["The ", "The "]

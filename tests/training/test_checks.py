@@ -140,3 +140,13 @@ def test_a_callback_whose_state_cannot_be_loaded_again_ends_the_run_at_the_first
     assert "callback State: state_dict()['steps'][1] is a object" in outcome.err.splitlines()[-1]
     assert run_artifacts.status(tmp_path / "run")["state"] == "failed"
     assert not [*(tmp_path / "run" / "checkpoints").glob("*")]
+
+
+@pytest.mark.parametrize(("name", "hint"), [("val_loss", "did you mean val/loss"), ("accuracy", "score, val/loss")])
+def test_an_unknown_metric_of_a_callback_is_a_user_error_before_training(run_cli, tiny, tmp_path, name, hint):
+    stop = ["+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping", f"+callbacks.stop.monitor={name}"]
+    outcome = run_cli("train", *tiny, *stop)
+    assert outcome.code == 2
+    assert f"EarlyStopping monitors {name}, which is not logged" in outcome.err
+    assert hint in outcome.err
+    assert not (tmp_path / "outputs").exists()

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import re
+import shlex
 import string
 import sys
 import textwrap
@@ -246,10 +247,15 @@ def _print_error(message: str, code: int) -> int:
     return code
 
 
+def _check_dashes(command: str, flag: str) -> None:
+    """Raises `UserError` if the flag is a setting, under its name here or in another program."""
+    if flag.startswith("--") and (setting := without_dashes(flag, _settings_of(command))):
+        raise UserError(f"{flag}: settings have no dashes: {shlex.quote(setting)}")
+
+
 def _argument_error(command: str, message: str) -> NoReturn:
-    flag = re.search(r"--[\w.-]+(=\S*)?", message)
-    if flag and (setting := without_dashes(flag[0], _settings_of(command))):
-        raise UserError(f"{flag[0]}: settings have no dashes: {setting}")
+    if flag := re.search(r"--[\w.-]+(=\S*)?", message):
+        _check_dashes(command, flag[0])
     raise UserError(f"{message}. Settings have the form KEY=VALUE, for example model.n_layer=3; see --help")
 
 
@@ -303,6 +309,8 @@ def _parse_arguments(parser: argparse.ArgumentParser, command: str) -> argparse.
     """Parses the command line."""
     parser.error = functools.partial(_argument_error, command)
     args = parser.parse_intermixed_args()
+    for override in args.overrides:  # argparse takes a flag with a space for one
+        _check_dashes(command, override)
     flags = [f"--{name.replace('_', '-')}" for name in EXCLUSIVE_FLAGS if getattr(args, name)]
     if len(flags) > 1:
         raise UserError(f"{' and '.join(flags)} cannot be combined: use one of them")
