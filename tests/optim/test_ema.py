@@ -69,6 +69,7 @@ def test_with_accumulated_gradients_the_ema_is_updated_once_per_step(run_cli, ti
         torch.testing.assert_close(ema[f"model.{name}"].double(), mean, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_cli, tiny, tmp_path: Path):
     run, uninterrupted = tmp_path / "run", tmp_path / "uninterrupted"
     overrides = [*tiny, "schedule=constant", "trainer.ema_decay=0.8"]

@@ -61,7 +61,9 @@ remove_checkpoints(RunDirectory({str(run)!r}), {keep!r})
     return subprocess.run([sys.executable, "-c", script], check=False).returncode
 
 
-@pytest.mark.parametrize("keep", ["all", "best_only", "weights_only"])
+@pytest.mark.parametrize(
+    "keep", [*(pytest.param(keep, marks=pytest.mark.slow) for keep in ("all", "best_only")), "weights_only"]
+)
 def test_a_finished_run_keeps_what_is_selected_and_its_model_can_be_used(run_cli, tiny, tmp_path: Path, caplog, keep):
     caplog.set_level(logging.INFO)
     outcome = run_cli("train", *tiny, f"checkpoint={keep}", "hydra.run.dir=outputs/a/run")

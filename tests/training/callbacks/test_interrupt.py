@@ -48,7 +48,8 @@ COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
     [
         ("SIGTERM", {"batch": 1}, 1, []),  # before the first checkpoint
         ("SIGINT", {"step": 8}, 8, []),  # during a validation
-        ("SIGTERM", {"step": 12}, 12, ["trainer.ema_decay=0.9"]),  # during the last validation
+        # During the last validation:
+        pytest.param("SIGTERM", {"step": 12}, 12, ["trainer.ema_decay=0.9"], marks=pytest.mark.slow),
         ("SIGINT", {"batch": 9}, 5, ["trainer.accumulate_grad_batches=2"]),  # between the micro-batches of step 5
         pytest.param("SIGTERM", {"batch": 7}, 7, EPOCHS, marks=pytest.mark.slow),
         pytest.param("SIGTERM", {"batch": 7}, 7, ["trainer.overfit_batches=3"], marks=pytest.mark.slow),
