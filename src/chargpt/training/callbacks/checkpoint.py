@@ -129,8 +129,8 @@ class CheckpointCallback(Checkpoint):
         Args:
             validation_due: whether the validation of this step is not complete.
         """
-        self._validation_due = validation_due
         check_weights(trainer, trainer.lightning_module)
+        self._validation_due = validation_due  # only now, because `on_exception` discards a checkpoint that is due
         if trainer.is_global_zero:
             self._metrics_callback.history.save(before=trainer.global_step if validation_due else None)
         dispatch.save(trainer.loggers)
