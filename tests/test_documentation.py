@@ -173,7 +173,9 @@ def prepare(folder: Path, page: Path, runs: dict[str, Path], text: str) -> None:
     copy_program(folder)
     resumed = any(f"resume={RUN}" in words for words in commands_of(page))
     shutil.copytree(runs["interrupted" if resumed else "finished"], folder / RUN)
-    for file in ("my_book.txt", "my_books/one.txt", "my_books/two.md", "other.txt"):
+    for file in ("my_book.txt", "my_books/one.txt", "my_books/two.md", "my_books/three.text", "other.txt"):
+        write(folder / file, text)
+    for file in ("my_project/model.py", "my_notes/one.md"):
         write(folder / file, text)
     write(folder / "beginning.txt", "ROMEO:\n")
     for path, content in blocks(page):

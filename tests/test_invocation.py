@@ -60,7 +60,8 @@ def test_help_of_a_command_shows_the_console_command(tmp_path):
 @pytest.mark.parametrize("train", [["-m", "chargpt", "train"], [str(REPO / "train.py")]], ids=["console", "script"])
 def test_the_printed_commands_run_when_pasted(tmp_path, tiny, train):
     """The commands of a run, and of a job of a sweep, whose directory has a name with `=` and `,`."""
-    sweep = output_of(tmp_path, sys.executable, *train, "-m", "seed=1,2", "trainer.devices=2", "name=pair", *tiny)
+    choices = ["seed=1,2", "trainer.devices=2", "name=pair", "checkpoint=all"]
+    sweep = output_of(tmp_path, sys.executable, *train, "-m", *choices, *tiny)
     jobs = sorted((tmp_path / "outputs" / "pair").glob("*/metrics.json"))
     assert [json.loads(job.read_text())["devices"] for job in jobs] == [2, 2], sweep
     job = jobs[0].parent.relative_to(tmp_path)

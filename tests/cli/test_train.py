@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO
+from tests.conftest import REPO, process
 from tests.training import run_artifacts
 from tests.training.conftest import one_thread, short_samples  # noqa: F401 - fixtures
 
@@ -82,3 +82,29 @@ def test_a_user_error_during_set_up_leaves_no_directory(run_cli, tiny, tmp_path)
         outcome = run_cli("train", *tiny, "model.n_head=3", *overrides)
         assert outcome.code == 2
         assert list(tmp_path.iterdir()) == []
+
+
+# A module that Python imports at its start. Some libraries catch every exception in an import, or abort in C++ code.
+SIGNAL_DURING_IMPORT = """
+import os, signal, sys
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path, target=None):
+        if name == "numpy.exceptions":
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                sum(range(1000))  # Python runs the handler
+            except BaseException:
+                os._exit(99)
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
+def test_a_signal_raises_no_exception_inside_an_import(tiny, tmp_path):
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "sitecustomize.py").write_text(SIGNAL_DURING_IMPORT)
+    outcome = process(tmp_path, "train", *tiny, PYTHONPATH=str(tmp_path / "modules"))
+    assert (outcome.code, outcome.err) == (3, "train.py: interrupted\n")
+    assert not list(tmp_path.glob("outputs/*/*"))

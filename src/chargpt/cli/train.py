@@ -18,6 +18,7 @@ from chargpt.config.compose import add_task_overrides, has_explicit_run_dir, set
 from chargpt.config.raw_values import quote_value
 from chargpt.distributed.env import (
     LOCK_FD_ENV,
+    defer_stop,
     exit_with_parent,
     get_rank,
     launched_as_rank,
@@ -160,8 +161,8 @@ def _train_in_process(config: DictConfig, directory: RunDirectory, claim: bool =
     Args:
         claim: whether to create and lock the directory first.
     """
-    # Used until training installs its own handlers.
-    handlers = set_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM, PREEMPTION_SIGNAL), request_stop))
+    stop_signals = (signal.SIGINT, signal.SIGTERM, PREEMPTION_SIGNAL)
+    handlers = set_handlers(dict.fromkeys(stop_signals, defer_stop))
     try:
         unblock_signals()
         if claim:
@@ -170,6 +171,9 @@ def _train_in_process(config: DictConfig, directory: RunDirectory, claim: bool =
         settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))  # of a DictConfig, a dict
         from chargpt.training.loop import train as train_run  # noqa: PLC0415 - torch takes seconds to import
 
+        set_handlers(dict.fromkeys(stop_signals, request_stop))  # until training installs its own
+        if received_signals:
+            raise KeyboardInterrupt
         train_run(settings, directory)
     finally:
         set_handlers(handlers)

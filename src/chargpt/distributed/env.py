@@ -26,8 +26,16 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 received_signals: list[int] = []  # stop signals received before training has its handlers
 
 
+def defer_stop(number: int, frame: object) -> None:
+    """The signal handler during the imports of libraries, which an exception could leave in a state in which Python
+    recurses without end or C++ code aborts. The second signal is not deferred."""
+    received_signals.append(number)
+    if len(received_signals) > 1:
+        raise KeyboardInterrupt
+
+
 def request_stop(number: int, frame: object) -> None:
-    """The signal handler during imports and set-up. If a library catches the exception, the run stops at its first
+    """The signal handler during set-up. If a library catches the exception, the run stops at its first
     step."""
     received_signals.append(number)
     raise KeyboardInterrupt
