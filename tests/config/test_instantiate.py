@@ -63,6 +63,14 @@ def test_a_partial_component_creates_a_new_object_per_call():
     assert (second.in_features, second.out_features) == (4, 5)
 
 
+def test_a_copy_of_a_partial_component_creates_the_same():
+    config = {"_target_": "torch.nn.Linear", "_partial_": True, "_args_": [2], "bias": False}
+    linear = copy.deepcopy(instantiate(config))
+    assert (linear(3).in_features, linear(3).out_features, linear(3).bias) == (2, 3, None)
+    with pytest.raises(UserError, match="does not accept these settings"):
+        linear(3, width=4)
+
+
 def test_keyword_arguments_override_the_config():
     linear = instantiate(LINEAR, out_features=7)
     assert linear.out_features == 7

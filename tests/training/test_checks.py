@@ -150,3 +150,26 @@ def test_an_unknown_metric_of_a_callback_is_a_user_error_before_training(run_cli
     assert f"EarlyStopping monitors {name}, which is not logged" in outcome.err
     assert hint in outcome.err
     assert not (tmp_path / "outputs").exists()
+
+
+LIGHTNING = "lightning.pytorch.callbacks"
+
+
+def test_a_callback_whose_weights_no_checkpoint_contains_is_a_user_error(run_cli, tiny, tmp_path):
+    averaging = [f"+callbacks.swa._target_={LIGHTNING}.StochasticWeightAveraging", "+callbacks.swa.swa_lrs=1e-3"]
+    outcome = run_cli("train", *tiny, *averaging, "trainer.max_epochs=2")
+    assert outcome.code == 2
+    assert "use trainer.ema_decay=0.99" in outcome.err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_lightnings_average_of_the_weights_is_validated_and_saved(run_cli, tiny, tmp_path):
+    averaging = [f"+callbacks.ema._target_={LIGHTNING}.EMAWeightAveraging", "+callbacks.ema.decay=0.5"]
+    losses = []
+    for callbacks in ([], averaging):
+        run = tmp_path / f"run{len(losses)}"
+        assert run_cli("train", *tiny, *callbacks, f"hydra.run.dir={run}").code == 0
+        evaluated = run_cli("evaluate", f"run={run}")
+        assert f"{run_artifacts.metrics(run)['val_loss']:.4f}" in evaluated.out, evaluated.err
+        losses.append(run_artifacts.metrics(run)["val_loss"])
+    assert losses[0] != losses[1]

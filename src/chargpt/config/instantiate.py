@@ -92,6 +92,9 @@ class _Partial(functools.partial):
         self.path = path
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:  # for copies: Lightning's callbacks that average weights copy the module
+        return type(self), (self.func, self.keywords, self.path, self.args)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _call(self.func, self.keywords | kwargs, self.path, *self.args, *args)
 

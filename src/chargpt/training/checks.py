@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor
+from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, StochasticWeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy
 
 from chargpt.checkpoint.plain_data import find_non_plain
@@ -155,7 +155,8 @@ def _has_own(callbacks: dict[str, Any] | None) -> bool:
 
 
 def check_callbacks(trainer: L.Trainer, configs: dict[str, Any] | None) -> None:
-    """Raises `UserError` if a callback monitors a metric that is not logged, or requires a logger and there is none.
+    """Raises `UserError` if a callback monitors a metric that is not logged, requires a logger and there is none, or
+    would have no effect.
 
     Args:
         configs: those of the callbacks.
@@ -170,6 +171,11 @@ def check_callbacks(trainer: L.Trainer, configs: dict[str, Any] | None) -> None:
             raise UserError(
                 f"callbacks: {type(callback).__name__} monitors {name}, which is not logged{hint} Choose from "
                 f"{', '.join(logged)}"
+            )
+        if isinstance(callback, StochasticWeightAveraging):
+            raise UserError(
+                "callbacks: StochasticWeightAveraging averages once per epoch and replaces the weights after the last "
+                "checkpoint, so that no saved model has them. To average after each step, use trainer.ema_decay=0.99"
             )
         if isinstance(callback, LearningRateMonitor | DeviceStatsMonitor) and not trainer.loggers:
             raise UserError(
