@@ -103,7 +103,7 @@ def test_a_signal_ends_a_rank_that_waits_for_the_others(tiny, tmp_path, number):
     with subprocess.Popen(command, cwd=tmp_path, env=os.environ | slurm, stderr=subprocess.PIPE, text=True) as task:
         assert task.stderr is not None
         for line in task.stderr:
-            if line.startswith("    run"):  # the header: it waits next
+            if line.startswith("   run"):  # the header: it waits next
                 break
         time.sleep(3)
         task.send_signal(number)

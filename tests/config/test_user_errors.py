@@ -408,6 +408,15 @@ def test_a_folder_without_read_permission_is_reported(assert_user_error, tmp_pat
         (folder / "a.txt").chmod(0o644)
 
 
+@pytest.mark.parametrize("content", ["model:\n  n_layer: 1\n", "defaults:\n  - override /model: gpt_nano\n"])
+@pytest.mark.parametrize("group", ["experiment", "lecture"])
+def test_an_experiment_below_its_own_name_is_refused(assert_user_error, tmp_path, group, content):
+    (tmp_path / "my_conf" / group).mkdir(parents=True)
+    (tmp_path / "my_conf" / group / "mine.yaml").write_text(content)
+    arguments = [f"--config-dir={tmp_path / 'my_conf'}", f"{group}=mine"]
+    assert_user_error("train", arguments, f"'{group}/mine': its first line must be `# @package _global_`")
+
+
 def test_the_first_of_several_errors_is_reported(assert_user_error, tiny):
     assert_user_error("train", [*tiny, "model.n_layers=3", "model.n_head=many"], "model.n_layers")
 

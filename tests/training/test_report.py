@@ -1,5 +1,7 @@
 """The output of a finished run: the metrics of metrics.json, and commands that can be pasted into a shell."""
 
+import logging
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -17,6 +19,11 @@ def trained() -> dict[str, Path | str]:
     return {}
 
 
+def rows(output: str) -> dict[str, str]:
+    """The labelled lines of an output."""
+    return dict(re.findall(r"^ *(\w+)  (\S.*)$", output, re.MULTILINE))
+
+
 @pytest.fixture
 def results(trained, run_cli, tiny, tmp_path: Path) -> dict[str, str]:
     """The last lines of a run by their labels. The run is in `tmp_path`, in a directory with a space in its name."""
@@ -27,14 +34,13 @@ def results(trained, run_cli, tiny, tmp_path: Path) -> dict[str, str]:
         outcome = run_cli("train", *tiny, "trainer.max_steps=2", 'hydra.run.dir="my runs/first"')
         assert outcome.code == 0, outcome.err
         trained |= {"run": run, "out": outcome.out}
-    lines = trained["out"].splitlines()[-6:]
-    return {line[:7].strip(): line[9:] for line in lines}
+    return rows(trained["out"])
 
 
 def test_the_printed_metrics_are_those_of_metrics_json(results, tmp_path: Path):
     metrics = run_artifacts.metrics(tmp_path / "my runs" / "first")
     assert results["loss"].startswith(f"{metrics['val_loss']:.4f} nats")
-    assert f"(step {metrics['best_step']})" in results["loss"]
+    assert "best" not in results, "the best step is the last one"
     assert f"{metrics['val_bpc']:.3f} bits" in results["loss"]
     assert "2 steps" in results["time"]
     assert f"{metrics['tokens_per_second']:,.0f} tokens/s" in results["time"]
@@ -57,9 +63,37 @@ def test_the_printed_resume_command_works(results, run_cli, tmp_path: Path):
 
 
 def test_the_printed_tensorboard_command_has_a_logdir_that_contains_the_run(results, tmp_path: Path):
-    *_, option, directory = shlex.split(results["metrics"])
+    *_, option, directory = shlex.split(results["curves"])
     assert option == "--logdir"
     assert list((tmp_path / directory).rglob("events.out.tfevents.*"))
+
+
+def test_the_proposed_prompt_is_the_first_word_of_the_text(results, text):
+    assert shlex.split(results["sample"])[-1] == f"prompt={text.split()[0]}"
+
+
+def test_lines_fit_in_80_columns_except_commands_and_the_sample(run_cli, tiny, caplog, tmp_path):
+    """The lines of a resumed run whose best step is not the last, and that stops early."""
+    caplog.set_level(logging.INFO)
+    stopping = ["callbacks=early_stopping", "callbacks.early_stopping.patience=2", "trainer.val_check_interval=1"]
+    diverging = ["optimizer.lr=100", "hydra.run.dir=run", "data.max_validation_tokens=100"]
+    assert run_cli("train", *tiny, *stopping, *diverging, "callbacks.samples.max_new_tokens=0").code == 0
+    first = run_artifacts.metrics(tmp_path / "run")
+    assert "resume" not in caplog.text
+    outcome = run_cli("train", "resume=run", stopping[0], "callbacks.early_stopping.patience=3")
+    metrics = run_artifacts.metrics(tmp_path / "run")
+    assert metrics["best_step"] < first["steps"] < metrics["steps"] < 20
+    assert f"resume  from step {first['steps']} (last.ckpt)" in caplog.text
+    printed = {name: line for name, line in rows(outcome.out).items() if name not in ("sample", "curves", "resume")}
+    assert printed["best"].startswith(
+        f"step {metrics['best_step']} of {metrics['steps']}; the loss at the last step is "
+    )
+    assert printed["best"].endswith(f"{metrics['final_val_loss']:.4f}")
+    assert printed["stop"] == "early: val_loss did not improve in 3 validations"
+    lines = [f"{name:>6}  {line}" for name, line in printed.items()]
+    lines += [record.message for record in caplog.records if record.name.startswith("chargpt")]
+    assert len(lines) > 12
+    assert [line for line in lines if len(line) > 80] == []
 
 
 @pytest.mark.slow

@@ -20,6 +20,8 @@ from yaml import YAMLError
 
 from chargpt.config.instantiate import COMPONENTS
 from chargpt.config.overrides import (
+    GLOBAL_PACKAGE_ADVICE,
+    OPTIONAL_GROUPS,
     check_interpolated,
     check_options,
     check_values,
@@ -97,6 +99,8 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     try:
         config = compose_unchecked(config_name, [override.input_line or "" for override in parsed])
         check_interpolated(parsed, config, schema)
+        if group := next((name for name in OPTIONAL_GROUPS if name in config), None):
+            raise UserError(f"In '{group}/{HydraConfig.get().runtime.choices[group]}': {GLOBAL_PACKAGE_ADVICE}")
         # The vocabulary is known when the text has been read.
         missing = [key for key in missing_values(OmegaConf.to_container(config)) if not _is_vocab_size(key)]
         if missing := sorted(missing):

@@ -27,6 +27,7 @@ SUBMITIT_CONFIG = "hydra/launcher/submitit_"  # the configs of the optional pack
 REQUIRED_OPTION = {"data.path": "data=text_file"}
 # Groups without a default. Their options may be typed with a plus sign, as before 0.3.
 OPTIONAL_GROUPS = ("lecture", "grid", "speedrun", "experiment", "debug")
+GLOBAL_PACKAGE_ADVICE = "its first line must be `# @package _global_`: then its settings are those of the run"
 # Groups of which several options can be selected: logger=[csv,wandb].
 LIST_GROUPS = ("callbacks", "logger")
 
@@ -67,6 +68,8 @@ def short_error(error: Exception) -> str:
     message = " ".join(kept[:3])
     if f"Could not load '{SUBMITIT_CONFIG}" in message:
         return "hydra/launcher=slurm requires Submitit: pip install hydra-submitit-launcher"
+    if re.search(rf"Could not override '\w+@({'|'.join(OPTIONAL_GROUPS)})\.", message):
+        return f"{message.partition(':')[0]}: {GLOBAL_PACKAGE_ADVICE}"
     if "'model.block_size' not found" in message:
         return "model.block_size is missing: add block_size: 64 to the config of the model"
     if old := next((old for old in GROUPS if old in message), None):

@@ -33,9 +33,7 @@ def measure_best(run: Run) -> float:
     trainer, data = run.trainer, run.data
     device, plugin = trainer.strategy.root_device, trainer.precision_plugin
     batches = data.complete_val_dataloader()
-    log.info(
-        "measuring %s on the complete validation split, %s tokens", run.directory.best, f"{len(data.val_tokens_N):,}"
-    )
+    log.info("measuring best.ckpt on all %s tokens of the validation split", f"{len(data.val_tokens_N) - 1:,}")
     model = plugin.convert_module(load(run.directory.best, trust=run.trust).model).to(device)
     stopped: list[int] = []
 

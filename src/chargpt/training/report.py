@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from chargpt.invocation import command_line, tensorboard_command
 from chargpt.runs import retention
 from chargpt.runs.observers import selected_option
 from chargpt.training import epochs
+from chargpt.training.callbacks.metrics import SCORE
 from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.setup import Run
 from chargpt.training.trainer import PROFILE, SCALED_UP, SCALED_UP_ADVICE, device_name
@@ -51,6 +53,7 @@ def log_header(run: Run) -> None:
         "model": f"{run.config['name']}: {format_count(run.module.parameter_count)} parameters, {shape}",
         "data": f"{data.corpus.name}: {data.characters:,} characters, vocabulary of {data.tokenizer.vocab_size}",
         "train": f"{_end(run)}, {passes}{data.batch_size} x {data.block_size} tokens per step{_epochs(run)}",
+        **({"resume": _origin(run)} if run.origin.resumed else {}),
         "device": f"{trainer.world_size} x {device_name(trainer.strategy.root_device)}, {trainer.precision}",
         "run": str(run.directory.path),
     }
@@ -58,7 +61,7 @@ def log_header(run: Run) -> None:
         part, whole = data.validation_part, len(data.val_tokens_N) - 1
         rows["val"] = f"on {part:,} of {whole:,} tokens (data.max_validation_tokens), at the end on all"
     for name, line in rows.items():
-        log.info("%7s  %s", name, line)
+        log.info("%6s  %s", name, line)
     if run.directory.read_choices().get("lecture") == SCALED_UP and trainer.strategy.root_device.type == "cpu":
         log.warning("%s", SCALED_UP_ADVICE)
 
@@ -88,25 +91,26 @@ def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
     resume = [longer] if stopped is None or metrics["steps"] == run.trainer.max_steps else []
     if stopped is not None:
         resume += _more_patience(stopped, run)
-    # The first word of the sample is a prompt that the vocabulary of this run contains.
-    first_word = next((word for word in sample.split() if word.isalpha()), "")
+    first_word = _first_word(run)
     prompt = [f"prompt={first_word}"] if first_word else []
     has_tensorboard = any(isinstance(logger, TensorBoardLogger) for logger in run.trainer.loggers)
     logdir = path.parent if path.is_absolute() else path.parts[0]
     curves = tensorboard_command(Path(logdir)) if has_tensorboard else str(run.directory.history)
-    mfu = f", {run.metrics_callback.mfu:.0%} of the device's peak" if run.metrics_callback.mfu else ""
+    mfu = f", {run.metrics_callback.mfu:.0%} of peak" if run.metrics_callback.mfu else ""
+    stop = {"stop": escape(_why_stopped(stopped, metrics["monitor"]))} if stopped is not None else {}
     rows = {
-        "loss": _loss(metrics),
+        **_losses(metrics),
         "time": f"{metrics['steps']:,} steps in {metrics['train_seconds']:.0f} s of training, "
-        f"{metrics['tokens_per_second']:,.0f} tokens/s{mfu}{_reason(stopped)}",
+        f"{metrics['tokens_per_second']:,.0f} tokens/s{mfu}",
+        **stop,
         "run": escape(f"{path}"),
         "sample": escape(command_line("sample", f"run={path}", *prompt)),
-        "metrics": escape(curves),
+        "curves": escape(curves),
         "resume": escape(command_line("train", *_from_what_is_kept(run, resume))),
     }
     for name, line in rows.items():
-        if name in ("loss", "time") or not in_sweep:
-            console.print(f"[dim]{name:>7}[/]  {line}", soft_wrap=True)
+        if not in_sweep or name not in ("run", "sample", "curves", "resume"):
+            console.print(f"[dim]{name:>6}[/]  {line}", soft_wrap=True)
     sys.stdout.flush()
 
 
@@ -117,14 +121,17 @@ def _from_what_is_kept(run: Run, longer: list[str]) -> list[str]:
     return [f"resume={run.directory.best if run.keep == retention.BEST_ONLY else run.directory.path}", *longer]
 
 
-def _loss(metrics: dict[str, Any]) -> str:
+def _losses(metrics: dict[str, Any]) -> dict[str, str]:
+    """The rows of the best validation, and of the last one if that is another."""
     if metrics["val_loss"] is None:
-        return "no validation"
-    split = "a part of the validation split" if metrics.get("partial_validation") else "the validation split"
-    final = metrics["final_val_loss"]
-    last = "" if final is None else f", {final:.4f} at the last step"
-    best = f"[bold]{metrics['val_loss']:.4f}[/] nats per token on {split} (step {metrics['best_step']})"
-    return f"{best}{last}; {metrics['val_bpc']:.3f} bits per character"
+        return {"loss": "no validation"}
+    kind = "a partial validation" if metrics.get("partial_validation") else "validation"
+    loss, bits = f"[bold]{metrics['val_loss']:.4f}[/] nats per token", f"{metrics['val_bpc']:.3f} bits per character"
+    rows = {"loss": f"{loss}, {bits}, in {kind}"}
+    if metrics["best_step"] != metrics["steps"] and metrics["final_val_loss"] is not None:
+        last = f"the loss at the last step is {metrics['final_val_loss']:.4f}"
+        rows["best"] = f"step {metrics['best_step']:,} of {metrics['steps']:,}; {last}"
+    return rows
 
 
 def print_profile(run: Run) -> None:
@@ -183,9 +190,10 @@ def hyperparameters(
     }
 
 
-def _reason(stopped: EarlyStopping | None) -> str:
-    message = (stopped and stopped.stopping_reason_message) or ""
-    return f"; stopped early: {message.removesuffix(' Signaling Trainer to stop.')}" if message else ""
+def _why_stopped(stopped: EarlyStopping, monitor: str) -> str:
+    if stopped.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
+        return f"early: {monitor if stopped.monitor == SCORE else stopped.monitor} did not improve in {stopped.patience} validations"
+    return f"early: {(stopped.stopping_reason_message or '').removesuffix(' Signaling Trainer to stop.')}"
 
 
 def _more_patience(stopped: EarlyStopping, run: Run) -> list[str]:
@@ -207,6 +215,18 @@ def _epochs(run: Run) -> str:
     steps, passes = run.trainer.max_steps, run.trainer.accumulate_grad_batches
     count = steps * passes / run.data.batches_per_epoch
     return f", {count:{'.2g' if count < 10 else ',.0f'}} epochs" if steps > 0 else ""
+
+
+def _origin(run: Run) -> str:
+    path = run.origin.checkpoint_path
+    return f"from step {run.origin.step:,} ({path.name})" if path else "from the start: there is no checkpoint"
+
+
+def _first_word(run: Run) -> str:
+    """The first word of the text, a prompt that the vocabulary contains; "" if there is none."""
+    assert run.data.tokenizer is not None  # the text has been read
+    beginning = run.data.tokenizer.decode(run.data.train_tokens_N[:500])
+    return next((word for word in re.findall(r"\w+", beginning) if word.isalpha()), "")
 
 
 def _end(run: Run) -> str:

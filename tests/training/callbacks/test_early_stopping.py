@@ -16,7 +16,7 @@ NO_PROGRESS = "optimizer.lr=0.0"
 
 def resume_command(output: str) -> list[str]:
     """The overrides of the command that a run proposes for training longer."""
-    line = next(line for line in output.splitlines() if line.startswith(" resume"))
+    line = next(line for line in output.splitlines() if line.startswith("resume  "))
     return shlex.split(line)[3:]
 
 
@@ -26,7 +26,7 @@ def test_a_run_stops_early_and_its_resume_command_trains_on(run_cli, tiny, tmp_p
     run = tmp_path / "run"
     assert run_artifacts.metrics(run)["steps"] == 6
     assert "6 steps in" in outcome.out
-    assert "stopped early: Monitored metric score did not improve in the last 2 records" in outcome.out
+    assert "stop  early: val_loss did not improve in 2 validations" in outcome.out
     command = resume_command(outcome.out)
     assert command == ["resume=run", "callbacks=early_stopping", "callbacks.early_stopping.patience=4"]
     assert run_cli("train", *command).code == 0
@@ -44,7 +44,7 @@ def test_a_stopped_run_does_not_train_on_when_it_is_resumed(run_cli, tiny, tmp_p
     assert outcome.code == 0, outcome.err
     again = run_artifacts.metrics(run)
     assert (again["steps"], again["score"]) == (metrics["steps"], metrics["score"])
-    assert "stopped early" in outcome.out
+    assert "stop  early: " in outcome.out
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(run_cli, tiny, tmp_path: 
 def test_mfu_is_reported_if_the_devices_peak_is_known(run_cli, tiny, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("chargpt.training.callbacks.metrics.peak_flops", lambda trainer: 1e12)
     outcome = run_cli("train", *tiny, "hydra.run.dir=run")
-    assert "of the device's peak" in outcome.out
+    assert "of peak" in outcome.out
     scalars = run_artifacts.scalars(tmp_path / "run")
     model = chargpt.load(tmp_path / "run").model
     for (step, mfu), (_, speed) in zip(scalars["train/mfu"], scalars["train/tokens_per_second"], strict=True):

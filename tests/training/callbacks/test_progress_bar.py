@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO, process
+from tests.training.run_artifacts import history
 
 STEPS = ["trainer.max_steps=400", "trainer.val_check_interval=200", "trainer.log_every_n_steps=10"]
 
@@ -31,6 +32,24 @@ def test_each_validation_logs_a_line_with_both_losses_the_speed_and_the_time(run
     assert run_cli("train", *tiny, "hydra.run.dir=run").code == 0
     line = r"step +(\d+)   train \d\.\d{4}   val \d\.\d{4}   [\d,]+ tokens/s   \d+ s  best"
     assert re.findall(line, caplog.text) == ["10", "20"]
+
+
+def test_the_training_loss_of_a_validation_is_that_of_the_steps_since_the_last_point(run_cli, tiny, caplog, tmp_path):
+    """Also if the training loss is logged less often than the model is validated."""
+    caplog.set_level(logging.INFO)
+    shown = []
+    for interval in (2, 100):
+        caplog.clear()
+        logged = [f"trainer.log_every_n_steps={interval}", "trainer.val_check_interval=4", "trainer.max_steps=6"]
+        assert run_cli("train", *tiny, *logged, f"hydra.run.dir=run{interval}").code == 0
+        shown.append(re.findall(r"step +(\d+)   train (\d\.\d{4})", caplog.text))
+    losses = {int(row["step"]): float(row["train_loss"]) for row in history(tmp_path / "run2") if row["train_loss"]}
+    assert shown[0] == [("4", f"{losses[4]:.4f}"), ("6", f"{losses[6]:.4f}")]
+    (step, mean), (_, last) = shown[1]
+    assert step == "4"
+    # After step 1, which is always logged, steps 2 to 4 follow: run2 has logged the mean of steps 3 and 4.
+    assert min(losses[2], losses[4]) - 1e-3 < float(mean) < max(losses[2], losses[4]) + 1e-3
+    assert mean not in (last, f"{losses[1]:.4f}")
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ def test_a_run_without_loggers_has_all_results_and_proposes_no_tensorboard(run_c
     assert not run_artifacts.event_files(run)
     assert (run / "sample.txt").read_text()
     assert len(run_artifacts.history(run)) == 4
-    assert "metrics  run/history.csv" in outcome.out
+    assert "curves  run/history.csv" in outcome.out
     assert run_cli("train", "resume=run", "trainer.max_steps=6").code == 0
     assert not run_artifacts.event_files(run), "the choice is recorded"
     assert len(run_artifacts.history(run)) == 6

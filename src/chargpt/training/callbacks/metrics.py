@@ -40,6 +40,7 @@ class MetricsCallback(L.Callback):
         val_metrics: metrics of the last validation, by their names in metrics.json: `val_loss` in nats per token,
             `val_bpc` in bits per character, and others that were logged.
         score: the monitored metric in `val_metrics`.
+        recent_train_loss: at a validation, the mean training loss since the last logged point, or that of the point.
         initial_loss, val_loss, best_val_loss, best_step, best_score, validation_tokens: for metrics.json.
         partial_validation: whether a validation of the run has read only a part of the validation split.
         best_from: if a run resumes without an intact best checkpoint, the step of the checkpoint from which it resumes,
@@ -53,6 +54,7 @@ class MetricsCallback(L.Callback):
         self.val_metrics: dict[str, float] = {}
         self.initial_loss: float | None = None
         self.train_loss: float | None = None
+        self.recent_train_loss: float | None = None
         self.val_loss: float | None = None
         self.score: float | None = None
         self.best_val_loss = math.inf
@@ -144,6 +146,9 @@ class MetricsCallback(L.Callback):
         if trainer.sanity_checking:
             return
         step, batches = trainer.global_step, self._data.validation_batches(trainer.world_size)
+        self.recent_train_loss = self.train_loss
+        if self._module.train_losses:
+            self.recent_train_loss = mean_losses(trainer, self._module).mean().item()
         self.partial_validation = self.partial_validation or trainer.num_val_batches[0] != batches
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name != SCORE}
         metrics = {name.replace("/", "_"): value for name, value in logged.items()}

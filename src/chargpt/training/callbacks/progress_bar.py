@@ -84,7 +84,7 @@ class TrainingProgressBar(ProgressBar):
         log.info(
             "step %5d   train %.4f   val %.4f   %s tokens/s   %.0f s%s",
             trainer.global_step,
-            metrics_callback.train_loss if metrics_callback.train_loss is not None else float("nan"),
+            metrics_callback.recent_train_loss if metrics_callback.recent_train_loss is not None else float("nan"),
             metrics_callback.val_loss,
             f"{metrics_callback.tokens_per_second:,.0f}",
             self._timer.train_seconds,
