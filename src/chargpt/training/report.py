@@ -192,7 +192,8 @@ def hyperparameters(
 
 def _why_stopped(stopped: EarlyStopping, monitor: str) -> str:
     if stopped.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
-        return f"early: {monitor if stopped.monitor == SCORE else stopped.monitor} did not improve in {stopped.patience} validations"
+        name = monitor if stopped.monitor == SCORE else stopped.monitor
+        return f"early: {name} did not improve in {stopped.patience} validations"
     return f"early: {(stopped.stopping_reason_message or '').removesuffix(' Signaling Trainer to stop.')}"
 
 
