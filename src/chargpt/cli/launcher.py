@@ -19,9 +19,9 @@ from chargpt.distributed.env import (
     ERROR_PIPE_ENV,
     LOCK_FD_ENV,
     PARENT_PID_ENV,
+    PARENT_SIGNALS,
     READY_PIPE_ENV,
     RENDEZVOUS_FILE_ENV,
-    STOP_SIGNALS,
     THREADS_ENV,
     forwarded_signals,
     parent_exited,
@@ -42,7 +42,7 @@ KILL_SECONDS = 3.0  # the time before they are killed after a second signal
 def block_signals() -> Iterator[None]:
     """Blocks stop signals in this context. A process started in it inherits the blocking until `unblock_signals`, so
     that no signal kills it before it has installed its handlers."""
-    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, PARENT_SIGNALS)
     try:
         yield
     finally:
@@ -50,7 +50,7 @@ def block_signals() -> Iterator[None]:
 
 
 def unblock_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENT_SIGNALS)
 
 
 class WorkerGroup:

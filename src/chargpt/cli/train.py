@@ -5,7 +5,6 @@ This module does not import torch, so that a run that is already finished is rep
 
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +17,7 @@ from chargpt.config.compose import add_task_overrides, has_explicit_run_dir, set
 from chargpt.config.raw_values import quote_value
 from chargpt.distributed.env import (
     LOCK_FD_ENV,
+    STOP_SIGNALS,
     defer_stop,
     exit_with_parent,
     get_rank,
@@ -27,7 +27,6 @@ from chargpt.distributed.env import (
     request_stop,
     set_handlers,
 )
-from chargpt.distributed.slurm import PREEMPTION_SIGNAL
 from chargpt.errors import ExitCode, UserError
 from chargpt.invocation import command_line, program_name
 from chargpt.runs import auto_resume, lock
@@ -161,8 +160,7 @@ def _train_in_process(config: DictConfig, directory: RunDirectory, claim: bool =
     Args:
         claim: whether to create and lock the directory first.
     """
-    stop_signals = (signal.SIGINT, signal.SIGTERM, PREEMPTION_SIGNAL)
-    handlers = set_handlers(dict.fromkeys(stop_signals, defer_stop))
+    handlers = set_handlers(dict.fromkeys(STOP_SIGNALS, defer_stop))
     try:
         unblock_signals()
         if claim:
@@ -171,7 +169,7 @@ def _train_in_process(config: DictConfig, directory: RunDirectory, claim: bool =
         settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))  # of a DictConfig, a dict
         from chargpt.training.loop import train as train_run  # noqa: PLC0415 - torch takes seconds to import
 
-        set_handlers(dict.fromkeys(stop_signals, request_stop))  # until training installs its own
+        set_handlers(dict.fromkeys(STOP_SIGNALS, request_stop))  # until training installs its own
         if received_signals:
             raise KeyboardInterrupt
         train_run(settings, directory)

@@ -20,8 +20,10 @@ ERROR_PIPE_ENV = "CHARGPT_ERROR_PIPE"  # pipe to the parent process for the mess
 RENDEZVOUS_FILE_ENV = "CHARGPT_RENDEZVOUS_FILE"  # file for the rendezvous of ranks of `WorkerGroup`
 THREADS_ENV = "CHARGPT_THREADS"  # the number of threads of each rank of `WorkerGroup`
 READY_PIPE_ENV = "CHARGPT_READY_PIPE"  # pipe through which rank 0 reports that the other ranks may start
-# Signals that stop a run; Slurm sends the last one before the time limit of a job.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# Signals after which a run saves and exits; Slurm sends the last one before the time limit of a job.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Signals that end the parent process of ranks.
+PARENT_SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 received_signals: list[int] = []  # stop signals received before training has its handlers
 
@@ -42,13 +44,13 @@ def request_stop(number: int, frame: object) -> None:
 
 
 def forwarded_signals() -> list[signal.Signals]:
-    """The signals to forward to child processes: all stop signals except a SIGHUP that is ignored (`nohup`) and a
+    """The signals to forward to child processes: `PARENT_SIGNALS` except a SIGHUP that is ignored (`nohup`) and a
     SIGUSR1 that a launcher handles."""
     conditions = {
         signal.SIGHUP: lambda handler: handler is not signal.SIG_IGN,
         signal.SIGUSR1: lambda handler: handler is signal.SIG_DFL,
     }
-    return [n for n in STOP_SIGNALS if n not in conditions or conditions[n](signal.getsignal(n))]
+    return [n for n in PARENT_SIGNALS if n not in conditions or conditions[n](signal.getsignal(n))]
 
 
 def set_handlers(handlers: Mapping[int, Any]) -> dict[int, Any]:

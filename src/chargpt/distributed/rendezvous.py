@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import lightning as L
 import torch
 
-from chargpt.distributed.env import LOCK_FD_ENV, RENDEZVOUS_FILE_ENV, STOP_SIGNALS, launched_as_rank
+from chargpt.distributed.env import LOCK_FD_ENV, PARENT_SIGNALS, RENDEZVOUS_FILE_ENV, launched_as_rank
 from chargpt.errors import ExitCode
 from chargpt.invocation import program_name
 from chargpt.training.strategies import TIMEOUT
@@ -76,7 +76,7 @@ def exit_on_signal(world_size: int) -> Iterator[None]:
 
     def watch() -> None:
         while number := os.read(read_end, 1)[0]:
-            if number in STOP_SIGNALS:
+            if number in PARENT_SIGNALS:
                 sys.stderr.write(f"{program_name()}: interrupted while waiting for {world_size} ranks to start\n")
                 os._exit(ExitCode.INTERRUPTED)
 

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import track
 
 from chargpt.distributed.async_reduce import AsyncMaxReduce
-from chargpt.distributed.env import received_signals, set_handlers
+from chargpt.distributed.env import STOP_SIGNALS, received_signals, set_handlers
 from chargpt.inference.pretrained import load
 from chargpt.model.loss import cross_entropy
-from chargpt.training.callbacks.interrupt import STOP_SIGNALS, end_interrupted
+from chargpt.training.callbacks.interrupt import end_interrupted
 from chargpt.training.setup import Run
 
 log = logging.getLogger(__name__)

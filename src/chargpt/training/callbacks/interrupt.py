@@ -10,7 +10,7 @@ import lightning as L
 import torch
 
 from chargpt.distributed.async_reduce import AsyncMaxReduce
-from chargpt.distributed.env import parent_exited, received_signals, set_handlers
+from chargpt.distributed.env import STOP_SIGNALS, parent_exited, received_signals, set_handlers
 from chargpt.distributed.slurm import PREEMPTION_SIGNAL, requeue
 from chargpt.errors import Interrupted
 from chargpt.invocation import command_line
@@ -21,7 +21,6 @@ from chargpt.training.callbacks.metrics import MetricsCallback
 from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.lightning_module import LanguageModeling
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, PREEMPTION_SIGNAL)
 SAVE_BEFORE_VALIDATION_SECONDS = 30  # so that a kill during a validation loses little
 
 
