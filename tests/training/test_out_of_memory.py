@@ -1,5 +1,6 @@
 """Out of memory: the message has one line, with the required memory and settings that require less."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -60,6 +61,19 @@ def test_too_large_a_batch_on_a_cpu_is_a_user_error_before_anything_is_written(r
     assert "out of memory: 1000000000 blocks of 16 tokens" in outcome.err
     assert "GiB available" in outcome.err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_suggested_settings_fit_into_memory(run_cli, tiny, monkeypatch):
+    """Half the batch would not fit, and would be refused next."""
+    monkeypatch.setattr("chargpt.training.out_of_memory.available_memory", lambda: 50 * 2**20)
+    large = [*tiny, "trainer.max_steps=1", "trainer.val_check_interval=1", "callbacks.samples.max_new_tokens=0"]
+    refused = run_cli("train", *large, "data.batch_size=8192")
+    assert (refused.code, "out of memory" in refused.err) == (2, True)
+    suggested = re.findall(r"(?:data.batch_size|trainer.accumulate_grad_batches)=\d+", refused.err)
+    assert len(suggested) == 2
+    assert int(suggested[0].partition("=")[2]) < 4096
+    accepted = run_cli("train", *large, *suggested)
+    assert accepted.code == 0, accepted.err
 
 
 @pytest.mark.slow

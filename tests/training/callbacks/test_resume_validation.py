@@ -43,3 +43,13 @@ def test_a_rollback_does_not_start_from_a_checkpoint_before_the_validation_that_
     assert "the validation loss is nan at step 8" in outcome.err
     assert run_artifacts.checkpoint(tmp_path / "run")["global_step"] == 4
     assert run_cli("train", "resume=run").code == 0
+
+
+def test_weights_that_are_not_finite_before_a_validation_leave_all_checkpoints(run_cli, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(interrupt, "SAVE_BEFORE_VALIDATION_SECONDS", 0)
+    overflow = ["+callbacks.fault._target_=tests.training.fault_injection.Fault", "+callbacks.fault.step=8"]
+    outcome = run_cli("train", *tiny, *RUN, *overflow)
+    assert (outcome.code, "the weights are not finite after step 8" in outcome.err) == (1, True)
+    last = run_artifacts.checkpoint(tmp_path / "run")
+    assert (last["global_step"], last["chargpt"].get("validation_due")) == (4, None)
+    assert (tmp_path / "run" / "checkpoints" / "previous.ckpt").exists()
