@@ -178,7 +178,7 @@ def test_an_unknown_stage_is_a_user_error(kit):
     assert not kit.out.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dry_run_passes_all_cases_that_need_no_gpu(tmp_path):
     command = [sys.executable, str(KIT / "run.py"), "--dry", "--budget", "1500", "--out", str(tmp_path)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=1600, check=False)

@@ -14,7 +14,7 @@ from tests.sweeps.processes import Sweep, finished
 from tests.training import run_artifacts
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def max_parallel(jobs: list[dict]) -> int:

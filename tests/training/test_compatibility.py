@@ -24,7 +24,7 @@ from tests.conftest import REPO, Outcome, process
 from tests.sweeps.processes import finished, modification_times
 from tests.training import run_artifacts
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 COMMITS = {
     "0.1": "f303a50472d0fa7947070df4a8f291157e48de22",
