@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Overrides for train.py: make train ARGS="model=bigram"
 ARGS ?=
-# Number of test processes. All tests of a file run in the same process.
+# Number of test processes. The fast tests of a file run in the same process, because they share trained models.
 WORKERS ?= 2
 
 .PHONY: train test test-all lint install install-dev clean
@@ -20,7 +20,7 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow and not long" -n $(WORKERS) --dist loadfile
-	$(BIN)/python -m pytest -m "slow or long" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "slow or long" -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
