@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CHARACTERS = 50_000_000
 LIMIT_SECONDS = 5.0  # from the signal to the exit
-RUN = ["model=gpt_nano", "trainer=cpu", "trainer.max_steps=400", "trainer.val_check_interval=100"]
+RUN = ["model=gpt_nano", "trainer=cpu", "trainer.max_steps=2000", "trainer.val_check_interval=100"]
 RUN += ["callbacks.samples.max_new_tokens=40"]
 
 
