@@ -74,6 +74,8 @@ def wait_for(condition: Callable[[], Any], server: subprocess.Popen, log: Path) 
     [
         ("train/loss", "train_loss"),
         ("val/loss", "val_loss"),
+        ("loss/train", "train_loss"),
+        ("loss/val", "val_loss"),
         ("train/lr", "lr"),
         ("train/grad_norm", "grad_norm"),
         ("train/tokens_per_second", "tokens_per_second"),
@@ -89,7 +91,13 @@ def test_the_scalars_are_those_of_history_csv(get, finished, tag, column):
 def test_there_are_no_other_scalars_than_the_metrics_and_derived_losses(get):
     training = {f"train/{name}" for name in ("loss", "lr", "grad_norm", "tokens_per_second")}
     tags = get("scalars/tags")[NAME].keys()
-    assert tags == training | {f"val/{name}" for name in ("loss", "perplexity", "bits_per_character")}
+    validation = {f"val/{name}" for name in ("loss", "perplexity", "bits_per_character")}
+    assert tags == training | validation | {"loss/train", "loss/val"}
+
+
+def test_the_charts_of_both_losses_are_the_first(get):
+    """TensorBoard sorts charts by their tags."""
+    assert sorted(get("scalars/tags")[NAME])[:2] == ["loss/train", "loss/val"]
 
 
 def test_the_losses_are_in_one_chart(get):

@@ -1,5 +1,6 @@
 """TensorBoard logger: metrics, samples and the config as text, and the HParams tab."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from chargpt.runs.directory import EVENT_FILES
 
 FOLDER_BEFORE_0_3 = "tensorboard"  # the subfolder of the event files in runs of earlier versions
 
+# Second tags of the losses. TensorBoard sorts the charts by their tags, so its first screen shows these two.
+FIRST_CHARTS = {"train/loss": "loss/train", "val/loss": "loss/val"}
 # The Custom Scalars tab: category -> chart -> its kind and the tags that it shows.
 LAYOUT = {"loss": {"train and validation loss": ["Multiline", ["train/loss", "val/loss"]]}}
 # The HParams tab shows the columns of five hyperparameters: those that "differ" first, then by name.
@@ -72,6 +75,11 @@ class TensorBoard(TensorBoardLogger):
     def experiment(self) -> Any:
         """A proxy for torch's `SummaryWriter` that buffers calls until `open`."""
         return self._writer
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        first = {FIRST_CHARTS[tag]: value for tag, value in metrics.items() if tag in FIRST_CHARTS}
+        super().log_metrics({**metrics, **first}, step)
 
     @rank_zero_only
     def save(self) -> None:
