@@ -125,9 +125,9 @@ def _losses(metrics: dict[str, Any]) -> dict[str, str]:
     """The rows of the best validation, and of the last one if that is another."""
     if metrics["val_loss"] is None:
         return {"loss": "no validation"}
-    kind = "a partial validation" if metrics.get("partial_validation") else "validation"
+    where = "in a partial validation" if metrics.get("partial_validation") else "on the validation split"
     loss, bits = f"[bold]{metrics['val_loss']:.4f}[/] nats per token", f"{metrics['val_bpc']:.3f} bits per character"
-    rows = {"loss": f"{loss}, {bits}, in {kind}"}
+    rows = {"loss": f"{loss}, {bits} {where}"}
     if metrics["best_step"] != metrics["steps"] and metrics["final_val_loss"] is not None:
         last = f"the loss at the last step is {metrics['final_val_loss']:.4f}"
         rows["best"] = f"step {metrics['best_step']:,} of {metrics['steps']:,}; {last}"
