@@ -1,6 +1,6 @@
 """Runs walkthrough.py as a notebook and writes walkthrough.ipynb with its outputs.
 
-    OMP_NUM_THREADS=1 python experiments/lecture/execute.py
+    python experiments/lecture/execute.py
 
 What differs between two machines is left out: timestamps, the version of Python, random cell IDs.
 """

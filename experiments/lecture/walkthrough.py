@@ -53,6 +53,7 @@ from chargpt.model.transformer import Transformer
 from chargpt.optim.lr_schedule import WarmupCosine
 
 torch.manual_seed(1337)
+torch.set_num_threads(1)  # with models of this size, further threads mostly wait, for minutes beside a busy program
 plt.rcParams["figure.dpi"] = 80
 
 # %% [markdown]

@@ -35,6 +35,12 @@ SETTINGS = {
     "Lightning's way to disable loggers": ("logger=False", "use logger=none"),
     "a list in a list of callbacks": ("callbacks=[[default]]", "The options of callbacks are"),
     "a callback without the logger that it requires": ("logger=none callbacks=lr_monitor", "requires a logger"),
+    "a setting of a callback that is not selected": (
+        "callbacks.early_stopping.patience=3",
+        "add callbacks=early_stopping",
+    ),
+    "an empty run to resume": ("resume=", "resume is empty"),
+    "an empty run to repeat": ("rerun=", "rerun is empty"),
     "checkpoints every 0 steps": ("checkpoint.every_n_steps=0", "more than 0"),
     "checkpoints every half step": ("checkpoint.every_n_steps=0.5", "an integer or null"),
     "checkpoints in the past": ("checkpoint.every_minutes=-1", "more than 0"),

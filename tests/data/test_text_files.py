@@ -5,7 +5,9 @@ import gzip
 import io
 import lzma
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -297,3 +299,14 @@ def test_a_folder_below_that_cannot_be_read_is_a_user_error(tmp_path):
     (tmp_path / "below").chmod(0)
     with pytest.raises(UserError, match=r"cannot be read: Permission denied .*below"):
         TextFiles(tmp_path).read()
+
+
+@pytest.mark.skipif(shutil.which("iconv") is None, reason="requires iconv")
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+def test_the_command_that_converts_a_file_of_a_folder_replaces_it(tmp_path, encoding):
+    (tmp_path / "a.txt").write_text("plain\n")
+    (tmp_path / "old one.txt").write_text("schön\n", encoding=encoding)
+    with pytest.raises(UserError) as error:
+        TextFiles(tmp_path).read()
+    subprocess.run(re.search(r"iconv .*", str(error.value))[0], shell=True, check=True)
+    assert TextFiles(tmp_path).read() == "plain\nschön\n"

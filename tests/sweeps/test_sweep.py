@@ -1,5 +1,6 @@
 """Sweeps as real processes: with two devices per job, killed, started twice, and resumed."""
 
+import csv
 import os
 import random
 import signal
@@ -149,10 +150,13 @@ def test_a_finished_job_keeps_only_its_weights_and_cannot_be_extended(overrides,
     assert "optimizer_states" not in run_artifacts.checkpoint(run, "best")
     again = process(tmp_path, "train", "-m", *overrides)
     assert (again.code, "is already finished" in again.err) == (0, True), again.err
-    extended = process(tmp_path, "train", "-m", *overrides, "trainer.max_steps=30")
-    assert extended.code == 2
+    extended = process(tmp_path, "train", "-m", "model.n_layer=1,2", *overrides[1:], "trainer.max_steps=30")
+    assert extended.code == 1
     assert "checkpoint.keep=auto" in extended.err and "checkpoint=all" in extended.err
+    assert "1 of 2 jobs did not succeed. name=NAME gives" in extended.err
     assert "Traceback" not in extended.err
+    rows = csv.DictReader((run.parent / "sweep.csv").open())
+    assert {(row["model.n_layer"], row["steps"]) for row in rows} == {("1", "20"), ("2", "30")}, "the table has both"
 
 
 def test_a_refused_job_does_not_end_the_sweep(tiny, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chargpt.training.report import format_count
+from chargpt.training.report import format_count, loss_rows
 from tests.conftest import REPO
 from tests.training import run_artifacts
 
@@ -85,15 +85,28 @@ def test_lines_fit_in_80_columns_except_commands_and_the_sample(run_cli, tiny, c
     assert metrics["best_step"] < first["steps"] < metrics["steps"] < 20
     assert f"resume  from step {first['steps']} (last.ckpt)" in caplog.text
     printed = {name: line for name, line in rows(outcome.out).items() if name not in ("sample", "curves", "resume")}
-    assert printed["best"].startswith(
-        f"step {metrics['best_step']} of {metrics['steps']}; the loss at the last step is "
-    )
+    assert printed["best"].startswith(f"step {metrics['best_step']} of {metrics['steps']}; at the last step ")
     assert printed["best"].endswith(f"{metrics['final_val_loss']:.4f}")
     assert printed["stop"] == "early: val_loss did not improve in 3 validations"
     lines = [f"{name:>6}  {line}" for name, line in printed.items()]
     lines += [record.message for record in caplog.records if record.name.startswith("chargpt")]
     assert len(lines) > 12
     assert [line for line in lines if len(line) > 80] == []
+
+
+@pytest.mark.parametrize(
+    ("last", "train_loss", "overfitted"), [(1.51, 1.2, False), (1.9, 1.2, True), (1.9, 1.8, False), (1.9, None, False)]
+)
+def test_overfitting_is_a_validation_loss_that_rises_while_the_training_loss_is_lower(last, train_loss, overfitted):
+    metrics = {"val_loss": 1.5, "val_bpc": 2.2, "final_val_loss": last, "best_step": 175, "steps": 700}
+    row = loss_rows(metrics, train_loss)["best"]
+    assert row == f"step 175 of 700; at the last step {last:.4f}{' (overfitting: fewer steps)' if overfitted else ''}"
+
+
+def test_the_header_names_the_model_whatever_the_name_of_the_run(run_cli, tiny, caplog):
+    caplog.set_level(logging.INFO)
+    assert run_cli("train", *tiny, "name=my run", "trainer.max_steps=1", "logger=none").code == 0
+    assert " model  gpt_nano: 6,992 parameters" in caplog.text
 
 
 @pytest.mark.slow

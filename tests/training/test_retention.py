@@ -71,7 +71,7 @@ def test_a_finished_run_keeps_what_is_selected_and_its_model_can_be_used(run_cli
     run = tmp_path / "outputs" / "a" / "run"
     assert files(run) == (EVERY if keep == "all" else {"best.ckpt"})
     assert ("optimizer_states" in run_artifacts.checkpoint(run, "best")) == (keep != "weights_only")
-    assert (f"checkpoint.keep={keep}: kept" in caplog.text) == (keep != "all")
+    assert (f"checkpoint={keep}: kept" in caplog.text) == (keep != "all")
     used = [
         ("sample", "run=latest", "max_new_tokens=5"),
         ("evaluate", "run=latest"),

@@ -68,9 +68,9 @@ def train(config: DictConfig) -> RunDirectory:
         directory = RunDirectory(HydraConfig.get().run.dir)
         _train_in_process(config, directory)
         return directory
-    repeated = [setting for setting in ("resume", "rerun") if config[setting] == "latest"]
+    repeated = [setting for setting in ("resume", "rerun") if config[setting] in ("latest", "")]
     for setting in repeated:
-        config[setting] = str(find_run(setting, "latest"))
+        config[setting] = str(find_run(setting, config[setting]))
     is_rank_zero = get_rank() == 0  # other ranks (of torchrun or srun) decide alike, without writing
     original = original_run(config.rerun, config.resume)
     directory = RunDirectory(_resolve_run_dir(config, original))

@@ -23,8 +23,8 @@ from chargpt.errors import UserError
 from chargpt.invocation import is_called_from_python
 
 SUBMITIT_CONFIG = "hydra/launcher/submitit_"  # the configs of the optional package hydra-submitit-launcher
-# Settings that exist only with a certain option of a group.
-REQUIRED_OPTION = {"data.path": "data=text_file"}
+# The beginnings of settings that exist only with a certain option of a group.
+REQUIRED_OPTION = {"data.path": "data=text_file", "callbacks.early_stopping.": "callbacks=early_stopping"}
 # Groups without a default. Their options may be typed with a plus sign, as before 0.3.
 OPTIONAL_GROUPS = ("lecture", "grid", "speedrun", "experiment", "debug")
 GLOBAL_PACKAGE_ADVICE = "its first line must be `# @package _global_`: then its settings are those of the run"
@@ -68,6 +68,8 @@ def short_error(error: Exception) -> str:
     message = " ".join(kept[:3])
     if f"Could not load '{SUBMITIT_CONFIG}" in message:
         return "hydra/launcher=slurm requires Submitit: pip install hydra-submitit-launcher"
+    if unknown := re.search(r"Could not override '([\w/]+)'\. No match in the defaults list", message):
+        return f"{unknown[1]} is not a setting of this command: --help lists its settings"
     if re.search(rf"Could not override '\w+@({'|'.join(OPTIONAL_GROUPS)})\.", message):
         return f"{message.partition(':')[0]}: {GLOBAL_PACKAGE_ADVICE}"
     if "'model.block_size' not found" in message:
@@ -191,13 +193,15 @@ def _first_option(override: Override) -> str:
 def _check_value(override: Override, schema: Schema, sweep: bool) -> None:
     key = override.key_or_group
     if key.split(".")[0].split("/")[0] == "hydra":
+        if key.startswith(("hydra.run.", "hydra.sweep.")) and "resume" not in schema.keys:
+            raise UserError(f"{key} has no effect here: only train.py creates a run directory. run=RUN names a run")
         return
     _check_no_sweep(override, sweep)
     if key not in schema.keys:
         if override.is_add() or override.is_force_add():
             schema.check_parents(key)
             return
-        if option := REQUIRED_OPTION.get(key):
+        if option := next((option for start, option in REQUIRED_OPTION.items() if key.startswith(start)), None):
             raise UserError(f"{key} requires {option}: add {option}")
         adds = f"+{key}=... adds an argument that its class has, and " if key.rpartition(".")[0] in schema.keys else ""
         other = synonym(key, schema.keys)

@@ -1,6 +1,6 @@
 """Names of settings in nanoGPT, lightning-hydra-template and Hugging Face, with the names that they have here."""
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 
 # In a command that has several of the settings, the first is suggested.
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -42,9 +42,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "num_layers": ("model.n_layer",),
     "num_return_sequences": ("num_samples",),
     "num_train_epochs": ("trainer.max_epochs",),
-    "out_dir": ("hydra.run.dir", "folder"),
-    "output": ("hydra.run.dir", "file", "folder"),
-    "output_dir": ("hydra.run.dir", "folder"),
+    "out_dir": ("run", "folder", "hydra.run.dir"),
+    "output": ("file", "folder", "hydra.run.dir"),
+    "output_dir": ("file", "folder", "run", "hydra.run.dir"),
     "per_device_train_batch_size": ("data.batch_size",),
     "prefix": ("prompt",),
     "save_steps": ("checkpoint.every_n_steps",),
@@ -75,9 +75,10 @@ def synonym(name: str, known: Container[str]) -> str | None:
     return None
 
 
-def without_dashes(flag: str, known: Container[str]) -> str | None:
+def without_dashes(flag: str, known: Collection[str]) -> str | None:
     """The setting that a flag of another program means: `--start=Hello` -> `prompt=Hello`; None if it is unknown."""
     key, equals, value = flag.lstrip("-").partition("=")
     name = key.replace("-", "_")
-    setting = name if name in known else synonym(name, known)
+    same = next((setting for setting in sorted(known) if setting.rpartition(".")[2] == name), None)
+    setting = name if name in known else same or synonym(name, known)
     return setting if setting is None or "=" in setting else f"{setting}={value if equals else '...'}"

@@ -70,7 +70,7 @@ class TextFiles:
         self.left_out.clear()
         files = {os.path.realpath(file): file for path in self._paths for file in self._find(path)}
         self.files = list(files.values())
-        text = "".join(map(read_utf8, self.files))
+        text = "".join(read_utf8(file, in_folder=file not in self._paths) for file in self.files)
         if not text:
             raise UserError(f"{self._shown()} is empty: there is no text to train on. Choose another data.path")
         return text
@@ -132,11 +132,12 @@ class TextFiles:
         return ", ".join(map(str, self._paths))
 
 
-def read_utf8(path: Path, setting: str = "data.path") -> str:
+def read_utf8(path: Path, setting: str = "data.path", in_folder: bool = False) -> str:
     """The text of a UTF-8 file, without a byte order mark.
 
     Args:
         setting: that names the file, for error messages.
+        in_folder: whether the file is read because of its folder: the command in a message then replaces it.
 
     Raises:
         UserError: the file cannot be read, or is not text in UTF-8; the message says how to convert it.
@@ -157,13 +158,13 @@ def read_utf8(path: Path, setting: str = "data.path") -> str:
         command = command.format_map({k: shlex.quote(str(v)) for k, v in {"path": path, **outputs}.items()})
         raise UserError(f"{path} is {kind}, not a text file. Convert it: {command}")
     if encoding := _wide_encoding(raw):
-        raise UserError(f"{path} is not UTF-8 but {encoding}. Convert it: {_iconv(path, encoding)}")
+        raise UserError(f"{path} is not UTF-8 but {encoding}. Convert it: {_iconv(path, encoding, in_folder)}")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}. Convert it, for example from "
-            f"the encoding of Windows: {_iconv(path, 'WINDOWS-1252')}"
+            f"the encoding of Windows: {_iconv(path, 'WINDOWS-1252', in_folder)}"
         ) from error
     if (offset := text.find("\0")) >= 0:
         raise UserError(
@@ -198,8 +199,9 @@ def _wide_encoding(raw: bytes) -> str | None:
     return None
 
 
-def _iconv(path: Path, encoding: str) -> str:
-    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(str(path.with_suffix('.utf8.txt')))}"
+def _iconv(path: Path, encoding: str, replace: bool) -> str:
+    source, target = shlex.quote(str(path)), shlex.quote(str(path.with_suffix(".utf8.txt")))
+    return f"iconv -f {encoding} -t UTF-8 {source} > {target}" + (f" && mv {target} {source}" if replace else "")
 
 
 def _is_hidden(name: str) -> bool:

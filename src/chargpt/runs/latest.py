@@ -16,6 +16,8 @@ def find_run(setting: str, value: str | Path) -> Path:
     Raises:
         UserError: there is no such run.
     """
+    if not str(value):
+        raise UserError(f"{setting} is empty: give the directory of a run, or {setting}=latest")
     if str(value) != "latest":
         return resolve_path(setting, value)
     outputs = Path("outputs")

@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from chargpt.config.overrides import short_error
 from chargpt.errors import ExitCode, Interrupted, UserError
 from chargpt.invocation import program_name
+from chargpt.runs.directory import RunDirectory
 from chargpt.runs.discover import common_folder
 from chargpt.sweeps.job import SAFE_PATH_ENV, Job
 from chargpt.utils.atomic_write import atomic_write_text
@@ -76,16 +77,21 @@ def sweep(
         return results, []
     from chargpt.sweeps.compare import compare  # noqa: PLC0415 - matplotlib takes a second to import, and the jobs come first
 
-    # The directory of a refused job is empty, or contains a different run.
-    runs = [Path(result["directory"]) for result in results if result["code"] != ExitCode.USER_ERROR]
+    # The directory of a refused job is empty, or contains a run with other settings, such as a length.
+    directories = [Path(result["directory"]) for result in results]
+    refused = [result["code"] == ExitCode.USER_ERROR for result in results]
+    runs = [
+        path for path, no in zip(directories, refused, strict=True) if not no or RunDirectory(path).metrics.exists()
+    ]
     _move_multirun(folder, common_folder(runs), multirun, created)
     packages = {Path(result["directory"]): result["packages"] for result in results}
     rows = compare(runs, common_folder(runs), "sweep", packages)
-    for result in results:
-        if result["code"] == ExitCode.USER_ERROR:
+    for result, no in zip(results, refused, strict=True):
+        if no:
             sys.stderr.write(f"refused: {Path(result['directory']).name}: {result['reason']}\n")
     if any(codes):
-        sys.stderr.write(f"{program_name()}: {sum(map(bool, codes))} of {len(codes)} jobs did not succeed\n")
+        hint = ". name=NAME gives a sweep with other settings its own folder" if any(refused) else ""
+        sys.stderr.write(f"{program_name()}: {sum(map(bool, codes))} of {len(codes)} jobs did not succeed{hint}\n")
     return results, rows
 
 

@@ -32,6 +32,7 @@ from chargpt.utils.duration import parse_duration
 
 log = logging.getLogger(__name__)
 
+OVERFITTING = 1.02  # times the lowest validation loss
 PROFILE_ACTIONS = 20  # printed by trainer.profiler=simple
 PROFILE_LINES = 40  # printed of the report of trainer.profiler=pytorch, which is sorted
 
@@ -48,9 +49,10 @@ def log_header(run: Run) -> None:
     accumulated = trainer.accumulate_grad_batches
     passes = f"{accumulated} x " if accumulated > 1 else ""
     files = data.corpus.describe() if isinstance(data.corpus, TextFiles) else ""
+    name = _model_name(run.config, run.directory.read_choices())
     rows = {
         **({"files": files} if files else {}),
-        "model": f"{run.config['name']}: {format_count(run.module.parameter_count)} parameters, {shape}",
+        "model": f"{name}: {format_count(run.module.parameter_count)} parameters, {shape}",
         "data": f"{data.corpus.name}: {data.characters:,} characters, vocabulary of {data.tokenizer.vocab_size}",
         "train": f"{_end(run)}, {passes}{data.batch_size} x {data.block_size} tokens per step{_epochs(run)}",
         **({"resume": _origin(run)} if run.origin.resumed else {}),
@@ -99,7 +101,7 @@ def print_results(run: Run, metrics: dict[str, Any], sample: str) -> None:
     mfu = f", {run.metrics_callback.mfu:.0%} of peak" if run.metrics_callback.mfu else ""
     stop = {"stop": escape(_why_stopped(stopped, metrics["monitor"]))} if stopped is not None else {}
     rows = {
-        **_losses(metrics),
+        **loss_rows(metrics, run.metrics_callback.recent_train_loss),
         "time": f"{metrics['steps']:,} steps in {metrics['train_seconds']:.0f} s of training, "
         f"{metrics['tokens_per_second']:,.0f} tokens/s{mfu}",
         **stop,
@@ -121,16 +123,22 @@ def _from_what_is_kept(run: Run, longer: list[str]) -> list[str]:
     return [f"resume={run.directory.best if run.keep == retention.BEST_ONLY else run.directory.path}", *longer]
 
 
-def _losses(metrics: dict[str, Any]) -> dict[str, str]:
-    """The rows of the best validation, and of the last one if that is another."""
+def loss_rows(metrics: dict[str, Any], train_loss: float | None) -> dict[str, str]:
+    """The rows of the best validation, and of the last one if that is another.
+
+    Args:
+        train_loss: at the last validation.
+    """
     if metrics["val_loss"] is None:
         return {"loss": "no validation"}
     where = "in a partial validation" if metrics.get("partial_validation") else "on the validation split"
     loss, bits = f"[bold]{metrics['val_loss']:.4f}[/] nats per token", f"{metrics['val_bpc']:.3f} bits per character"
     rows = {"loss": f"{loss}, {bits} {where}"}
     if metrics["best_step"] != metrics["steps"] and metrics["final_val_loss"] is not None:
-        last = f"the loss at the last step is {metrics['final_val_loss']:.4f}"
-        rows["best"] = f"step {metrics['best_step']:,} of {metrics['steps']:,}; {last}"
+        last = metrics["final_val_loss"]
+        overfitted = last > OVERFITTING * metrics["val_loss"] and (train_loss or last) < metrics["val_loss"]
+        hint = " (overfitting: fewer steps)" if overfitted else ""
+        rows["best"] = f"step {metrics['best_step']:,} of {metrics['steps']:,}; at the last step {last:.4f}{hint}"
     return rows
 
 
@@ -173,13 +181,10 @@ def hyperparameters(
     Args:
         choices: the selected option of each config group.
     """
-    name = choices.get("model") or config["model"]["_target_"].rsplit(".", 1)[-1]
-    if "lecture" in choices:  # most of its models are variations of one option
-        name = f"lecture={choices['lecture']}"
     scalars = {k: v for k, v in config["model"].items() if isinstance(v, bool | int | float | str) and k[0] != "_"}
     return {
         **scalars,
-        "model": name,
+        "model": _model_name(config, choices),
         "parameters": module.parameter_count,
         "optimizer": config["optimizer"]["_target_"].rsplit(".", 1)[-1],
         **({"lr": config["optimizer"]["lr"]} if "lr" in config["optimizer"] else {}),
@@ -188,6 +193,13 @@ def hyperparameters(
         "max_steps": config["trainer"]["max_steps"],
         "seed": config["seed"],
     }
+
+
+def _model_name(config: dict[str, Any], choices: Mapping[str, str]) -> str:
+    """The selected option, or the name of the class; of a model of the lecture, `lecture=head`."""
+    if "lecture" in choices:  # most of its models are variations of one option
+        return f"lecture={choices['lecture']}"
+    return choices.get("model") or config["model"]["_target_"].rsplit(".", 1)[-1]
 
 
 def _why_stopped(stopped: EarlyStopping, monitor: str) -> str:

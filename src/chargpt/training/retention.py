@@ -1,8 +1,10 @@
 """Removes the checkpoints that a finished run does not keep."""
 
 import logging
+import os
 
 from chargpt.checkpoint import torch_file
+from chargpt.distributed import env
 from chargpt.errors import TrainingError, UserError
 from chargpt.runs.directory import RunDirectory
 from chargpt.runs.retention import ALL, WEIGHTS_ONLY
@@ -32,11 +34,12 @@ def remove_checkpoints(directory: RunDirectory, keep: str) -> None:
         for path in (directory.previous, directory.last):
             path.unlink(missing_ok=True)
     except (OSError, TrainingError, UserError) as error:
-        log.warning("checkpoint.keep=%s: not all checkpoints were removed: %s", keep, error)
+        log.warning("checkpoint=%s: not all checkpoints were removed: %s", keep, error)
         return
     kept = "the weights of best.ckpt" if keep == WEIGHTS_ONLY else "best.ckpt"
     sizes = before / 1e6, _bytes(directory) / 1e6
-    log.info("checkpoint.keep=%s: kept %s, %.0f of %.0f MB; checkpoint=all keeps all", keep, kept, sizes[1], sizes[0])
+    if env.SWEEP_ENV not in os.environ:  # there it is the default
+        log.info("checkpoint=%s: kept %s, %.1f of %.1f MB", keep, kept, sizes[1], sizes[0])
 
 
 def _bytes(directory: RunDirectory) -> int:
