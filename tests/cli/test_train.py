@@ -102,6 +102,7 @@ sys.meta_path.insert(0, Finder)
 """
 
 
+@pytest.mark.slow
 def test_a_signal_raises_no_exception_inside_an_import(tiny, tmp_path):
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "sitecustomize.py").write_text(SIGNAL_DURING_IMPORT)

@@ -177,7 +177,7 @@ def test_a_killed_run_leaves_complete_checkpoints_and_no_metrics(interrupted):
     assert not (result.run / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", ["ctrl-c", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGTERM", "kill -9"))])
 def test_a_resumed_run_equals_the_uninterrupted_run(interrupted, uninterrupted, run_cli, copy, name):
     run, reference = copy(interrupted[name].run), uninterrupted(*LONG)
     outcome = run_cli("train", QUIET, "resume=run")
@@ -230,6 +230,7 @@ def test_30_steps_resumed_for_30_more_equal_60_steps(
     assert_same(tmp_path / "run", uninterrupted(*overrides, "trainer.max_steps=60"))
 
 
+@pytest.mark.slow
 def test_extending_a_run_changes_its_schedule_immediately(run_cli, finished, copy):
     run = copy(finished)  # 20 steps of 100 warm-up steps
     outcome = run_cli("train", QUIET, "resume=run", "trainer.max_steps=120")
@@ -282,6 +283,7 @@ def test_resuming_from_a_damaged_checkpoint_by_name_is_a_user_error(interrupted,
     assert "last.ckpt is damaged" in outcome.err
 
 
+@pytest.mark.slow
 def test_without_its_best_checkpoint_a_resumed_run_starts_with_the_last_as_the_best(interrupted, run_cli, copy, caplog):
     run = copy(interrupted["ctrl-c"].run)
     (run / "checkpoints" / "best.ckpt").unlink()

@@ -163,6 +163,7 @@ def test_a_callback_whose_weights_no_checkpoint_contains_is_a_user_error(run_cli
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_lightnings_average_of_the_weights_is_validated_and_saved(run_cli, tiny, tmp_path):
     averaging = [f"+callbacks.ema._target_={LIGHTNING}.EMAWeightAveraging", "+callbacks.ema.decay=0.5"]
     losses = []

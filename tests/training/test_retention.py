@@ -94,7 +94,7 @@ def test_the_weights_are_those_of_the_best_checkpoint(finished, tmp_path: Path):
     assert (run / "checkpoints" / "best.ckpt").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("keep", ["best_only", "weights_only"])
+@pytest.mark.parametrize("keep", [pytest.param("best_only", marks=pytest.mark.slow), "weights_only"])
 def test_nothing_is_removed_before_the_run_has_finished(run_cli, tiny, finished, tmp_path: Path, keep):
     outcome = run_cli("train", *tiny, *AT_12, f"checkpoint={keep}", "hydra.run.dir=run")
     assert outcome.code == 3, outcome.err
@@ -116,7 +116,7 @@ def test_the_selection_may_change_when_a_run_is_resumed(run_cli, tiny, tmp_path:
     assert "every_n_steps: 3" in (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("keep", ["best_only", "weights_only"])
+@pytest.mark.parametrize("keep", [pytest.param("best_only", marks=pytest.mark.slow), "weights_only"])
 @pytest.mark.parametrize("kill_at", [0, 1, 2, 3])
 def test_a_run_killed_while_checkpoints_are_removed_is_finished_and_complete(
     run_cli, finished, tmp_path: Path, keep, kill_at

@@ -235,6 +235,7 @@ def test_there_is_no_progress_bar_besides_the_one_of_the_callbacks(tmp_path: Pat
 FLAGS_WITHOUT_EFFECT = ["num_sanity_val_steps=2", "enable_model_summary=true", "detect_anomaly=true", "profiler=simple"]
 
 
+@pytest.mark.slow
 def test_flags_that_only_show_something_do_not_change_the_run(run_cli, tiny, finished, tmp_path: Path):
     overrides = [*(f"trainer.{flag}" for flag in FLAGS_WITHOUT_EFFECT), "hydra.run.dir=run"]
     outcome = run_cli("train", *tiny, *overrides)
@@ -284,6 +285,7 @@ def test_a_fraction_that_selects_no_validation_batch_is_a_user_error(run_cli, ti
     assert "trainer.limit_val_batches=0.0001: it selects none of" in outcome.err
 
 
+@pytest.mark.slow
 def test_without_validation_a_run_is_saved_at_the_same_steps_and_its_last_checkpoint_is_the_best(
     run_cli, tiny, tmp_path: Path
 ):

@@ -50,7 +50,8 @@ COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm")
         ("SIGINT", {"step": 8}, 8, []),  # during a validation
         # During the last validation:
         pytest.param("SIGTERM", {"step": 12}, 12, ["trainer.ema_decay=0.9"], marks=pytest.mark.slow),
-        ("SIGINT", {"batch": 9}, 5, ["trainer.accumulate_grad_batches=2"]),  # between the micro-batches of step 5
+        # Between the micro-batches of step 5:
+        pytest.param("SIGINT", {"batch": 9}, 5, ["trainer.accumulate_grad_batches=2"], marks=pytest.mark.slow),
         pytest.param("SIGTERM", {"batch": 7}, 7, EPOCHS, marks=pytest.mark.slow),
         pytest.param("SIGTERM", {"batch": 7}, 7, ["trainer.overfit_batches=3"], marks=pytest.mark.slow),
         pytest.param(

@@ -149,6 +149,7 @@ def test_a_larger_time_limit_reduces_the_fraction_used():
     assert resumed.time_fraction() == 0.25
 
 
+@pytest.mark.slow
 def test_a_run_at_its_time_limit_is_resumed_if_only_its_metrics_are_missing(run_cli, tiny, tmp_path: Path):
     outcome = run_cli("train", *tiny, "hydra.run.dir=run", "trainer.max_steps=-1", "trainer.max_time=1")
     assert outcome.code == 0, outcome.err
