@@ -265,7 +265,6 @@ def _settings_of(command: str) -> set[str]:
     groups = [group for entry in config.pop("defaults") if isinstance(entry, dict) for group in entry]
     # Only train.py has settings of groups.
     nested = {name for names in SYNONYMS.values() for name in names if "." in name} if command == "train" else set()
-    nested |= {"model.dropout"} if command == "train" else set()
     return {*config, *(group.removeprefix("optional ") for group in groups), *nested}
 
 

@@ -15,6 +15,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "dataset": ("data", "data.path"),
     "depth": ("model.n_layer",),
     "device": ("device", "trainer.accelerator"),
+    "dropout": ("model.dropout",),
     "dtype": ("trainer.precision",),
     "epochs": ("trainer.max_epochs",),
     "eval_interval": ("trainer.val_check_interval",),
@@ -70,7 +71,7 @@ def synonym(name: str, known: Container[str]) -> str | None:
         known: the settings and groups of the command.
     """
     for setting in SYNONYMS.get(name.rsplit(".", 1)[-1], ()):
-        if setting.partition("=")[0] in known or setting.startswith(("hydra.", "logger.")):
+        if setting.partition("=")[0] in known or (setting.startswith(("hydra.", "logger.")) and "resume" in known):
             return setting
     return None
 

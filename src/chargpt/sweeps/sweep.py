@@ -81,13 +81,15 @@ def sweep(
     directories = [Path(result["directory"]) for result in results]
     refused = [result["code"] == ExitCode.USER_ERROR for result in results]
     runs = [
-        path for path, no in zip(directories, refused, strict=True) if not no or RunDirectory(path).metrics.exists()
+        path
+        for path, is_refused in zip(directories, refused, strict=True)
+        if not is_refused or RunDirectory(path).metrics.exists()
     ]
     _move_multirun(folder, common_folder(runs), multirun, created)
     packages = {Path(result["directory"]): result["packages"] for result in results}
     rows = compare(runs, common_folder(runs), "sweep", packages)
-    for result, no in zip(results, refused, strict=True):
-        if no:
+    for result, is_refused in zip(results, refused, strict=True):
+        if is_refused:
             sys.stderr.write(f"refused: {Path(result['directory']).name}: {result['reason']}\n")
     if any(codes):
         hint = ". name=NAME gives a sweep with other settings its own folder" if any(refused) else ""
