@@ -80,11 +80,12 @@ def sweep(
     # The directory of a refused job is empty, or contains a run with other settings, such as a length.
     directories = [Path(result["directory"]) for result in results]
     refused = [result["code"] == ExitCode.USER_ERROR for result in results]
-    runs = [
+    others = [
         path
         for path, is_refused in zip(directories, refused, strict=True)
-        if not is_refused or RunDirectory(path).metrics.exists()
+        if is_refused and RunDirectory(path).metrics.exists()
     ]
+    runs = [path for path, is_refused in zip(directories, refused, strict=True) if not is_refused or path in others]
     _move_multirun(folder, common_folder(runs), multirun, created)
     packages = {Path(result["directory"]): result["packages"] for result in results}
     rows = compare(runs, common_folder(runs), "sweep", packages)
@@ -92,7 +93,7 @@ def sweep(
         if is_refused:
             sys.stderr.write(f"refused: {Path(result['directory']).name}: {result['reason']}\n")
     if any(codes):
-        hint = ". name=NAME gives a sweep with other settings its own folder" if any(refused) else ""
+        hint = ". name=NAME gives a sweep with other settings its own folder" if others else ""
         sys.stderr.write(f"{program_name()}: {sum(map(bool, codes))} of {len(codes)} jobs did not succeed{hint}\n")
     return results, rows
 
