@@ -68,7 +68,7 @@ def short_error(error: Exception) -> str:
     message = " ".join(kept[:3])
     if f"Could not load '{SUBMITIT_CONFIG}" in message:
         return "hydra/launcher=slurm requires Submitit: pip install hydra-submitit-launcher"
-    if unknown := re.search(r"Could not override '([\w/]+)'\. No match in the defaults list", message):
+    if unknown := re.match(r"Could not override '([\w/]+)'\. No match in the defaults list", message):
         return f"{unknown[1]} is not a setting of this command: --help lists its settings"
     if re.search(rf"Could not override '\w+@({'|'.join(OPTIONAL_GROUPS)})\.", message):
         return f"{message.partition(':')[0]}: {GLOBAL_PACKAGE_ADVICE}"
