@@ -94,7 +94,7 @@ def test_modules_beside_a_run_are_not_imported(how, shadowed):
     assert CANARY.exists(), "the modules would be noticed"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("case", named([case for case in CASES if case.modules == SHADOWS]))
 def test_modules_in_the_current_directory_of_a_sweep_are_not_imported(case, shadowed):
     pytest.importorskip("ray")

@@ -95,7 +95,8 @@ def test_lines_fit_in_80_columns_except_commands_and_the_sample(run_cli, tiny, c
 
 
 @pytest.mark.parametrize(
-    ("last", "train_loss", "overfitted"), [(1.51, 1.2, False), (1.9, 1.2, True), (1.9, 1.8, False), (1.9, None, False)]
+    ("last", "train_loss", "overfitted"),
+    [(1.51, 1.2, False), (1.9, 1.2, True), (1.9, 0.0, True), (1.9, 1.8, False), (1.9, None, False)],
 )
 def test_overfitting_is_a_validation_loss_that_rises_while_the_training_loss_is_lower(last, train_loss, overfitted):
     metrics = {"val_loss": 1.5, "val_bpc": 2.2, "final_val_loss": last, "best_step": 175, "steps": 700}

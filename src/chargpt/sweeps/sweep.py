@@ -78,20 +78,14 @@ def sweep(
     from chargpt.sweeps.compare import compare  # noqa: PLC0415 - matplotlib takes a second to import, and the jobs come first
 
     # The directory of a refused job is empty, or contains a run with other settings, such as a length.
-    directories = [Path(result["directory"]) for result in results]
-    refused = [result["code"] == ExitCode.USER_ERROR for result in results]
-    others = [
-        path
-        for path, is_refused in zip(directories, refused, strict=True)
-        if is_refused and RunDirectory(path).metrics.exists()
-    ]
-    runs = [path for path, is_refused in zip(directories, refused, strict=True) if not is_refused or path in others]
+    refused = [result for result in results if result["code"] == ExitCode.USER_ERROR]
+    others = [path for result in refused if RunDirectory(path := Path(result["directory"])).metrics.exists()]
+    runs = [path for result in results if (path := Path(result["directory"])) in others or result not in refused]
     _move_multirun(folder, common_folder(runs), multirun, created)
     packages = {Path(result["directory"]): result["packages"] for result in results}
     rows = compare(runs, common_folder(runs), "sweep", packages)
-    for result, is_refused in zip(results, refused, strict=True):
-        if is_refused:
-            sys.stderr.write(f"refused: {Path(result['directory']).name}: {result['reason']}\n")
+    for result in refused:
+        sys.stderr.write(f"refused: {Path(result['directory']).name}: {result['reason']}\n")
     if any(codes):
         hint = ". name=NAME gives a sweep with other settings its own folder" if others else ""
         sys.stderr.write(f"{program_name()}: {sum(map(bool, codes))} of {len(codes)} jobs did not succeed{hint}\n")

@@ -49,10 +49,10 @@ def log_header(run: Run) -> None:
     accumulated = trainer.accumulate_grad_batches
     passes = f"{accumulated} x " if accumulated > 1 else ""
     files = data.corpus.describe() if isinstance(data.corpus, TextFiles) else ""
-    name = _model_name(run.config, run.directory.read_choices())
+    choices = run.directory.read_choices()
     rows = {
         **({"files": files} if files else {}),
-        "model": f"{name}: {format_count(run.module.parameter_count)} parameters, {shape}",
+        "model": f"{_model_name(run.config, choices)}: {format_count(run.module.parameter_count)} parameters, {shape}",
         "data": f"{data.corpus.name}: {data.characters:,} characters, vocabulary of {data.tokenizer.vocab_size}",
         "train": f"{_end(run)}, {passes}{data.batch_size} x {data.block_size} tokens per step{_epochs(run)}",
         **({"resume": _origin(run)} if run.origin.resumed else {}),
@@ -61,10 +61,11 @@ def log_header(run: Run) -> None:
     }
     if data.limits_validation and trainer.limit_val_batches:
         part, whole = data.validation_part, len(data.val_tokens_N) - 1
-        rows["val"] = f"on {part:,} of {whole:,} tokens (data.max_validation_tokens), at the end on all"
+        sizes = f"on {format_count(part)} of {format_count(whole)} tokens"
+        rows["val"] = f"{sizes} (data.max_validation_tokens), at the end all"
     for name, line in rows.items():
         log.info("%6s  %s", name, line)
-    if run.directory.read_choices().get("lecture") == SCALED_UP and trainer.strategy.root_device.type == "cpu":
+    if choices.get("lecture") == SCALED_UP and trainer.strategy.root_device.type == "cpu":
         log.warning("%s", SCALED_UP_ADVICE)
 
 
@@ -136,7 +137,8 @@ def loss_rows(metrics: dict[str, Any], train_loss: float | None) -> dict[str, st
     rows = {"loss": f"{loss}, {bits} {where}"}
     if metrics["best_step"] != metrics["steps"] and metrics["final_val_loss"] is not None:
         last = metrics["final_val_loss"]
-        overfitted = last > OVERFITTING * metrics["val_loss"] and (train_loss or last) < metrics["val_loss"]
+        rises = last > OVERFITTING * metrics["val_loss"]
+        overfitted = rises and train_loss is not None and train_loss < metrics["val_loss"]
         hint = " (overfitting: fewer steps)" if overfitted else ""
         rows["best"] = f"step {metrics['best_step']:,} of {metrics['steps']:,}; at the last step {last:.4f}{hint}"
     return rows
