@@ -139,7 +139,10 @@ for number in (signal.SIGINT, signal.SIGTERM):
 if os.environ["LOCAL_RANK"] == "0":
     os.write(int(os.environ["CHARGPT_READY_PIPE"]), b"1")
 elif {failed}:
-    (Path("run") / "error_rank_1.txt").write_text("RuntimeError: broken")
+    file = Path("run") / "error_rank_1.txt"
+    file.touch()
+    time.sleep(0.3)  # the parent process reads the empty file
+    file.write_text("RuntimeError: broken")
 time.sleep(100)
 """
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch._dynamo.utils import counters
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from chargpt.training import loop
 from chargpt.training.callbacks import interrupt
+from chargpt.training.callbacks.checkpoint import CheckpointCallback
 
 
 class SignalAt(L.Callback):
@@ -46,6 +48,20 @@ class KillInValidation(L.Callback):
     def on_validation_batch_end(self, trainer, *_) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SlowCopies(L.Callback):
+    """Delays each copy of a checkpoint on rank 0 by `seconds`."""
+
+    def __init__(self, seconds: float):
+        copy = CheckpointCallback.copy
+
+        @rank_zero_only
+        def delayed(source: Path, target: Path) -> None:
+            time.sleep(seconds)
+            copy(source, target)
+
+        CheckpointCallback.copy = staticmethod(delayed)
 
 
 class NaNValidation(L.Callback):

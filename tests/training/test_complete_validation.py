@@ -12,6 +12,8 @@ from tests.training import run_artifacts
 
 PART = ["data.max_validation_tokens=64", "data.validation_tokens=64", "hydra.run.dir=run"]
 
+SLOW_COPIES = ["+callbacks.slow._target_=tests.training.fault_injection.SlowCopies", "+callbacks.slow.seconds=0.5"]
+
 
 @pytest.fixture
 def measured(run_cli):
@@ -28,7 +30,7 @@ def measured(run_cli):
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_metrics_are_those_of_the_complete_split(run_cli, tiny, measured, tmp_path, devices, caplog):
     with caplog.at_level(logging.INFO):
-        outcome = run_cli("train", *tiny, *PART, f"trainer.devices={devices}")
+        outcome = run_cli("train", *tiny, *PART, f"trainer.devices={devices}", *(SLOW_COPIES if devices > 1 else []))
     assert outcome.code == 0, outcome.err
     metrics = run_artifacts.metrics(tmp_path / "run")
     if devices == 1:  # otherwise another process logs it

@@ -172,7 +172,8 @@ class RunDirectory:
         if not files:
             return ""
         rank = files[0].stem.rpartition("_")[2]
-        return f"rank {rank} failed: {files[0].read_text().strip().splitlines()[-1]}"
+        lines = files[0].read_text().strip().splitlines() or ["for an unknown reason"]
+        return f"rank {rank} failed: {lines[-1]}"
 
     def read_overrides(self) -> list[str]:
         """The recorded overrides of the first start; empty if they are missing or damaged."""

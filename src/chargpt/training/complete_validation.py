@@ -34,6 +34,7 @@ def measure_best(run: Run) -> float:
     device, plugin = trainer.strategy.root_device, trainer.precision_plugin
     batches = data.complete_val_dataloader()
     log.info("measuring best.ckpt on all %s tokens of the validation split", f"{len(data.val_tokens_N) - 1:,}")
+    trainer.strategy.barrier()  # rank 0 may still be writing best.ckpt
     model = plugin.convert_module(load(run.directory.best, trust=run.trust).model).to(device)
     stopped: list[int] = []
 

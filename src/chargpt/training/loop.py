@@ -283,6 +283,7 @@ def fit(run: Run, recorder: RunRecorder) -> None:
             raise
         count = len(run.rollbacks.steps) + 1
         log.warning("%s. Rolling back, with half the learning rate (%d of %d)", error, count, MAX_ROLLBACKS)
+        run.trainer.strategy.barrier()  # rank 0 may still be replacing last.ckpt
         raise RollbackRequested([*run.rollbacks.steps, run.trainer.global_step]) from error
 
 

@@ -8,6 +8,7 @@ import lightning as L
 
 from chargpt.errors import DivergenceError, Interrupted, TrialPruned
 from chargpt.runs.directory import RunDirectory
+from chargpt.utils.atomic_write import atomic_write_text
 
 
 class RankErrorFile(L.Callback):
@@ -31,7 +32,7 @@ class RankErrorFile(L.Callback):
         if trainer.world_size > 1 and isinstance(exception, Exception) and not _is_reported_elsewhere(exception):
             file = self._directory / f"error_rank_{trainer.global_rank}.txt"
             with contextlib.suppress(OSError):  # a node without the shared disk: the error is on its terminal
-                file.write_text("".join(traceback.format_exception(exception)))
+                atomic_write_text(file, "".join(traceback.format_exception(exception)))  # the launcher is reading
             # The teardown could wait for a rank that has exited, and is not needed: this process exits.
             trainer.strategy.teardown = lambda: None
 
