@@ -32,7 +32,9 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
 # .venv is recreated only when the dependencies change. pip compiles all modules to bytecode, which takes longer than
-# training needs for the few that it imports: Python compiles these on first use.
+# training needs for the few that it imports: Python compiles these on first use, and keeps the result unless this
+# variable is set. Without it, each start takes seconds longer.
+export PYTHONDONTWRITEBYTECODE :=
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
 $(VENV)/.installed: pyproject.toml constraints.txt
