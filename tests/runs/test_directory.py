@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from chargpt.errors import UserError
-from chargpt.runs import directory
 from chargpt.runs.directory import PACKAGE, RunDirectory, git_state, provenance
 
 
@@ -159,19 +158,6 @@ def test_a_link_within_the_directory_one_to_it_and_those_of_wandb_are_allowed(tm
 def test_a_reason_cannot_change_the_terminal(tmp_path: Path):
     (tmp_path / "status.json").write_text(json.dumps(STATUS | {"reason": "\x1b[31mNaN\n"}))
     assert RunDirectory(tmp_path).read_status()["reason"] == " [31mNaN "
-
-
-@pytest.mark.parametrize(("processor", "machine", "expected"), [("arm", "arm64", "arm"), ("", "arm64", "arm64")])
-def test_without_proc_the_processor_is_that_of_the_platform_module(monkeypatch, processor, machine, expected):
-    """As on macOS."""
-
-    def absent(path: Path) -> str:
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(Path, "read_text", absent)
-    monkeypatch.setattr(directory.platform, "processor", lambda: processor)
-    monkeypatch.setattr(directory.platform, "machine", lambda: machine)
-    assert directory._processor() == expected
 
 
 def git(repository: Path, *arguments: str) -> str:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch._dynamo.utils import counters
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from chargpt.model.kernels.cpu_dtypes import CPUDtypes, set_cpu_dtypes
 from chargpt.training import loop
 from chargpt.training.callbacks import interrupt
 from chargpt.training.callbacks.checkpoint import CheckpointCallback
@@ -196,6 +197,17 @@ class FailRank(L.Callback):
             if self.how in ("raise", "hang"):
                 raise RuntimeError("a rank is broken")
             os.kill(os.getpid(), signal.Signals[self.how])
+
+
+class OtherCPUDtypes(L.Callback):
+    """Lets one rank choose float32 for all operations, before the ranks agree on the types."""
+
+    def __init__(self, rank: int):
+        self.rank = rank
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        if trainer.global_rank == self.rank:
+            set_cpu_dtypes(CPUDtypes())
 
 
 class RecordDevices(L.Callback):

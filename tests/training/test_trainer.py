@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from chargpt.distributed.env import LOCK_FD_ENV
 from chargpt.errors import UserError
-from chargpt.training import bfloat16_support
+from chargpt.model.kernels.cpu_dtypes import CPUDtypes, set_cpu_dtypes
 from chargpt.training.callbacks.timer import TrainingTimer
 from chargpt.training.compilation import Compilation
 from chargpt.training.trainer import REFUSED, best_precision, build_trainer, device_name, peak_flops
@@ -82,12 +82,14 @@ def test_precision_on_a_cpu_is_float32_by_default(tmp_path: Path):
     assert device_name(trainers[0].strategy.root_device) == "cpu"
 
 
-@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_the_fastest_precision_of_a_cpu_is_bfloat16_if_it_has_hardware_support(monkeypatch, tmp_path, fast, precision):
-    monkeypatch.setattr(bfloat16_support, "_has_amx", lambda: fast)
+@pytest.mark.parametrize(("linear", "precision"), [("bfloat16", "bf16-mixed"), ("float32", "32-true")])
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_the_fastest_precision_of_a_cpu_is_the_measured_one(tmp_path, strategy, linear, precision):
+    set_cpu_dtypes(CPUDtypes(linear))
     fixed = dict(logger=False, default_root_dir=tmp_path)
-    assert build_trainer(settings(precision="fastest"), **fixed).precision == precision
-    assert build_trainer(settings(precision="auto"), **fixed).precision == "32-true"
+    assert build_trainer(settings(precision="fastest", strategy=strategy), **fixed).precision == precision
+    assert build_trainer(settings(precision="auto", strategy=strategy), **fixed).precision == "32-true"
+    set_cpu_dtypes(None)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from chargpt.errors import UserError
 from chargpt.model.block_context import BlockContext
+from chargpt.model.kernels.causal_attention import causal_attention
 from chargpt.model.kernels.dropout import dropout
-from chargpt.model.kernels.dropout_attention import dropout_attention
 from chargpt.model.position import Rotation, rotate
 
 
@@ -96,30 +96,23 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x_BTC.shape
         rotation = context.rotation if context is not None else None
         q_BHTD, k_BHTD, v_BHTD = self.queries_keys_values(x_BTC, rotation, context)
-        mask_TS = None
-        if cache is not None:
+        if cache is None:
+            y_BHTD = causal_attention(q_BHTD, k_BHTD, v_BHTD, self.weights_dropout if self.training else 0.0)
+        else:
             k_BHTD, v_BHTD = cache.append(k_BHTD, v_BHTD)
             mask_TS = cache.mask(T)
-        if self._uses_dropout_attention(q_BHTD, cache):
-            y_BHTD = dropout_attention(q_BHTD, k_BHTD, v_BHTD, self.weights_dropout)
-        else:
             y_BHTD = F.scaled_dot_product_attention(
                 q_BHTD,
                 k_BHTD,
                 v_BHTD,
                 attn_mask=mask_TS,
                 dropout_p=self.weights_dropout if self.training else 0.0,
-                is_causal=k_BHTD.shape[2] == T and T > 1,
+                is_causal=mask_TS is None and T > 1,
             )
         y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
         if self.out_proj is not None:
             y_BTC = self.out_proj(y_BTC)
         return dropout(y_BTC, self.dropout, self.training)
-
-    def _uses_dropout_attention(self, q_BHTD: Tensor, cache: LayerKVCache | None) -> bool:
-        """Whether to use `dropout_attention`, because torch has no fused attention with dropout on the CPU."""
-        drops = self.training and self.weights_dropout > 0 and cache is None and not torch.compiler.is_compiling()
-        return drops and q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.float32
 
     def attention_weights(
         self, x_BTC: Float[Tensor, "B T C"], rotation: Rotation | None = None

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from chargpt.errors import UserError
 from chargpt.model.kernels.dropout import dropout
+from chargpt.model.kernels.squared_relu import squared_relu
 
 
 class FeedForward(nn.Module):
@@ -79,7 +80,7 @@ class SquaredReLU(nn.Module):
     """max(0, x)^2 (So et al. 2021, Primer, section 3.1)."""
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return F.relu(x).square()
+        return squared_relu(x)
 
 
 def _inner(n_embd: int, expansion: float) -> int:

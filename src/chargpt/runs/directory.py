@@ -23,6 +23,7 @@ from chargpt.errors import UserError
 from chargpt.invocation import arguments, command_line, is_trust, program_name
 from chargpt.runs import lock
 from chargpt.utils.atomic_write import atomic_write_text
+from chargpt.utils.processor import processor_name
 from chargpt.utils.terminal import without_controls
 
 # What a directory may contain before its run starts: written by the launcher, or by an earlier failed attempt.
@@ -254,7 +255,7 @@ def provenance(corpus: str, corpus_sha256: str, device: str, devices: int, threa
         **git_state(),
         "host": platform.node(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "device": device,
         "devices": devices,
         "threads": threads,
@@ -281,11 +282,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
         result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
         return result.stdout.strip()
     return None
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

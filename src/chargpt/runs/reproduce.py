@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 TIMING_SUFFIXES = ("_seconds", "_second")  # metrics with these suffixes are times or rates
 # The entries of provenance.json on which the last bits of the results depend.
-ENVIRONMENT_KEYS = ("device", "devices", "threads", "processor", "versions")
+ENVIRONMENT_KEYS = ("device", "devices", "threads", "cpu_dtypes", "processor", "versions")
 
 
 def original_run(rerun: str | None, resume: str) -> RunDirectory | None:
@@ -58,6 +58,12 @@ def saved_threads(directory: RunDirectory, checkpoint: dict[str, Any] | None = N
     saved = (checkpoint or {}).get("chargpt", {}).get("threads")
     threads = saved or _read(directory.path / "provenance.json").get("threads")
     return threads if isinstance(threads, int) and threads > 0 else None
+
+
+def saved_cpu_dtypes(directory: RunDirectory, checkpoint: dict[str, Any] | None = None) -> Any:
+    """The `cpu_dtypes` of a run in its checkpoint or provenance.json; None if it has none."""
+    saved = (checkpoint or {}).get("chargpt", {}).get("cpu_dtypes")
+    return saved or _read(directory.path / "provenance.json").get("cpu_dtypes")
 
 
 def check_text(original: RunDirectory, sha256: str) -> None:

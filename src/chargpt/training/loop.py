@@ -43,6 +43,7 @@ from chargpt.training.checks import (
     check_strategy,
 )
 from chargpt.training.compilation import Compilation
+from chargpt.training.cpu_precision import BroadcastCPUDtypes, select_cpu_dtypes
 from chargpt.training.loggers import dispatch
 from chargpt.training.loggers.csv_history import CSVHistory
 from chargpt.training.outcome import RollbackRequested, record_outcome
@@ -130,14 +131,24 @@ def setup(
     trust = Trust(targets=frozenset(targets_of(composed)), packages=trusted_packages(config.get("trust")))
     if config["resume"] != "never":
         directory, path, checkpoint = find_state(resolve_path("resume", config["resume"]))
-        origin = Origin(True, path, checkpoint, threads=reproduce.saved_threads(directory, checkpoint))
+        origin = Origin(
+            True,
+            path,
+            checkpoint,
+            threads=reproduce.saved_threads(directory, checkpoint),
+            cpu_dtypes=reproduce.saved_cpu_dtypes(directory, checkpoint),
+        )
         with invalid_state_as_user_error(path or directory.config):
             config = config | saved_config(directory, checkpoint, config)
             return _build(config, directory, origin, messages, diverged_at, trust)
     if original := reproduce.original_run(config["rerun"], config["resume"]):
         with invalid_state_as_user_error(original.config):
             config = config | saved_config(original, None, config)
-            origin = Origin(original=original, threads=reproduce.saved_threads(original))
+            origin = Origin(
+                original=original,
+                threads=reproduce.saved_threads(original),
+                cpu_dtypes=reproduce.saved_cpu_dtypes(original),
+            )
             return _build(config, directory, origin, messages, diverged_at, trust)
     return _build(config, directory, Origin(), messages, diverged_at, COMPOSED)
 
@@ -167,6 +178,7 @@ def _build(
     saved = {key: config[key] for key in (*SAVED_KEYS, *SAVED_KEYS_SINCE_0_3)}
     check_config(saved)
     set_threads(config["trainer"].get("threads", "auto"), origin)
+    select_cpu_dtypes(config["trainer"], origin.cpu_dtypes)
     settings, checkpoint = config["trainer"], origin.checkpoint
     monitor = Monitor(config["monitor"], config["mode"])
     check_monitor(monitor, config["callbacks"])
@@ -224,6 +236,7 @@ def _build(
             rollbacks,
             checkpoints,
             RankErrorFile(directory),
+            BroadcastCPUDtypes(),
         ],
         logger=loggers,
         plugins=[ChecksumCheckpointIO()],

@@ -45,6 +45,7 @@ class Origin:
         checkpoint_path, checkpoint: the file from which it resumes, and its content; None if there is none.
         original: the run that this one repeats, for `rerun=`.
         threads: the number of threads of torch in the run that is resumed or repeated; None if it is unknown.
+        cpu_dtypes: those of that run, as `cpu_precision.as_plain` describes them; None if it has none.
     """
 
     resumed: bool = False
@@ -52,6 +53,7 @@ class Origin:
     checkpoint: dict[str, Any] | None = None
     original: RunDirectory | None = None
     threads: int | None = None
+    cpu_dtypes: Any = None
 
     @property
     def step(self) -> int:

@@ -25,6 +25,7 @@ from chargpt.errors import UserError
 from chargpt.training import epochs
 from chargpt.training import peak_flops as peaks
 from chargpt.training.bfloat16_support import has_fast_bfloat16
+from chargpt.training.cpu_precision import CPUPrecision, runs_on_cpu
 from chargpt.training.strategies import make_strategy
 
 log = logging.getLogger(__name__)
@@ -98,8 +99,14 @@ def build_trainer(settings: dict[str, Any], batches_per_epoch: int = 1, **fixed:
     settings.setdefault("enable_progress_bar", any(isinstance(callback, ProgressBar) for callback in callbacks))
     if debug_steps:
         fixed["logger"] = [DummyLogger()] if fixed.get("logger") else False
-    if settings["precision"] in ("auto", "fastest"):
-        settings["precision"] = best_precision(settings["accelerator"], settings["precision"] == "fastest")
+    if settings["precision"] == "fastest" and runs_on_cpu(settings["accelerator"]):
+        if settings["strategy"] == "fsdp":  # it has a precision of its own
+            settings["precision"] = CPUPrecision().precision
+        else:
+            del settings["precision"]
+            fixed["plugins"] = [*fixed.get("plugins", []), CPUPrecision()]
+    elif settings["precision"] in ("auto", "fastest"):
+        settings["precision"] = best_precision(settings["accelerator"])
     if settings["deterministic"] is False and settings["accelerator"] != "cpu" and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32 for matrix products that autocast leaves in float32
     settings["profiler"] = _make_profiler(settings.get("profiler"), fixed.get("default_root_dir"))
@@ -248,8 +255,8 @@ def _check_apple_gpu(settings: dict[str, Any], distributed: bool) -> None:
         raise UserError(f"trainer.precision={settings['precision']}: Apple's GPU has no float64; use trainer=cpu")
 
 
-def best_precision(accelerator: str, on_cpu_too: bool = False) -> str:
-    """The fastest precision with hardware support; float32 on a CPU unless `on_cpu_too`, so that runs are comparable.
+def best_precision(accelerator: str) -> str:
+    """The fastest precision with hardware support; float32 on a CPU, so that runs are comparable.
 
     NVIDIA's GPUs support bfloat16 from Ampere on. Volta and Turing (V100, T4) would emulate it, but support float16.
     Apple's GPU uses float32, because the 16-bit types were not measured there.
@@ -258,8 +265,7 @@ def best_precision(accelerator: str, on_cpu_too: bool = False) -> str:
         if has_fast_bfloat16(torch.device("cuda")):
             return "bf16-mixed"
         return "16-mixed" if torch.cuda.get_device_capability() >= TENSOR_CORE_CAPABILITY else "32-true"
-    allowed = on_cpu_too and accelerator in ("auto", "cpu")
-    return "bf16-mixed" if allowed and has_fast_bfloat16(torch.device("cpu")) else "32-true"
+    return "32-true"
 
 
 def _detect_accelerator() -> str:

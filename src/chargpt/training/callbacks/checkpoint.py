@@ -14,10 +14,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from chargpt.checkpoint import torch_file
 from chargpt.checkpoint.torch_file import KEY
 from chargpt.errors import DivergenceError, TrainingError, UserError
+from chargpt.model.kernels.cpu_dtypes import get_cpu_dtypes
 from chargpt.runs import retention
 from chargpt.runs.directory import RunDirectory
 from chargpt.training.callbacks.divergence import check_weights
 from chargpt.training.callbacks.metrics import MetricsCallback
+from chargpt.training.cpu_precision import as_plain
 from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.loggers import dispatch
 from chargpt.version import __version__
@@ -150,7 +152,9 @@ class CheckpointCallback(Checkpoint):
                 raise TrainingError(
                     f"callback {name}: {problem}, which no checkpoint can contain: use plain data and tensors"
                 )
-        machine = {"devices": trainer.world_size, "threads": torch.get_num_threads()}
+        machine: dict[str, Any] = {"devices": trainer.world_size, "threads": torch.get_num_threads()}
+        if dtypes := as_plain(get_cpu_dtypes()):
+            machine["cpu_dtypes"] = dtypes
         checkpoint[KEY] = {"version": __version__, **machine, **self._identity}
         if self._validation_due:
             checkpoint[KEY]["validation_due"] = True

@@ -15,11 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from chargpt.data.datamodule import TextDataModule
 from chargpt.distributed import env
 from chargpt.errors import UserError
+from chargpt.model.kernels.cpu_dtypes import get_cpu_dtypes
 from chargpt.runs import reproduce
 from chargpt.runs.directory import RunDirectory, provenance, write_hydra, write_json
 from chargpt.training import report
 from chargpt.training.callbacks.checkpoint import CheckpointCallback
 from chargpt.training.callbacks.metrics import MetricsCallback
+from chargpt.training.cpu_precision import as_plain
 from chargpt.training.lightning_module import LanguageModeling
 from chargpt.training.loggers import dispatch
 from chargpt.training.loggers.csv_history import rewind_earlier_versions
@@ -98,6 +100,8 @@ class RunRecorder(L.Callback):
         data, device = self._data, device_name(trainer.strategy.root_device)
         threads = torch.get_num_threads()
         record = provenance(data.corpus.name, data.corpus_sha256, device, trainer.world_size, threads)
+        if dtypes := as_plain(get_cpu_dtypes()):
+            record["cpu_dtypes"] = dtypes
         write_json(directory.path / "provenance.json", record)
         self._open_log()
         # The run was interrupted before last.ckpt was copied to best.ckpt, or best.ckpt is damaged or missing.
