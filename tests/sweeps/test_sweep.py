@@ -146,7 +146,7 @@ def test_a_finished_job_keeps_only_its_weights_and_cannot_be_extended(overrides,
     overrides = ["model.n_layer=1", *overrides]
     assert process(tmp_path, "train", "-m", *overrides).code == 0
     (run,) = finished(tmp_path).values()
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["best.ckpt"]
+    assert [path.name for path in (run / "checkpoints").glob("*.ckpt")] == ["best.ckpt"]
     assert "optimizer_states" not in run_artifacts.checkpoint(run, "best")
     again = process(tmp_path, "train", "-m", *overrides)
     assert (again.code, "is already finished" in again.err) == (0, True), again.err

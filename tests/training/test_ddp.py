@@ -49,7 +49,7 @@ def test_two_processes_share_one_run_directory(two):
     assert run_artifacts.status(run)["state"] == "finished"
     assert len(run_artifacts.event_files(run)) == 1
     assert [row["step"] for row in run_artifacts.history(run)] == ["1", "2"]
-    files = {p.name for p in (run / "checkpoints").iterdir()}
+    files = {p.name for p in (run / "checkpoints").glob("*.ckpt")}
     assert files == {"last.ckpt", "best.ckpt"}
 
 

@@ -216,7 +216,7 @@ def test_on_a_full_disk_the_run_fails_and_its_last_checkpoint_remains(run_cli, t
     assert run_artifacts.status(run)["state"] == "failed"
     assert "No space left on device" in run_artifacts.status(run)["reason"]
     assert run_artifacts.checkpoint(run)["global_step"] == 10
-    assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+    assert {p.name for p in (run / "checkpoints").glob("*.ckpt")} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     monkeypatch.undo()
     assert run_cli("train", "resume=run", "callbacks.samples.max_new_tokens=0").code == 0
     assert run_artifacts.status(run)["state"] == "finished"

@@ -23,7 +23,7 @@ AT_12 += ["+callbacks.signal.batch=12"]
 
 
 def files(run: Path) -> set[str]:
-    return {path.name for path in (run / "checkpoints").iterdir()}
+    return {path.name for path in (run / "checkpoints").glob("*.ckpt")}
 
 
 def with_kept(finished: Path, run: Path, keep: str) -> Path:

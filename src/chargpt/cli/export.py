@@ -11,11 +11,12 @@ from chargpt.runs.latest import find_run
 from chargpt.utils.paths import printable, resolve_path
 
 
-def export(run: str, file: str | None, trust: Sequence[str]) -> None:
+def export(run: str, file: str | None, draft: bool, trust: Sequence[str]) -> None:
     """Writes the file, and prints its path, size and checksum.
 
     Args:
         file: None for `model.safetensors` in the run directory, or for a file next to the checkpoint `run`.
+        draft: as in `export_model`.
 
     Raises:
         UserError: no such run, or the file cannot be written, or would replace another kind of file.
@@ -30,7 +31,7 @@ def export(run: str, file: str | None, trust: Sequence[str]) -> None:
         path = source.with_suffix(safetensors_file.SUFFIX)
     try:
         _check(path)
-        digest = export_model(trained, path)
+        digest = export_model(trained, path, draft)
         size = path.stat().st_size
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}. Choose another: file=FILE") from error

@@ -25,6 +25,7 @@ def sample(
     window: str,
     quantize: str | None,
     cuda_graph: bool,
+    speculative: bool,
     device: str,
     trust: list[str],
 ) -> None:
@@ -39,7 +40,8 @@ def sample(
     trained = load(run, resolve_device(device), trust)
     prompt = trained.first_token() if prompt is None else read_text_argument("prompt", prompt)
     settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, window=window)
-    settings |= dict(quantize=quantize, cuda_graph=cuda_graph, num_samples=num_samples, seed=seed)
+    settings |= dict(quantize=quantize, cuda_graph=cuda_graph, speculative=speculative)
+    settings |= dict(num_samples=num_samples, seed=seed)
     pieces = trained.stream(prompt, max_new_tokens, **settings)
     sys.stderr.write(f"{trained.path}, {trained.step} steps\n")
     out = cast(TextIOWrapper, sys.stdout)  # its declared type, TextIO, has no `reconfigure`

@@ -40,20 +40,22 @@ class DecodeStep:
     """
 
     def __init__(self, model: Transformer, batch_size: int, quantize: str | None = None):
-        linear = functools.partial(_int8_linear if quantize else _linear, batch_size=batch_size)
+        linear = functools.partial(int8_linear if quantize else linear_rows, batch_size=batch_size)
         self._model = model
         positions_T = torch.arange(model.block_size, device=model.device)
         embedding_VC = model.token_embedding.weight
         zeros_BTC = embedding_VC.new_zeros(1, model.block_size, model.n_embd)
         (self._position_TC,) = model.position.add(zeros_BTC, positions_T)
         self._rotation = model.position.rotation(positions_T)
-        self._embedding_norm = _norm(model.embedding_norm)
+        self._embedding_norm = norm_rows(model.embedding_norm)
         blocks = list(cast(Iterable[Block], model.blocks))  # torch types every element as a plain Module
-        self._norms = [(_norm(b.attention_norm), b.feed_forward_norm and _norm(b.feed_forward_norm)) for b in blocks]
+        self._norms = [
+            (norm_rows(b.attention_norm), b.feed_forward_norm and norm_rows(b.feed_forward_norm)) for b in blocks
+        ]
         self._attentions = [_attention(b.attention, batch_size, linear) for b in blocks]
-        self._feed_forwards = [_feed_forward(b.feed_forward, linear) for b in blocks]
+        self._feed_forwards = [feed_forward_rows(b.feed_forward, linear) for b in blocks]
         self._residual = [b.residual for b in blocks]
-        self._final_norm, self._head = _norm(model.final_norm), linear(model.head)
+        self._final_norm, self._head = norm_rows(model.final_norm), linear(model.head)
 
     @classmethod
     def supports(cls, model: LanguageModel) -> bool:
@@ -138,7 +140,7 @@ def _attention(module: nn.Module, B: int, linear: LinearFactory) -> Callable[...
     return attend
 
 
-def _feed_forward(module: nn.Module | None, linear: LinearFactory) -> Callable[[Rows], Rows] | None:
+def feed_forward_rows(module: nn.Module | None, linear: LinearFactory) -> Callable[[Rows], Rows] | None:
     if type(module) is not FeedForward:
         return module and _with_time_axis(module)
     up_proj, down_proj = linear(module.up_proj), linear(module.down_proj)
@@ -146,7 +148,7 @@ def _feed_forward(module: nn.Module | None, linear: LinearFactory) -> Callable[[
     return lambda x_BC: down_proj(activation(up_proj(x_BC)))
 
 
-def _norm(module: nn.Module) -> Callable[[Rows], Rows]:
+def norm_rows(module: nn.Module) -> Callable[[Rows], Rows]:
     if type(module) is not nn.LayerNorm:
         return _with_time_axis(module)
     settings = (module.normalized_shape, module.weight, module.bias, module.eps)
@@ -158,7 +160,7 @@ def _with_time_axis(module: nn.Module) -> Callable[[Rows], Rows]:
     return lambda x_BC: module.forward(x_BC[:, None])[:, 0]
 
 
-def _linear(module: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
+def linear_rows(module: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
     """Returns the fastest implementation of a linear layer for this many rows; see experiments/speed."""
     weight, bias = module.weight, module.bias
     if batch_size > 1 and weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_mkl():
@@ -171,7 +173,7 @@ def _linear(module: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
     return lambda x_BC: torch.addmm(bias, x_BC, weight, out=out_BC)
 
 
-def _int8_linear(module: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
+def int8_linear(module: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
     if module.in_features % INT8_BLOCK:  # PyTorch's kernel would read past the end of a row
         raise UserError(
             f"quantize=int8: all channel counts must be multiples of {INT8_BLOCK}, "
@@ -196,7 +198,7 @@ def _packed_linear(weight: Tensor, bias: Tensor | None, batch_size: int) -> Call
     """Returns a linear layer whose weights MKL has packed for `batch_size` rows.
 
     torch.compile replaces linear layers by these two operators. They have no public name; if this build of PyTorch
-    lacks them, `_linear` multiplies by the transposed weights.
+    lacks them, `linear_rows` multiplies by the transposed weights.
     """
     packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, batch_size)
     linear = torch.ops.mkl._mkl_linear.default

@@ -8,8 +8,11 @@ from chargpt.inference.pretrained import PretrainedModel
 from chargpt.version import __version__
 
 
-def export_model(trained: PretrainedModel, path: Path) -> str:
+def export_model(trained: PretrainedModel, path: Path, draft: bool = True) -> str:
     """Writes the weights that are used for inference. With EMA these are the averaged weights.
+
+    Args:
+        draft: whether to include the n-gram model that makes sampling faster: statistics of the training text.
 
     Returns:
         The digest of the content.
@@ -26,4 +29,6 @@ def export_model(trained: PretrainedModel, path: Path) -> str:
         "corpus_sha256": trained.corpus_sha256,
     }
     content = {"state_dict": weights, "global_step": trained.step, safetensors_file.KEY: metadata}
+    if draft and trained.draft is not None:
+        content[safetensors_file.DRAFT] = trained.draft.tensors()
     return safetensors_file.save(content, path)

@@ -1,5 +1,6 @@
 """Loads a trained model and its tokenizer from a run directory, checkpoint or export, without Lightning or Hydra."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ from chargpt.config.trust import Trust, trusted_packages
 from chargpt.data.tokenizer import Tokenizer, encode
 from chargpt.errors import UserError
 from chargpt.inference.generate import SamplingSettings, generate
+from chargpt.inference.ngram import NGramModel
 from chargpt.model.language_model import LanguageModel
 from chargpt.runs.latest import find_run, newest_run
 from chargpt.utils.paths import resolve_path
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,6 +33,7 @@ class PretrainedModel:
         step: the number of optimizer steps it was trained for.
         path: the file it was loaded from.
         corpus_sha256: SHA-256 of the text it was trained on.
+        draft: an n-gram model of that text, which makes sampling faster; None if there is none.
     """
 
     model: LanguageModel
@@ -37,6 +42,7 @@ class PretrainedModel:
     step: int
     path: Path
     corpus_sha256: str
+    draft: NGramModel | None = None
 
     @overload
     def generate(
@@ -65,7 +71,8 @@ class PretrainedModel:
 
         Args:
             prompt: None for the first token of the vocabulary, in most texts a line break.
-            settings: temperature, top_k, top_p, seed, window, quantize, cuda_graph: see `chargpt.inference.generate`.
+            settings: temperature, top_k, top_p, seed, window, quantize, cuda_graph: see `chargpt.inference.generate`;
+                speculative: whether to use the `draft`.
 
         Raises:
             UserError: as `stream`.
@@ -95,7 +102,8 @@ class PretrainedModel:
         """
         if not prompt:
             raise UserError("the prompt is empty: the model needs at least one character to continue")
-        tokens = generate(self.model, encode(self.tokenizer, prompt), max_new_tokens, **settings)
+        draft = self.draft if settings.pop("speculative", True) else None
+        tokens = generate(self.model, encode(self.tokenizer, prompt), max_new_tokens, draft=draft, **settings)
         return ([self.tokenizer.decode(next_1) for next_1 in next_B[:, None]] for next_B in tokens)
 
 
@@ -132,7 +140,20 @@ def load(
         raise UserError(f"{path}: the model that its config describes cannot be used: {error}") from error
     model.eval().requires_grad_(False)
     step, corpus_sha256 = checkpoint["global_step"], metadata["corpus_sha256"]
-    return PretrainedModel(model.to(device), tokenizer, metadata["config"], step, path, corpus_sha256)
+    draft = _load_draft(checkpoint, path, tokenizer.vocab_size)
+    return PretrainedModel(model.to(device), tokenizer, metadata["config"], step, path, corpus_sha256, draft)
+
+
+def _load_draft(checkpoint: dict[str, Any], path: Path, vocab_size: int) -> NGramModel | None:
+    """The n-gram model in an export, or next to a checkpoint; None if there is none. Sampling works without it."""
+    file = path.with_name("draft.safetensors")
+    try:
+        if safetensors_file.DRAFT in checkpoint:
+            return NGramModel.from_tensors(checkpoint[safetensors_file.DRAFT], vocab_size)
+        return NGramModel.load(file, vocab_size) if file.is_file() else None
+    except ValueError as error:
+        log.warning("%s is damaged (%s): sampling is slower without it", file, error)
+        return None
 
 
 def data_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -24,11 +24,17 @@ def sample_token(
     """
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
+    # Gumbel-max trick: the argmax of logits plus Gumbel noise is a sample from their softmax.
+    return (adjust_logits(logits_BV, temperature, top_k, top_p) - noise()).argmax(dim=-1)
+
+
+def adjust_logits(
+    logits_BV: Float[Tensor, "B V"], temperature: int | float, top_k: int | None, top_p: int | float | None
+) -> Float[Tensor, "B V"]:
+    """The logits of the distribution from which `sample_token` samples at a temperature above 0."""
     # Subtract the maximum, so that a small temperature overflows to -inf and never to inf.
     logits_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / max(temperature, MIN_TEMPERATURE)
-    logits_BV = _filter_logits(logits_BV, top_k, top_p)
-    # Gumbel-max trick: the argmax of logits plus Gumbel noise is a sample from their softmax.
-    return (logits_BV - noise()).argmax(dim=-1)
+    return _filter_logits(logits_BV, top_k, top_p)
 
 
 def _filter_logits(

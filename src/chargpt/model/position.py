@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from chargpt.errors import UserError
 
-Rotation = tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]  # cosines and signed sines of each position
+# Cosines and signed sines of each position; for texts of different lengths with leading dimensions B 1.
+Rotation = tuple[Float[Tensor, "*B1 T D"], Float[Tensor, "*B1 T D"]]
 
 
 class PositionEncoding(nn.Module):

@@ -47,6 +47,7 @@ class RunDirectory:
         self.last = self.checkpoints / "last.ckpt"
         self.previous = self.checkpoints / "previous.ckpt"
         self.best = self.checkpoints / "best.ckpt"
+        self.draft = self.checkpoints / "draft.safetensors"  # makes sampling faster; a run without it is complete
         self.metrics = self.path / "metrics.json"
         self.metrics_before = self.path / "metrics_before.json"  # of a finished run that is being extended
         self.status_file = self.path / "status.json"

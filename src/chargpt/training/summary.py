@@ -1,9 +1,12 @@
 """Writes the sample and metrics.json of a finished run."""
 
+import logging
 from typing import Any
 
 import torch
 
+from chargpt.inference.decode import DecodeStep
+from chargpt.inference.ngram import NGramModel
 from chargpt.inference.pretrained import load
 from chargpt.model.loss import bits_per_character, perplexity
 from chargpt.runs.directory import write_json
@@ -12,7 +15,10 @@ from chargpt.training.setup import Run
 from chargpt.training.trainer import device_name
 from chargpt.utils.atomic_write import atomic_write_text
 
+log = logging.getLogger(__name__)
+
 SAMPLE_TOKENS = 500  # of sample.txt
+MAX_DRAFT_BYTES, MAX_DRAFT_SHARE = 5_000_000, 0.1  # of the n-gram model: in total, and as a share of the weights
 
 
 def summarize(run: Run, complete_loss: float | None = None) -> tuple[dict[str, Any], str]:
@@ -30,6 +36,7 @@ def summarize(run: Run, complete_loss: float | None = None) -> tuple[dict[str, A
     else:
         CheckpointCallback.copy(directory.last, directory.best)
         val_loss = None
+    _write_draft(run)
     sample = load(directory.best, trust=run.trust).generate(max_new_tokens=SAMPLE_TOKENS, seed=run.config["seed"])
     atomic_write_text(directory.sample, sample + "\n")
     steps, seconds = run.trainer.global_step, run.timer.seconds()
@@ -71,3 +78,17 @@ def summarize(run: Run, complete_loss: float | None = None) -> tuple[dict[str, A
     directory.metrics_before.unlink(missing_ok=True)
     directory.write_status("finished", steps)
     return metrics, sample
+
+
+def _write_draft(run: Run) -> None:
+    """Writes the n-gram model of the training text that makes sampling faster, if the model can use it."""
+    if not DecodeStep.supports(run.model):
+        return
+    weights = sum(p.nbytes for p in run.module.model.parameters())
+    draft = NGramModel.count(
+        run.data.train_tokens_N.cpu(), run.model.vocab_size, min(MAX_DRAFT_BYTES, round(MAX_DRAFT_SHARE * weights))
+    )
+    try:
+        draft.save(run.directory.draft)
+    except OSError as error:
+        log.warning("%s cannot be written (%s): sampling is slower without it", run.directory.draft, error.strerror)
