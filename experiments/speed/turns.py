@@ -111,7 +111,7 @@ def nanogpt(name: str, checkout: Path) -> Step:
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
 
     def step(x_BT: Tensor, y_BT: Tensor) -> None:
-        _, loss = model(x_BT, y_BT)
+        _, loss = model(x_BT.contiguous(), y_BT.contiguous())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
