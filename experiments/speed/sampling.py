@@ -29,11 +29,13 @@ def chargpt_model(block_size: int) -> torch.nn.Module:
     return instantiate(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=65).eval()
 
 
-def nanogpt_model(checkout: Path, block_size: int) -> torch.nn.Module:
+def nanogpt_model(
+    checkout: Path, block_size: int, n_layer: int = 6, n_head: int = 6, n_embd: int = 384
+) -> torch.nn.Module:
     sys.path.insert(0, str(checkout))
     from model import GPT, GPTConfig  # noqa: PLC0415 - nanoGPT's module, in the checkout
 
-    sizes = dict(n_layer=6, n_head=6, n_embd=384, block_size=block_size)
+    sizes = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size)
     return GPT(GPTConfig(vocab_size=65, dropout=0.2, bias=False, **sizes)).eval()
 
 

@@ -127,6 +127,7 @@ class Drafter:
 
     def __init__(self, ngram: NGramModel, temperature: int | float, top_k: int | None, top_p: int | float | None):
         self._ngram, self._settings = ngram, (temperature, top_k, top_p)
+        self._adjusts = temperature > 0 and self._settings != (1, None, None)
         self._logits: dict[tuple[int, ...], Float[NDArray, " V"]] = {}
 
     def draft(self, context: list[int], noise: list[Float[Tensor, " V"]], count: int) -> list[int]:
@@ -153,7 +154,7 @@ class Drafter:
             if len(self._logits) >= MAX_CONTEXTS:
                 self._logits.clear()
             logits_1V = torch.from_numpy(np.log(self._ngram.distribution(context))).float()[None]
-            if self._settings[0] > 0:
+            if self._adjusts:
                 logits_1V = adjust_logits(logits_1V, *self._settings)
             logits_V = self._logits[context] = logits_1V[0].numpy()
         return logits_V

@@ -99,7 +99,8 @@ class VerifyStep:
             rotation = cos_TD[table_BR][:, None], sin_TD[table_BR][:, None]  # (B, 1, R, D)
         context = BlockContext(tokens_BR, x_NC.view(B, R, -1), rotation)
         S = max(starts) + R
-        mask_B1RS = torch.zeros(B, 1, R, S).masked_fill_(torch.arange(S) > positions_BR[:, None, :, None], -torch.inf)
+        future_B1RS = torch.arange(S) > positions_BR[:, None, :, None]
+        mask_B1RS = x_NC.new_zeros(B, 1, R, S).masked_fill_(future_B1RS, -torch.inf)
         unet_skips, value_residual = model.unet_skips, model.value_residual
         for i, (attention_norm, attention, feed_forward_norm, feed_forward, residual) in enumerate(self._blocks):
             if unet_skips is not None:
