@@ -11,7 +11,7 @@ from chargpt.errors import UserError
 from chargpt.inference import generate as module
 from chargpt.inference.generate import generate
 from chargpt.inference.ngram import NGramModel
-from chargpt.inference.speculative import NUM_DRAFTS, SpeculativeSampler
+from chargpt.inference.speculative import MAX_TEXTS, NUM_DRAFTS, SpeculativeSampler
 from chargpt.inference.verify_step import VerifyStep
 from tests.inference.architectures import build_model
 from tests.inference.test_decode import ARCHITECTURES
@@ -105,13 +105,16 @@ def test_another_draft_model_changes_the_number_of_passes_and_not_the_tokens(pas
     assert counts[2] >= 200 / (NUM_DRAFTS + 1)
 
 
+def sample_two(model, seeds: range) -> list[torch.Tensor]:
+    return list(SpeculativeSampler(model, ngram(), PROMPT, list(seeds), 0.8, None, None).sample(2))
+
+
+@pytest.mark.slow
 def test_the_tokens_follow_the_distribution_of_the_model():
     """Pearson's chi-squared test of pairs of tokens, over texts with different seeds."""
     model, count = build_model(["model=gpt_nano"]), 3000
-    pairs = [
-        tokens(model, n=2, seed=seed, num_samples=300, temperature=0.8, draft=ngram()) for seed in range(count // 300)
-    ]
-    first_N, second_N = torch.cat(pairs).T
+    batches = [sample_two(model, range(seed, seed + 300)) for seed in range(0, count, 300)]
+    first_N, second_N = (torch.cat(tokens_N) for tokens_N in zip(*batches, strict=True))
     with torch.no_grad():
         first_V = (model(PROMPT[None])[0, -1] / 0.8).softmax(-1)
         contexts = torch.stack([torch.cat((PROMPT, torch.tensor([token]))) for token in range(11)])
@@ -134,6 +137,7 @@ def test_drafts_are_not_used_where_they_cannot_be_verified(passes, monkeypatch):
     model = build_model(["model=gpt_nano"])
     exact = tokens(model, window="exact", draft=ngram())
     assert torch.equal(exact, tokens(model, window="exact"))
+    tokens(model, num_samples=MAX_TEXTS + 1, draft=ngram())
     monkeypatch.setattr(module, "supports_verification", lambda model: False)
     tokens(model, draft=ngram())
     assert not passes

@@ -13,7 +13,7 @@ from chargpt.inference import cuda_graph as graphs
 from chargpt.inference.context import QUANTIZATIONS, WINDOWS, Context
 from chargpt.inference.ngram import NGramModel
 from chargpt.inference.sampling import sample_token
-from chargpt.inference.speculative import SpeculativeSampler
+from chargpt.inference.speculative import MAX_TEXTS, SpeculativeSampler
 from chargpt.inference.verify_step import supports as supports_verification
 from chargpt.model.language_model import LanguageModel
 from chargpt.utils.seeding import fold_in
@@ -91,7 +91,8 @@ def generate(
             otherwise the GPU draws the random numbers, and the tokens differ from those without it. Must not be
             used inside autocast.
         draft: drafts tokens, several of which the model then verifies in one pass. The tokens are those without it, up
-            to rounding, in less time. On a CPU, with `window="half"` and the components of this package; else unused.
+            to rounding, in less time. On a CPU, for up to `MAX_TEXTS` samples, with `window="half"` and the components
+            of this package; else unused.
 
     Raises:
         UserError: a setting is invalid.
@@ -104,7 +105,7 @@ def generate(
         with torch.no_grad():
             sampler = graphs.GraphSampler(model, seeds, temperature, top_k, top_p, window)
         return sampler.sample(tokens_BT.cpu(), max_new_tokens)
-    if draft is not None and window == "half" and supports_verification(model):
+    if draft is not None and window == "half" and num_samples <= MAX_TEXTS and supports_verification(model):
         with torch.no_grad():
             sampler = SpeculativeSampler(model, draft, prompt_T, seeds, temperature, top_k, top_p, quantize)
         return sampler.sample(max_new_tokens)
