@@ -84,10 +84,9 @@ def _write_draft(run: Run) -> None:
     """Writes the n-gram model of the training text that makes sampling faster, if the model can use it."""
     if not DecodeStep.supports(run.model):
         return
-    weights = sum(p.nbytes for p in run.module.model.parameters())
-    draft = NGramModel.count(
-        run.data.train_tokens_N.cpu(), run.model.vocab_size, min(MAX_DRAFT_BYTES, round(MAX_DRAFT_SHARE * weights))
-    )
+    weights = torch.float32.itemsize * run.module.parameter_count
+    limit = min(MAX_DRAFT_BYTES, round(MAX_DRAFT_SHARE * weights))
+    draft = NGramModel.count(run.data.train_tokens_N.cpu(), run.model.vocab_size, limit)
     try:
         draft.save(run.directory.draft)
     except OSError as error:
