@@ -188,14 +188,14 @@ def test_a_damaged_draft_model_is_left_out(run_cli, finished, tmp_path: Path, ca
     assert "draft.safetensors is damaged" in caplog.text
 
 
-def test_an_export_contains_it_unless_it_is_left_out(run_cli, finished, tmp_path: Path, passes):
-    for name, arguments in (("with", []), ("without", ["draft=false"])):
-        outcome = run_cli("export", f"run={finished}", f"file={name}.safetensors", *arguments)
-        assert outcome.code == 0, outcome.err
-    models = [chargpt.load(tmp_path / f"{name}.safetensors") for name in ("with", "without")]
-    assert (models[0].draft is None, models[1].draft is None) == (False, True)
-    texts = [model.generate("The", 60, seed=2) for model in models]
-    assert texts[0] == texts[1] == chargpt.load(finished).generate("The", 60, seed=2)
-    assert passes
-    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("with", "without")]
-    assert sizes[0] > sizes[1]
+def test_an_export_has_it_in_a_file_next_to_it_unless_it_is_left_out(run_cli, finished, tmp_path: Path, passes):
+    export = ["export", f"run={finished}", "file=model.safetensors"]
+    file = tmp_path / "model.draft.safetensors"
+    expected = chargpt.load(finished).generate("The", 60, seed=2)
+    for arguments, exists in (([], True), (["draft=false"], False)):
+        assert run_cli(*export, *arguments).code == 0
+        assert file.exists() == exists
+        del passes[:]
+        exported = chargpt.load(tmp_path / "model.safetensors")
+        assert exported.generate("The", 60, seed=2) == expected
+        assert bool(passes) == (exported.draft is not None) == exists

@@ -32,7 +32,12 @@ def test_a_finished_run_contains_exactly_the_documented_files(finished):
     assert files - events == {
         *(".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
         *("provenance.json", "status.json", "history.csv", "metrics.json", "sample.txt", "train.log", ".lock"),
-        *("checkpoints/last.ckpt", "checkpoints/previous.ckpt", "checkpoints/best.ckpt"),
+        *(
+            "checkpoints/last.ckpt",
+            "checkpoints/previous.ckpt",
+            "checkpoints/best.ckpt",
+            "checkpoints/draft.safetensors",
+        ),
     }
 
 

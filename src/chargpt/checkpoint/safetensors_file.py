@@ -21,7 +21,6 @@ from chargpt.errors import UserError
 from chargpt.utils.atomic_write import atomic_write
 
 SUFFIX = ".safetensors"
-DRAFT = "draft"  # the key of the tensors of an n-gram model in the content; in the file, their names begin with it
 _TEXT_KEYS = ("version", "corpus_sha256")  # stored as plain strings in the metadata
 _JSON_KEYS = ("config", "tokenizer", "step")  # stored as JSON in the metadata
 _DIGEST_KEY = "sha256"
@@ -42,14 +41,12 @@ def save(content: dict[str, Any], path: Path) -> str:
     """Writes the file atomically and returns the digest of its content.
 
     Args:
-        content: as `read` returns it, with or without `draft`. No two weights may share memory: a tied weight has only
-            one of its names.
+        content: as `read` returns it. No two weights may share memory: a tied weight has only one of its names.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full.
     """
     weights = {name: weight.detach().cpu().contiguous() for name, weight in content["state_dict"].items()}
-    weights |= {f"{DRAFT}/{name}": tensor for name, tensor in content.get(DRAFT, {}).items()}
     values = content[KEY] | {"step": content["global_step"]}
     metadata = {"format": "pt"}  # required by some loaders
     metadata |= {key: values[key] for key in _TEXT_KEYS}
@@ -92,10 +89,7 @@ def read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} was not written by chargpt: its metadata is not valid JSON") from error
     entry = {key: metadata[key] for key in _TEXT_KEYS} | {key: values[key] for key in ("config", "tokenizer")}
-    draft = {name: weights.pop(name) for name in list(weights) if name.startswith(f"{DRAFT}/")}
     content = {"state_dict": weights, "global_step": values["step"], KEY: entry}
-    if draft:
-        content[DRAFT] = {name.removeprefix(f"{DRAFT}/"): tensor for name, tensor in draft.items()}
     torch_file.check(content, path, "safetensors")
     return torch_file.migrate_content(content)
 

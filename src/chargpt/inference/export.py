@@ -4,7 +4,7 @@ from pathlib import Path
 
 from chargpt.checkpoint import safetensors_file
 from chargpt.config.instantiate import SAVED_KEYS, SAVED_KEYS_SINCE_0_3
-from chargpt.inference.pretrained import PretrainedModel
+from chargpt.inference.pretrained import PretrainedModel, draft_file
 from chargpt.version import __version__
 
 
@@ -12,7 +12,8 @@ def export_model(trained: PretrainedModel, path: Path, draft: bool = True) -> st
     """Writes the weights that are used for inference. With EMA these are the averaged weights.
 
     Args:
-        draft: whether to include the n-gram model that makes sampling faster: statistics of the training text.
+        draft: whether to write the n-gram model that makes sampling faster, statistics of the training text, to a file
+            next to it. The file of an earlier export is removed otherwise.
 
     Returns:
         The digest of the content.
@@ -29,6 +30,9 @@ def export_model(trained: PretrainedModel, path: Path, draft: bool = True) -> st
         "corpus_sha256": trained.corpus_sha256,
     }
     content = {"state_dict": weights, "global_step": trained.step, safetensors_file.KEY: metadata}
+    digest = safetensors_file.save(content, path)
     if draft and trained.draft is not None:
-        content[safetensors_file.DRAFT] = trained.draft.tensors()
-    return safetensors_file.save(content, path)
+        trained.draft.save(draft_file(path))
+    else:
+        draft_file(path).unlink(missing_ok=True)
+    return digest

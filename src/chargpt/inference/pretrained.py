@@ -140,16 +140,20 @@ def load(
         raise UserError(f"{path}: the model that its config describes cannot be used: {error}") from error
     model.eval().requires_grad_(False)
     step, corpus_sha256 = checkpoint["global_step"], metadata["corpus_sha256"]
-    draft = _load_draft(checkpoint, path, tokenizer.vocab_size)
+    draft = _load_draft(draft_file(path), tokenizer.vocab_size)
     return PretrainedModel(model.to(device), tokenizer, metadata["config"], step, path, corpus_sha256, draft)
 
 
-def _load_draft(checkpoint: dict[str, Any], path: Path, vocab_size: int) -> NGramModel | None:
-    """The n-gram model in an export, or next to a checkpoint; None if there is none. Sampling works without it."""
-    file = path.with_name("draft.safetensors")
+def draft_file(path: Path) -> Path:
+    """The file of the n-gram model that belongs to a checkpoint or an export; it need not exist."""
+    if safetensors_file.is_safetensors(path):
+        return path.with_suffix(f".draft{safetensors_file.SUFFIX}")
+    return path.with_name(f"draft{safetensors_file.SUFFIX}")
+
+
+def _load_draft(file: Path, vocab_size: int) -> NGramModel | None:
+    """The n-gram model of a file; None if there is none. Sampling works without it."""
     try:
-        if safetensors_file.DRAFT in checkpoint:
-            return NGramModel.from_tensors(checkpoint[safetensors_file.DRAFT], vocab_size)
         return NGramModel.load(file, vocab_size) if file.is_file() else None
     except ValueError as error:
         log.warning("%s is damaged (%s): sampling is slower without it", file, error)

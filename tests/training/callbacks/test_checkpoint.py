@@ -69,7 +69,7 @@ def test_checkpoints_are_copied_if_hard_links_are_not_supported(run_cli, tiny, t
     outcome = run_cli("train", *tiny, *overrides)
     assert outcome.code == 0, outcome.err
     directory = tmp_path / "run" / "checkpoints"
-    assert {p.name for p in directory.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+    assert {p.name for p in directory.glob("*.ckpt")} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     steps = {
         name: torch.load(directory / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("last", "previous")
     }
