@@ -45,7 +45,7 @@ def passes(monkeypatch) -> list[int]:
     return counted
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("overrides", ARCHITECTURES, ids=" ".join)
 def test_the_logits_of_several_tokens_are_those_of_the_forward_pass(overrides, batch_size):
     model = build_model(overrides)
@@ -68,7 +68,12 @@ def test_the_logits_of_several_tokens_are_those_of_the_forward_pass(overrides, b
 @pytest.mark.parametrize("num_samples", [1, 3])
 @pytest.mark.parametrize(
     "settings",
-    [dict(temperature=1.0), dict(temperature=0), dict(temperature=0.7, top_k=4), dict(temperature=1.3, top_p=0.8)],
+    [
+        dict(temperature=1.0),
+        pytest.param(dict(temperature=0), marks=pytest.mark.slow),
+        pytest.param(dict(temperature=0.7, top_k=4), marks=pytest.mark.slow),
+        dict(temperature=1.3, top_p=0.8),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("overrides", MODELS, ids=" ".join)
