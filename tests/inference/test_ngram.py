@@ -111,7 +111,7 @@ def test_an_absent_file_is_refused(tmp_path):
 
 
 @given(st.data())
-def test_tables_of_somebody_else_are_refused_or_give_distributions(data):
+def test_untrusted_tables_are_refused_or_give_distributions(data):
     """Any value of any table may be replaced."""
     model = NGramModel.count(torch.randint(9, (100,), generator=torch.Generator().manual_seed(0)), 9, 10**6)
     tensors = {name: tensor.clone() for name, tensor in model.tensors().items()}

@@ -140,7 +140,7 @@ class NGramModel:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], vocab_size: int) -> "NGramModel":
-        """The model of a file, which may be damaged or from somebody else.
+        """The model of a file, which may be damaged or untrusted.
 
         Raises:
             ValueError: the tables are not those of a model with this vocabulary.
