@@ -5,7 +5,6 @@ import torch
 
 from chargpt.config.instantiate import instantiate
 from chargpt.errors import UserError
-from chargpt.inference import decode
 from chargpt.inference.context import Context
 from chargpt.inference.decode import DecodeStep
 from tests.inference.architectures import OPTIONS, build_model
@@ -134,15 +133,6 @@ def test_a_bigram_model_cannot_be_quantized():
         Context(model, 1, quantize="int8")
 
 
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch without MKL")
-@pytest.mark.parametrize("bias", [True, False])
-def test_the_undocumented_operator_for_packed_weights_is_a_linear_layer(bias):
-    layer, x_BC = torch.nn.Linear(48, 40, bias=bias), torch.randn(3, 48)
-    packed = torch.ops.mkl._mkl_reorder_linear_weight(layer.weight.detach(), 3)
-    actual_BC = torch.ops.mkl._mkl_linear.default(x_BC, packed, layer.weight, layer.bias, 3)
-    torch.testing.assert_close(actual_BC, layer(x_BC), atol=1e-5, rtol=1e-5)
-
-
 def test_the_undocumented_operator_for_int8_weights_is_a_scaled_product():
     weight = torch.randint(-127, 128, (40, 64), dtype=torch.int8)
     x_BC, scale_C = torch.randn(3, 64).bfloat16(), torch.rand(40).bfloat16()
@@ -150,12 +140,3 @@ def test_the_undocumented_operator_for_int8_weights_is_a_scaled_product():
     assert actual_BC.dtype == torch.bfloat16
     expected_BC = torch.nn.functional.linear(x_BC.float(), weight.float()) * scale_C.float()
     torch.testing.assert_close(actual_BC.float(), expected_BC, atol=0.1, rtol=0.02)
-
-
-def test_logits_of_several_rows_are_equal_without_mkl(monkeypatch):
-    monkeypatch.setattr(decode, "_has_mkl", lambda: False)
-    model, tokens_B = build_model([NANO]), torch.tensor([1, 2, 3])
-    step = DecodeStep(model, 3)
-    torch.testing.assert_close(
-        step(tokens_B, model.new_cache(3)), model(tokens_B[:, None])[:, -1], atol=1e-4, rtol=3e-5
-    )

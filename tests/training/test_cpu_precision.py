@@ -21,6 +21,7 @@ from chargpt.model.kernels.cpu_dtypes import (
 )
 from chargpt.training import cpu_precision as module
 from chargpt.training.cpu_precision import as_plain, fastest_dtypes, measure, select_cpu_dtypes
+from chargpt.utils import measurements
 from tests.conftest import process
 from tests.training import run_artifacts
 from tests.training.fault_injection import FakeClock
@@ -34,7 +35,7 @@ def cache(monkeypatch, tmp_path_factory) -> Path:
     """An empty cache folder, for this process and those that it starts."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    monkeypatch.setattr(module, "user_cache_dir", lambda name: str(folder / name))
+    monkeypatch.setattr(measurements, "user_cache_dir", lambda name: str(folder / name))
     yield folder / "chargpt"
     set_cpu_dtypes(None)
 
@@ -45,7 +46,8 @@ def cached(cache):
 
     def write(dtypes: CPUDtypes) -> None:
         cache.mkdir(exist_ok=True)
-        (cache / module.CACHE_FILE).write_text(json.dumps({module._processor(): asdict(dtypes)}))
+        content = {measurements.processor(): {module.MEASUREMENT: asdict(dtypes)}}
+        (cache / measurements.FILE).write_text(json.dumps(content))
 
     return write
 
@@ -75,7 +77,7 @@ def seconds(monkeypatch):
             return lambda: advance
 
         monkeypatch.setattr(module, "WORK", {operation: work(operation) for operation in module.WORK})
-        monkeypatch.setattr(module.time, "perf_counter", FakeClock.perf_counter)
+        monkeypatch.setattr(measurements.time, "perf_counter", FakeClock.perf_counter)
         return calls
 
     return replace
@@ -113,32 +115,14 @@ def test_a_measurement_changes_neither_the_types_nor_the_threads_nor_random_numb
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# The cache
-
-
-def test_a_processor_is_measured_once(monkeypatch, cache):
+@pytest.mark.parametrize("known", [{"linear": "float8"}, [1], None, asdict(FAST) | {"more": 1}])
+def test_types_in_the_cache_that_are_invalid_are_measured_again(monkeypatch, cache, known):
+    cache.mkdir()
+    (cache / measurements.FILE).write_text(json.dumps({measurements.processor(): {module.MEASUREMENT: known}}))
     monkeypatch.setattr(module, "measure", lambda: FAST)
     assert fastest_dtypes() == FAST
     monkeypatch.setattr(module, "measure", CPUDtypes)
     assert fastest_dtypes() == FAST
-    monkeypatch.setattr(module, "_processor", lambda: "another processor")
-    assert fastest_dtypes() == CPUDtypes(), "or another version of torch"
-    assert list(json.loads((cache / module.CACHE_FILE).read_text()).values()) == [asdict(FAST), asdict(CPUDtypes())]
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"PROCESSOR": {"linear": "float8"}}', '{"PROCESSOR": [1]}'])
-def test_a_damaged_cache_is_measured_again(monkeypatch, cache, content):
-    cache.mkdir()
-    (cache / module.CACHE_FILE).write_text(content.replace("PROCESSOR", module._processor()))
-    monkeypatch.setattr(module, "measure", lambda: FAST)
-    assert fastest_dtypes() == FAST
-    assert json.loads((cache / module.CACHE_FILE).read_text())[module._processor()] == asdict(FAST)
-
-
-def test_a_cache_that_cannot_be_written_is_ignored(monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(module, "measure", lambda: FAST)
-    assert fastest_dtypes(tmp_path / "file") == FAST
 
 
 # The types of a run

@@ -7,7 +7,7 @@ token, writes products into preallocated memory, and repacks weights where that 
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Integer
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chargpt.errors import UserError
+from chargpt.inference.linear_kernels import Kernel, LinearFactory, Rows, linear_factory
 from chargpt.model.attention import CausalSelfAttention, LayerKVCache
 from chargpt.model.block_context import BlockContext
 from chargpt.model.ensemble import Ensemble, average_logits
@@ -25,37 +26,105 @@ from chargpt.model.transformer import Block, KVCache, Transformer
 from chargpt.model.value_residual import ValueEmbedding, ValueResidual
 
 INT8_BLOCK = 32  # weights that the int8 kernel reads at a time
-Rows = Float[Tensor, "B C"]
-LinearFactory = Callable[[nn.Linear], Callable[[Rows], Rows]]
 
 
-class DecodeStep:
-    """The decoding step of one model for B sequences: computes the next logits from the newest tokens and a KV cache.
+class BlockRows(NamedTuple):
+    """The layers of a block as functions of rows."""
+
+    attention_norm: Kernel
+    attention: Callable[..., Rows]
+    feed_forward_norm: Kernel | None
+    feed_forward: Kernel | None
+    residual: bool
+
+
+class TransformerRows:
+    """A Transformer as functions of N = B * R rows: R tokens of each of B texts.
 
     Args:
-        model: in eval mode, made of modules that `supports` accepts. Its weights are copied for B > 1.
+        model: in eval mode, made of modules that `DecodeStep.supports` accepts. Its weights are copied if that makes
+            them faster to read.
         batch_size: B.
+        num_tokens: R.
         quantize: "int8" rounds the weights of linear layers to 8 bits, with one scale per row, and their inputs to
             bfloat16. Each token then requires a third of the memory traffic. CPU only.
     """
 
-    def __init__(self, model: Transformer, batch_size: int, quantize: str | None = None):
-        linear = functools.partial(int8_linear if quantize else linear_rows, batch_size=batch_size)
-        self._model = model
+    def __init__(self, model: Transformer, batch_size: int, num_tokens: int, quantize: str | None = None):
+        self._model, self._B, self._R = model, batch_size, num_tokens
+        rows = batch_size * num_tokens
+        linear = functools.partial(int8_linear, rows=rows) if quantize else linear_factory(model, rows)
         positions_T = torch.arange(model.block_size, device=model.device)
-        embedding_VC = model.token_embedding.weight
-        zeros_BTC = embedding_VC.new_zeros(1, model.block_size, model.n_embd)
+        zeros_BTC = model.token_embedding.weight.new_zeros(1, model.block_size, model.n_embd)
         (self._position_TC,) = model.position.add(zeros_BTC, positions_T)
         self._rotation = model.position.rotation(positions_T)
         self._embedding_norm = norm_rows(model.embedding_norm)
-        blocks = list(cast(Iterable[Block], model.blocks))  # torch types every element as a plain Module
-        self._norms = [
-            (norm_rows(b.attention_norm), b.feed_forward_norm and norm_rows(b.feed_forward_norm)) for b in blocks
+        blocks = cast(Iterable[Block], model.blocks)  # torch types every element as a plain Module
+        self._blocks = [
+            BlockRows(
+                norm_rows(block.attention_norm),
+                self.attention(cast(CausalSelfAttention, block.attention), linear),
+                norm_rows(block.feed_forward_norm) if block.feed_forward_norm is not None else None,
+                feed_forward_rows(block.feed_forward, linear),
+                block.residual,
+            )
+            for block in blocks
         ]
-        self._attentions = [_attention(b.attention, batch_size, linear) for b in blocks]
-        self._feed_forwards = [feed_forward_rows(b.feed_forward, linear) for b in blocks]
-        self._residual = [b.residual for b in blocks]
         self._final_norm, self._head = norm_rows(model.final_norm), linear(model.head)
+
+    def attention(self, module: CausalSelfAttention, linear: LinearFactory) -> Callable[..., Rows]:
+        """A function that computes attention from rows, the context, and the arguments of a layer."""
+        raise NotImplementedError
+
+    def logits(self, x_NC: Rows, context: BlockContext, arguments: Iterable[tuple[Any, ...]]) -> Float[Tensor, "B R V"]:
+        """The logits after the tokens with these embeddings.
+
+        Args:
+            arguments: those of each layer's attention.
+        """
+        shape, model = (self._B, self._R, -1), self._model
+        for i, (block, of_layer) in enumerate(zip(self._blocks, arguments, strict=True)):
+            if model.unet_skips is not None:
+                x_NC = model.unet_skips(x_NC.view(shape), context.outputs).reshape(x_NC.shape).clone()
+            context.value_mixer = model.value_residual[i] if model.value_residual is not None else None
+            y_NC = block.attention(block.attention_norm(x_NC), context, *of_layer)
+            x_NC = x_NC.add_(y_NC) if block.residual else y_NC.clone()
+            if block.feed_forward is not None and block.feed_forward_norm is not None:
+                y_NC = block.feed_forward(block.feed_forward_norm(x_NC))
+                x_NC = x_NC.add_(y_NC) if block.residual else y_NC.clone()
+            if model.unet_skips is not None:
+                context.outputs.append(x_NC.view(shape).clone())
+        return model.softcap(self._head(self._final_norm(x_NC)).view(shape))
+
+    def queries_keys_values(
+        self, module: CausalSelfAttention, qkv_proj: Kernel, x_NC: Rows, context: BlockContext
+    ) -> Float[Tensor, "B H3 R D"]:
+        """The queries of all heads, then the keys, then the values."""
+        B, R, H, C = self._B, self._R, module.n_head, x_NC.shape[1]
+        qkv_NC = qkv_proj(x_NC)
+        if context.value_mixer is not None:
+            values_BRC = qkv_NC[:, 2 * C :].view(B, R, C)
+            values_BRC.copy_(context.value_mixer(values_BRC.clone(), context))
+        qkv_BHRD = qkv_NC.view(B, R, 3 * H, -1).transpose(1, 2)
+        if module.query_norm is not None and module.key_norm is not None:
+            q_BHRD, k_BHRD, _ = qkv_BHRD.split(H, dim=1)
+            q_BHRD.copy_(module.query_norm(q_BHRD))
+            k_BHRD.copy_(module.key_norm(k_BHRD))
+        if context.rotation is not None:
+            qk_BHRD = qkv_BHRD[:, : 2 * H]
+            qk_BHRD.copy_(rotate(qk_BHRD, context.rotation))
+        return qkv_BHRD
+
+
+class DecodeStep(TransformerRows):
+    """The decoding step of one model for B sequences: computes the next logits from the newest tokens and a KV cache.
+
+    Args:
+        model, batch_size, quantize: as in `TransformerRows`.
+    """
+
+    def __init__(self, model: Transformer, batch_size: int, quantize: str | None = None):
+        super().__init__(model, batch_size, 1, quantize)
 
     @classmethod
     def supports(cls, model: LanguageModel) -> bool:
@@ -88,21 +157,7 @@ class DecodeStep:
             cos_TD, sin_TD = self._rotation
             rotation = cos_TD[position : position + 1], sin_TD[position : position + 1]
         context = BlockContext(tokens_B[:, None], x_BC[:, None], rotation)
-        layers = zip(cache.layers, self._norms, self._attentions, self._feed_forwards, self._residual, strict=True)
-        unet_skips = self._model.unet_skips
-        for i, (layer_cache, norms, attention, feed_forward, residual) in enumerate(layers):
-            attention_norm, feed_forward_norm = norms
-            if unet_skips is not None:
-                x_BC = unet_skips(x_BC[:, None], context.outputs)[:, 0].clone()
-            context.value_mixer = self._model.value_residual[i] if self._model.value_residual is not None else None
-            y_BC = attention(attention_norm(x_BC), layer_cache, context)
-            x_BC = x_BC.add_(y_BC) if residual else y_BC.clone()
-            if feed_forward is not None and feed_forward_norm is not None:
-                y_BC = feed_forward(feed_forward_norm(x_BC))
-                x_BC = x_BC.add_(y_BC) if residual else y_BC.clone()
-            if unet_skips is not None:
-                context.outputs.append(x_BC[:, None].clone())
-        return self._model.softcap(self._head(self._final_norm(x_BC))[:, None])[:, 0]
+        return self.logits(x_BC, context, [(layer,) for layer in cache.layers])[:, 0]
 
     def _embed(self, tokens_B: Tensor, position: int, cache: KVCache) -> Rows:
         x_BC = F.embedding(tokens_B, self._model.token_embedding.weight)
@@ -112,32 +167,24 @@ class DecodeStep:
             cache.append(tokens_B[:, None])
         return self._embedding_norm(x_BC)
 
+    def attention(self, module: CausalSelfAttention, linear: LinearFactory) -> Callable[..., Rows]:
+        qkv_proj, out_proj = attention_projections(module, linear)
+        B, H = self._B, module.n_head
 
-def _attention(module: nn.Module, B: int, linear: LinearFactory) -> Callable[..., Rows]:
-    assert isinstance(module, CausalSelfAttention)  # as `DecodeStep.supports` requires
-    qkv_proj, H = linear(module.qkv_proj), module.n_head
-    out_proj = linear(module.out_proj) if module.out_proj is not None else nn.Identity()
+        def attend(x_BC: Rows, context: BlockContext, cache: LayerKVCache) -> Rows:
+            qkv_BHTD = self.queries_keys_values(module, qkv_proj, x_BC, context)
+            start, cache.length = cache.length, cache.length + 1
+            cache.keys_values_2BHTD[:, :, :, start] = qkv_BHTD[:, H:].view(B, 2, H, -1).transpose(0, 1)
+            keys_BHSD, values_BHSD = cache.keys_values_2BHTD[:, :, :, : cache.length]
+            y_BHTD = F.scaled_dot_product_attention(qkv_BHTD[:, :H], keys_BHSD, values_BHSD)
+            return out_proj(y_BHTD.reshape(B, -1))
 
-    def attend(x_BC: Rows, layer_cache: LayerKVCache, context: BlockContext) -> Rows:
-        qkv_BC = qkv_proj(x_BC)
-        if context.value_mixer is not None:
-            values_B1C = qkv_BC[:, None, 2 * x_BC.shape[1] :]
-            values_B1C.copy_(context.value_mixer(values_B1C.clone(), context))
-        if module.query_norm is not None and module.key_norm is not None:
-            q_BHTD, k_BHTD, _ = qkv_BC.view(B, 3 * H, 1, -1).split(H, dim=1)
-            q_BHTD.copy_(module.query_norm(q_BHTD))
-            k_BHTD.copy_(module.key_norm(k_BHTD))
-        if context.rotation is not None:
-            qk_BHTD = qkv_BC.view(B, 3 * H, 1, -1)[:, : 2 * H]
-            qk_BHTD.copy_(rotate(qk_BHTD, context.rotation))
-        qkv_B3HD = qkv_BC.view(B, 3, H, -1)
-        start, layer_cache.length = layer_cache.length, layer_cache.length + 1
-        layer_cache.keys_values_2BHTD[:, :, :, start] = qkv_B3HD[:, 1:].transpose(0, 1)
-        keys_BHSD, values_BHSD = layer_cache.keys_values_2BHTD[:, :, :, : layer_cache.length]
-        y_BH1D = F.scaled_dot_product_attention(qkv_B3HD[:, 0, :, None], keys_BHSD, values_BHSD)
-        return out_proj(y_BH1D.reshape(B, -1))
+        return attend
 
-    return attend
+
+def attention_projections(module: CausalSelfAttention, linear: LinearFactory) -> tuple[Kernel, Kernel]:
+    """The projections of rows to queries, keys and values, and of the heads' outputs."""
+    return linear(module.qkv_proj), linear(module.out_proj) if module.out_proj is not None else nn.Identity()
 
 
 def feed_forward_rows(module: nn.Module | None, linear: LinearFactory) -> Callable[[Rows], Rows] | None:
@@ -160,20 +207,7 @@ def _with_time_axis(module: nn.Module) -> Callable[[Rows], Rows]:
     return lambda x_BC: module.forward(x_BC[:, None])[:, 0]
 
 
-def linear_rows(module: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
-    """Returns the fastest implementation of a linear layer for this many rows; see experiments/speed."""
-    weight, bias = module.weight, module.bias
-    if batch_size > 1 and weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_mkl():
-        return _packed_linear(weight, bias, batch_size)
-    # For one row, the stored layout is fast (limited by memory bandwidth); for several, a transposed copy is faster.
-    weight = weight.t() if batch_size == 1 else weight.t().contiguous()
-    out_BC = weight.new_empty(batch_size, module.out_features)
-    if bias is None:
-        return lambda x_BC: torch.mm(x_BC, weight, out=out_BC)
-    return lambda x_BC: torch.addmm(bias, x_BC, weight, out=out_BC)
-
-
-def int8_linear(module: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
+def int8_linear(module: nn.Linear, rows: int) -> Callable[[Rows], Rows]:
     if module.in_features % INT8_BLOCK:  # PyTorch's kernel would read past the end of a row
         raise UserError(
             f"quantize=int8: all channel counts must be multiples of {INT8_BLOCK}, "
@@ -188,18 +222,3 @@ def int8_linear(module: nn.Linear, batch_size: int) -> Callable[[Rows], Rows]:
     if bias is None:
         return lambda x_BC: multiply(x_BC.bfloat16(), weight, scale_C).float()
     return lambda x_BC: bias + multiply(x_BC.bfloat16(), weight, scale_C)
-
-
-def _has_mkl() -> bool:
-    return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
-
-
-def _packed_linear(weight: Tensor, bias: Tensor | None, batch_size: int) -> Callable[[Rows], Rows]:
-    """Returns a linear layer whose weights MKL has packed for `batch_size` rows.
-
-    torch.compile replaces linear layers by these two operators. They have no public name; if this build of PyTorch
-    lacks them, `linear_rows` multiplies by the transposed weights.
-    """
-    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, batch_size)
-    linear = torch.ops.mkl._mkl_linear.default
-    return lambda x_BC: linear(x_BC, packed, weight, bias, batch_size)

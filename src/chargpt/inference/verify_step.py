@@ -1,60 +1,35 @@
 """Computes the logits of several consecutive tokens of each text: the verification of drafts."""
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
-from chargpt.inference.decode import DecodeStep, LinearFactory, feed_forward_rows, int8_linear, linear_rows, norm_rows
+from chargpt.inference.decode import DecodeStep, TransformerRows, attention_projections
+from chargpt.inference.linear_kernels import LinearFactory, Rows
 from chargpt.model.attention import CausalSelfAttention
 from chargpt.model.block_context import BlockContext
 from chargpt.model.ensemble import Ensemble, average_logits
 from chargpt.model.language_model import LanguageModel
-from chargpt.model.position import rotate
-from chargpt.model.transformer import Block, Transformer
+from chargpt.model.transformer import Transformer
 
 
-class VerifyStep:
+class VerifyStep(TransformerRows):
     """The logits of R consecutive tokens of each of B texts, with a KV cache of texts of different lengths.
 
-    The computation is that of `DecodeStep` with N = B * R rows. Tokens beyond the block have undefined logits.
+    Tokens beyond the block have undefined logits.
 
     Args:
-        model: in eval mode, made of modules that `DecodeStep.supports` accepts, on a CPU.
-        batch_size: B.
-        num_tokens: R.
-        quantize: as in `DecodeStep`.
+        model, batch_size, num_tokens, quantize: as in `TransformerRows`; on a CPU.
     """
 
     def __init__(self, model: Transformer, batch_size: int, num_tokens: int, quantize: str | None = None):
-        B, R = batch_size, num_tokens
-        linear = functools.partial(int8_linear if quantize else linear_rows, batch_size=B * R)
-        self._model, self._B, self._R = model, B, R
-        weight_VC = model.token_embedding.weight
-        positions_T = torch.arange(model.block_size)
-        zeros_BTC = weight_VC.new_zeros(1, model.block_size, model.n_embd)
-        (self._position_TC,) = model.position.add(zeros_BTC, positions_T)
-        self._rotation = model.position.rotation(positions_T)
-        self._embedding_norm = norm_rows(model.embedding_norm)
-        blocks = list(cast(Iterable[Block], model.blocks))  # torch types every element as a plain Module
-        self._blocks = [
-            (
-                norm_rows(block.attention_norm),
-                _attention(cast(CausalSelfAttention, block.attention), B, R, linear),
-                norm_rows(block.feed_forward_norm) if block.feed_forward_norm is not None else None,
-                feed_forward_rows(block.feed_forward, linear),
-                block.residual,
-            )
-            for block in blocks
-        ]
-        self._final_norm, self._head = norm_rows(model.final_norm), linear(model.head)
+        super().__init__(model, batch_size, num_tokens, quantize)
         # R more positions than the block, for the tokens beyond it.
-        size = (2, B, model.n_head, model.block_size + R, model.n_embd // model.n_head)
-        self._caches = [weight_VC.new_zeros(size) for _ in blocks]
+        size = (2, batch_size, model.n_head, model.block_size + num_tokens, model.n_embd // model.n_head)
+        self._caches = [model.token_embedding.weight.new_zeros(size) for _ in self._blocks]
         self._context_length = model.ngram_embedding.context_length if model.ngram_embedding is not None else 0
 
     @classmethod
@@ -101,19 +76,30 @@ class VerifyStep:
         S = max(starts) + R
         future_B1RS = torch.arange(S) > positions_BR[:, None, :, None]
         mask_B1RS = x_NC.new_zeros(B, 1, R, S).masked_fill_(future_B1RS, -torch.inf)
-        unet_skips, value_residual = model.unet_skips, model.value_residual
-        for i, (attention_norm, attention, feed_forward_norm, feed_forward, residual) in enumerate(self._blocks):
-            if unet_skips is not None:
-                x_NC = unet_skips(x_NC.view(B, R, -1), context.outputs).reshape(B * R, -1).clone()
-            context.value_mixer = value_residual[i] if value_residual is not None else None
-            y_NC = attention(attention_norm(x_NC), self._caches[i], positions_BR, mask_B1RS, context)
-            x_NC = x_NC.add_(y_NC) if residual else y_NC.clone()
-            if feed_forward is not None and feed_forward_norm is not None:
-                y_NC = feed_forward(feed_forward_norm(x_NC))
-                x_NC = x_NC.add_(y_NC) if residual else y_NC.clone()
-            if unet_skips is not None:
-                context.outputs.append(x_NC.view(B, R, -1).clone())
-        return model.softcap(self._head(self._final_norm(x_NC)).view(B, R, -1))
+        return self.logits(x_NC, context, [(cache, positions_BR, mask_B1RS) for cache in self._caches])
+
+    def attention(self, module: CausalSelfAttention, linear: LinearFactory) -> Callable[..., Rows]:
+        qkv_proj, out_proj = attention_projections(module, linear)
+        B, R, H = self._B, self._R, module.n_head
+        texts_B1 = torch.arange(B)[:, None]
+
+        def attend(
+            x_NC: Rows, context: BlockContext, cache_2BHTD: Tensor, positions_BR: Tensor, mask_B1RS: Tensor
+        ) -> Rows:
+            qkv_BHRD = self.queries_keys_values(module, qkv_proj, x_NC, context)
+            q_BHRD, k_BHRD, v_BHRD = qkv_BHRD.split(H, dim=1)
+            keys_BHTD, values_BHTD = cache_2BHTD
+            if B == 1:
+                start = int(positions_BR[0, 0])
+                keys_BHTD[:, :, start : start + R], values_BHTD[:, :, start : start + R] = k_BHRD, v_BHRD
+            else:
+                keys_BHTD[texts_B1, :, positions_BR] = k_BHRD.transpose(1, 2)
+                values_BHTD[texts_B1, :, positions_BR] = v_BHRD.transpose(1, 2)
+            S = mask_B1RS.shape[-1]
+            y_BHRD = F.scaled_dot_product_attention(q_BHRD, keys_BHTD[:, :, :S], values_BHTD[:, :, :S], mask_B1RS)
+            return out_proj(y_BHRD.transpose(1, 2).reshape(B * R, -1))
+
+        return attend
 
 
 class EnsembleVerifyStep:
@@ -135,38 +121,3 @@ class EnsembleVerifyStep:
 def supports(model: LanguageModel) -> bool:
     """Whether `VerifyStep` implements the model."""
     return DecodeStep.supports(model) and model.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-
-
-def _attention(module: CausalSelfAttention, B: int, R: int, linear: LinearFactory) -> Callable[..., Tensor]:
-    qkv_proj, H = linear(module.qkv_proj), module.n_head
-    out_proj = linear(module.out_proj) if module.out_proj is not None else lambda x_NC: x_NC
-    texts_B1 = torch.arange(B)[:, None]
-
-    def attend(
-        x_NC: Tensor, cache_2BHTD: Tensor, positions_BR: Tensor, mask_B1RS: Tensor, context: BlockContext
-    ) -> Tensor:
-        qkv_NC = qkv_proj(x_NC)
-        C = x_NC.shape[1]
-        if context.value_mixer is not None:
-            values_BRC = qkv_NC[:, 2 * C :].view(B, R, C)
-            values_BRC.copy_(context.value_mixer(values_BRC.clone(), context))
-        qkv_BHRD = qkv_NC.view(B, R, 3 * H, -1).transpose(1, 2)
-        q_BHRD, k_BHRD, v_BHRD = qkv_BHRD.split(H, dim=1)
-        if module.query_norm is not None and module.key_norm is not None:
-            q_BHRD.copy_(module.query_norm(q_BHRD))
-            k_BHRD.copy_(module.key_norm(k_BHRD))
-        if context.rotation is not None:
-            qk_BHRD = qkv_BHRD[:, : 2 * H]
-            qk_BHRD.copy_(rotate(qk_BHRD, context.rotation))
-        keys_BHTD, values_BHTD = cache_2BHTD
-        if B == 1:
-            new = slice(int(positions_BR[0, 0]), int(positions_BR[0, 0]) + R)
-            keys_BHTD[:, :, new], values_BHTD[:, :, new] = k_BHRD, v_BHRD
-        else:
-            keys_BHTD[texts_B1, :, positions_BR] = k_BHRD.transpose(1, 2)
-            values_BHTD[texts_B1, :, positions_BR] = v_BHRD.transpose(1, 2)
-        S = mask_B1RS.shape[-1]
-        y_BHRD = F.scaled_dot_product_attention(q_BHRD, keys_BHTD[:, :, :S], values_BHTD[:, :, :S], mask_B1RS)
-        return out_proj(y_BHRD.transpose(1, 2).reshape(B * R, -1))
-
-    return attend

@@ -4,22 +4,17 @@ Whether they are depends on the processor and on torch's kernels for it, so a fe
 is saved in the checkpoint and used again when the run is resumed or repeated, because it changes the results.
 """
 
-import contextlib
-import hashlib
-import json
 import logging
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.plugins import Precision
-from platformdirs import user_cache_dir
 from torch import Tensor
 
 from chargpt.model.kernels.causal_attention import causal_attention
@@ -31,15 +26,11 @@ from chargpt.model.kernels.cpu_dtypes import (
     get_cpu_dtypes,
     set_cpu_dtypes,
 )
-from chargpt.utils.atomic_write import atomic_write_text
-from chargpt.utils.processor import processor_name
+from chargpt.utils.measurements import fastest, measured, processor
 
 log = logging.getLogger(__name__)
 
-CACHE_FILE = "cpu_dtypes.json"
-ROUNDS = 7  # of a measurement; the fastest counts
-HOPELESS = 3.0  # a first call that takes this many times as long as in float32 is not repeated
-GAIN = 0.9  # bfloat16 is chosen if it takes at most this fraction of the time of float32
+MEASUREMENT = "types of a training step"
 
 
 class CPUPrecision(Precision):
@@ -69,7 +60,7 @@ def _uses_bfloat16() -> bool:
 
 def as_plain(dtypes: CPUDtypes | None) -> dict[str, str] | None:
     """The types and the processor, for checkpoints and provenance.json."""
-    return dtypes and {"processor": _processor(), **asdict(dtypes)}
+    return dtypes and {"processor": processor(), **asdict(dtypes)}
 
 
 def runs_on_cpu(accelerator: str) -> bool:
@@ -90,11 +81,11 @@ def select_cpu_dtypes(settings: dict[str, Any], saved: Any) -> None:
         return
     earlier = saved if isinstance(saved, dict) else {}
     dtypes = _from_plain({name: value for name, value in earlier.items() if name != "processor"})
-    if dtypes is None or earlier.get("processor") != _processor():
-        fastest = fastest_dtypes()
-        if dtypes is not None and dtypes != fastest:
+    if dtypes is None or earlier.get("processor") != processor():
+        measured_dtypes = fastest_dtypes()
+        if dtypes is not None and dtypes != measured_dtypes:
             log.info("trainer.precision=fastest: another processor than before; results are not bit-identical")
-        dtypes = fastest
+        dtypes = measured_dtypes
     set_cpu_dtypes(dtypes)
 
 
@@ -104,30 +95,10 @@ def _from_plain(saved: Any) -> CPUDtypes | None:
     return CPUDtypes(**saved) if all(saved[name] in options for name, options in OPTIONS.items()) else None
 
 
-def _processor() -> str:
-    """The processor and torch's version. In a virtual machine, different processors may have the same model name."""
-    features = sorted(name for name, value in torch.cpu.get_capabilities().items() if value is True)
-    instructions = hashlib.sha256(" ".join(features).encode()).hexdigest()[:8]
-    return f"{processor_name()} {instructions}, torch {torch.__version__}"
-
-
-def fastest_dtypes(cache: Path | None = None) -> CPUDtypes:
-    """The fastest type of each operation on this processor; measured once, then read from a file.
-
-    Args:
-        cache: the folder of the file; by default the user's cache folder.
-    """
-    file = (cache or Path(user_cache_dir("chargpt"))) / CACHE_FILE
-    known: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads(file.read_text())
-        known = content if isinstance(content, dict) else {}
-    dtypes = _from_plain(known.get(_processor()))
-    if dtypes is None:
-        dtypes = measure()
-        with contextlib.suppress(OSError):  # a cache folder that cannot be written
-            file.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(file, json.dumps(known | {_processor(): asdict(dtypes)}, indent=2) + "\n")
+def fastest_dtypes() -> CPUDtypes:
+    """The fastest type of each operation on this processor; measured once."""
+    dtypes = _from_plain(measured(MEASUREMENT, lambda: asdict(measure()), lambda known: _from_plain(known) is not None))
+    assert dtypes is not None
     return dtypes
 
 
@@ -149,22 +120,8 @@ def measure() -> CPUDtypes:
 
 def _fastest(operation: str) -> str:
     """The fastest type of an operation: float32 unless another is clearly faster."""
-    work, options = WORK[operation](), OPTIONS[operation]
-    seconds = {option: [_seconds(work, option)] for option in options}  # this call includes torch's preparations
-    hopeless = HOPELESS * max(1e-3, seconds[FLOAT32][0])
-    for _ in range(ROUNDS):
-        for option in options:
-            if seconds[option][0] < hopeless:
-                seconds[option].append(_seconds(work, option))
-    best = {option: min(times) for option, times in seconds.items()}
-    fastest = min(options, key=lambda option: best[option])
-    return fastest if best[fastest] <= GAIN * best[FLOAT32] else FLOAT32
-
-
-def _seconds(work: Callable[[str], object], option: str) -> float:
-    start = time.perf_counter()
-    work(option)
-    return time.perf_counter() - start
+    work = WORK[operation]()
+    return fastest({option: partial(work, option) for option in OPTIONS[operation]})
 
 
 def _linear() -> Callable[[str], object]:
