@@ -55,7 +55,7 @@ ADAPTED = {
 }
 
 # The run that the pages assume, and how they abbreviate it.
-RUN, ABBREVIATED_RUN = "outputs/gpt_modern/2026-01-01_12-00-00", "outputs/gpt_modern/..."
+RUN, ABBREVIATED_RUN = "outputs/gpt_minute/2026-01-01_12-00-00", "outputs/gpt_minute/..."
 
 FENCED_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PATH_BEFORE_BLOCK = re.compile(r"`([\w./]+)`:\s*$")

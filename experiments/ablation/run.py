@@ -1,10 +1,10 @@
-"""Trains the default recipe with one change at a time, 3 seeds each; writes ablation.csv and README.md's table.
+"""Trains the recipe of gpt_modern with one change at a time, 3 seeds each; writes ablation.csv and README.md's table.
 
     python experiments/ablation/run.py                  # an hour and a half on two cores; resumes
     python experiments/ablation/seconds.py              # the step time of each variant
     python experiments/ablation/run.py "the recipe" SOAP AdamW
 
-Each run is `python train.py ... seed=...`, 300 steps of the default recipe, on the training split only: its last
+Each run is `python train.py ... seed=...`, 300 steps of that recipe, on the training split only: its last
 tenth is held out, and the validation split is not used. All variants take the same steps on the same batches.
 seconds.py measures the step times separately, because these runs share the machine with each other and other work.
 """
@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 SEEDS = (1, 2, 3)
 STEPS = 300
 
+MODEL = "model=gpt_modern"  # whose recipe it is
 # Name of the change -> its overrides.
 VARIANTS: dict[str, list[str]] = {
     "the recipe": [],
@@ -62,11 +63,17 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
+def overrides_of(name: str) -> list[str]:
+    """The overrides of a variant, with its model."""
+    variant = VARIANTS[name]
+    return variant if any(override.startswith("model=") for override in variant) else [MODEL, *variant]
+
+
 def run(name: str, seed: int) -> dict[str, str | float]:
     length = [f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}"]
     data = held_out.data_overrides(HERE / "runs")
     folder = HERE / "runs" / name.replace(" ", "_") / str(seed)
-    metrics = held_out.train(folder, [*length, *VARIANTS[name], *data, f"seed={seed}"])
+    metrics = held_out.train(folder, [*length, *overrides_of(name), *data, f"seed={seed}"])
     return {"variant": name, "seed": seed} | {key: metrics[key] for key in ("final_val_loss", "parameters")}
 
 

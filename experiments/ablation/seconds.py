@@ -19,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from run import HERE, VARIANTS
+from run import HERE, VARIANTS, overrides_of
 
 from chargpt.config.instantiate import instantiate
 from chargpt.model.loss import cross_entropy
@@ -30,9 +30,9 @@ VOCAB_SIZE = 65
 NOT_MEASURED = ("cosine schedule", "decay over the last 20 %", "block warm-up of 100 steps", "EMA of the weights")
 
 
-def make_step(overrides: list[str]) -> Callable[[], None]:
+def make_step(settings: list[str]) -> Callable[[], None]:
     """A function that takes one training step of a variant."""
-    config = compose("train", overrides=["name=timed", *overrides])
+    config = compose("train", overrides=["name=timed", *settings])
     model = instantiate(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=VOCAB_SIZE)
     optimizer = instantiate(OmegaConf.to_container(config.optimizer, resolve=True), "optimizer")(model)
     blocks = torch.randint(VOCAB_SIZE, (config.data.batch_size, config.model.block_size + 1))
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     rounds = parser.parse_args().rounds
     with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3", job_name="train"):
-        steps = {name: make_step(overrides) for name, overrides in VARIANTS.items() if name not in NOT_MEASURED}
+        steps = {name: make_step(overrides_of(name)) for name in VARIANTS if name not in NOT_MEASURED}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 2):
         for name in random.Random(number).sample(list(steps), len(steps)):

@@ -1,4 +1,4 @@
-"""Trains the default recipe in many sizes, lengths and amounts of text; writes scaling.csv, scaling.png and README.md.
+"""Trains the recipe of gpt_modern in many sizes, lengths and amounts of text; writes scaling.csv, scaling.png and README.md.
 
     python experiments/scaling/run.py              # resumes if interrupted; under an hour on two cores
     python experiments/scaling/run.py --draw       # from scaling.csv, without training
@@ -38,7 +38,13 @@ BUDGETS = (1, 5, 15)  # minutes of one core
 
 
 def run(width: int, steps: int, share: float) -> dict[str, float]:
-    sizes = [f"model.n_layer={LAYERS}", f"model.n_embd={width}", "model.block_size=128", "data.batch_size=12"]
+    sizes = [
+        "model=gpt_modern",
+        f"model.n_layer={LAYERS}",
+        f"model.n_embd={width}",
+        "model.block_size=128",
+        "data.batch_size=12",
+    ]
     length = [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
     folder = HERE / "runs"
     data = held_out.data_overrides(folder, share)

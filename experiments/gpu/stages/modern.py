@@ -1,4 +1,4 @@
-"""The default recipe, `python train.py`, with three seeds in parallel."""
+"""`python train.py model=gpt_modern`, with three seeds in parallel."""
 
 import statistics
 
@@ -20,7 +20,7 @@ TINY += ["trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.log_eve
 
 
 def run(stage: Stage) -> None:
-    overrides = [*stage.corpus(), *(TINY if stage.dry else []), *stage.overrides()]
+    overrides = ["model=gpt_modern", *stage.corpus(), *(TINY if stage.dry else []), *stage.overrides()]
     runs = run_all([stage.run(f"gpt_modern, seed {seed}", *overrides, f"seed={seed}") for seed in SEEDS])
     losses = []
     for run in runs:

@@ -20,7 +20,13 @@ TINY = ["model.n_layer=1", "model.n_head=1", "model.n_embd=16", "model.block_siz
 
 def run(stage: Stage) -> None:
     steps = 20 if stage.dry else STEPS
-    overrides = [*stage.corpus(), *(TINY if stage.dry else []), *stage.overrides(), "trainer.compile=false"]
+    overrides = [
+        "model=gpt_modern",
+        *stage.corpus(),
+        *(TINY if stage.dry else []),
+        *stage.overrides(),
+        "trainer.compile=false",
+    ]
     overrides += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
     with stage.attempt("two processes"):
         seconds = {}
