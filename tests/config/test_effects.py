@@ -153,6 +153,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "optimizer.adamw_betas": "[0.1,0.1]",
         "optimizer.adamw_weight_decay": 1.0,
         "optimizer.adamw_eps": 0.1,
+        "optimizer.table_lr": 0.1,
         "schedule.decay": 0.5,
         "schedule.final": (0.9, "schedule.decay=0.5"),
     },

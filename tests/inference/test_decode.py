@@ -70,7 +70,7 @@ class HalvedLayerNorm(torch.nn.LayerNorm):
 
 
 def test_a_norm_defined_by_a_user_is_called():
-    model = build_model([])
+    model = build_model(["model=gpt_modern"])
     for block in model.blocks:
         block.attention_norm.__class__ = HalvedLayerNorm
     tokens_BT = torch.arange(8)[None] % 11
@@ -99,7 +99,7 @@ def test_a_context_beyond_two_blocks_has_the_logits_of_a_full_pass_over_its_wind
 
 
 def test_every_token_has_a_context_of_at_least_half_a_block():
-    model, widths = build_model([]), []
+    model, widths = build_model(["model=gpt_modern"]), []
     forward = model.forward
     model.forward = lambda tokens_BT, cache=None: widths.append(tokens_BT.shape[1]) or forward(tokens_BT, cache)
     context = Context(model, 1)
@@ -124,7 +124,7 @@ def test_int8_logits_are_within_the_quantization_error(overrides, batch_size):
 
 def test_int8_requires_channels_in_multiples_of_32():
     with pytest.raises(UserError, match="multiples of 32"):
-        Context(build_model([]), 1, quantize="int8")
+        Context(build_model(["model=gpt_modern"]), 1, quantize="int8")
 
 
 def test_a_bigram_model_cannot_be_quantized():

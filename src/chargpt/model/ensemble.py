@@ -71,6 +71,9 @@ class Ensemble(LanguageModel):
     def matrix_parameters(self) -> list[tuple[nn.Parameter, int]]:
         return [matrix for member in self.members for matrix in member.matrix_parameters()]
 
+    def embedding_tables(self) -> list[nn.Embedding]:
+        return [table for member in self.members for table in member.embedding_tables()]
+
     def flops_per_token(self) -> int | None:
         """The FLOPs of one member: in training, each token passes through only one."""
         return self.members[0].flops_per_token()

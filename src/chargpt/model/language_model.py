@@ -80,6 +80,10 @@ class LanguageModel(nn.Module):
         """The weight matrices between hidden layers, each with the number of linear maps stacked in it."""
         return []
 
+    def embedding_tables(self) -> list[nn.Embedding]:
+        """Large embedding tables, of which a batch uses few rows; a part of the parameters."""
+        return []
+
     @property
     def device(self) -> torch.device:
         return next((p.device for p in self.parameters()), torch.device("cpu"))

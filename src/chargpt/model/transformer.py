@@ -232,6 +232,9 @@ class Transformer(LanguageModel):
         # torch declares the weight of a linear layer as a Tensor.
         return [(cast(nn.Parameter, layer.weight), 3 if layer in stacked else 1) for layer in layers]
 
+    def embedding_tables(self) -> list[nn.Embedding]:
+        return list(self.ngram_embedding.tables) if self.ngram_embedding is not None else []
+
     def flops_per_token(self) -> int:
         products = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         attention = len(self.blocks) * 2 * self.block_size * self.n_embd

@@ -107,6 +107,7 @@ def muon(
     adamw_betas: Sequence[float] = (0.8, 0.95),
     adamw_weight_decay: float = 0.0,
     adamw_eps: float = 1e-10,
+    table_lr: float | None = None,
 ) -> Muon:
     """Muon for the model's `matrix_parameters`, AdamW for embeddings, head and vectors.
 
@@ -115,6 +116,8 @@ def muon(
         orthogonalization_steps: 1 to 5; fewer are faster and less accurate.
         orthogonalization_dtype: the type of the iteration's matrix products: "float32", "bfloat16", or "auto", which
             is bfloat16 on devices with fast bfloat16 products.
+        table_lr: learning rate of n-gram tables, whose rows are then updated only if they occur in a batch; None
+            updates them as the other embeddings.
     """
     if not 0 <= momentum < 1:
         raise UserError(f"optimizer.momentum={momentum}: it must be at least 0 and less than 1")
@@ -127,4 +130,4 @@ def muon(
     matrices: dict[str, Any] = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
     matrices["orthogonalization_steps"] = orthogonalization_steps
     matrices["orthogonalization_dtype"] = orthogonalization_dtype
-    return Muon(model, matrices, adamw_lr, adamw_betas, adamw_weight_decay, adamw_eps)
+    return Muon(model, matrices, adamw_lr, adamw_betas, adamw_weight_decay, adamw_eps, table_lr)

@@ -177,6 +177,7 @@ def soap(
     adamw_betas: Sequence[float] = (0.8, 0.95),
     adamw_weight_decay: float = 0.0,
     adamw_eps: float = 1e-10,
+    table_lr: float | None = None,
 ) -> SOAP:
     """SOAP for the model's `matrix_parameters`, AdamW for embeddings, head and vectors.
 
@@ -184,6 +185,8 @@ def soap(
         shampoo_beta: decay of the averages of G G^T and G^T G.
         frequency: the number of steps between refreshes of their eigenvectors.
         batched: whether matrices of the same shape are updated together, in batched products.
+        table_lr: learning rate of n-gram tables, whose rows are then updated only if they occur in a batch; None
+            updates them as the other embeddings.
     """
     check_betas("betas", betas)
     if not 0 <= shampoo_beta < 1:
@@ -195,4 +198,4 @@ def soap(
     matrices = dict(lr=lr, matrix_betas=tuple(betas), shampoo_beta=shampoo_beta, weight_decay=weight_decay)
     matrices |= dict(matrix_eps=eps, frequency=frequency)
     cls = BatchedSOAP if batched else SOAP
-    return cls(model, matrices, adamw_lr, adamw_betas, adamw_weight_decay, adamw_eps)
+    return cls(model, matrices, adamw_lr, adamw_betas, adamw_weight_decay, adamw_eps, table_lr)

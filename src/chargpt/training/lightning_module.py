@@ -6,10 +6,10 @@ from typing import Any
 import lightning as L
 import torch
 from jaxtyping import Float, Integer
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
@@ -17,6 +17,7 @@ from chargpt.data.dataloader import IGNORE_INDEX, Batch
 from chargpt.data.datamodule import TextDataModule
 from chargpt.model.language_model import LanguageModel
 from chargpt.model.loss import bits_per_character, cross_entropy
+from chargpt.optim import foreach
 from chargpt.utils.seeding import STEP, fold_in, seed_device
 
 
@@ -95,6 +96,9 @@ class LanguageModeling(L.LightningModule):
         factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
         for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = lr * factor
+        single = isinstance(self.trainer.strategy, SingleDeviceStrategy) and self.device.type == "cpu"
+        for table in getattr(self.optimizer, "tables", []):  # DDP and torch.compile require dense gradients
+            table.sparse = single and self.train_loss_fn == self.loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_device(fold_in(self._seed, STEP, self.batches, self.global_rank), self.device)
@@ -155,17 +159,29 @@ class LanguageModeling(L.LightningModule):
         elif gradient_clip_val is None:
             self.grad_norm = None  # measured when a point is logged
         else:
-            parameters = list(self.parameters())
-            self.grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-            clip_grads_with_norm_(parameters, limit, self.grad_norm)
+            gradients = self._gradients()
+            self.grad_norm = get_total_norm(gradients)
+            foreach.mul_(gradients, (limit / (self.grad_norm + 1e-6)).clamp(max=1.0))  # as clip_grads_with_norm_
         if value is not None:
-            clip_grad_value_(self.parameters(), value)
+            for gradient in self._gradients():
+                gradient.clamp_(-value, value)
 
     def measure_grad_norm(self) -> Tensor:
         """The global gradient norm of the last step, before clipping."""
         if self.grad_norm is not None:
             return self.grad_norm
-        return get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        return get_total_norm(self._gradients())
+
+    def _gradients(self) -> list[Tensor]:
+        """The gradients, of sparse ones the rows that they contain."""
+        gradients = []
+        for p in self.parameters():
+            if p.grad is not None and p.grad.is_sparse:
+                p.grad = p.grad.coalesce()
+                gradients.append(p.grad.values())
+            elif p.grad is not None:
+                gradients.append(p.grad)
+        return gradients
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # FSDP has replaced the parameters by its shards.
