@@ -110,7 +110,7 @@ def test_every_token_has_a_context_of_at_least_half_a_block():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("overrides", [[], ["model=gpt_small"]], ids=" ".join)
+@pytest.mark.parametrize("overrides", [["model=gpt_modern"], ["model=gpt_small"]], ids=" ".join)
 def test_int8_logits_are_within_the_quantization_error(overrides, batch_size):
     model = build_model(overrides, n_embd=96)
     tokens_BT = torch.randint(11, (batch_size, 10), generator=torch.Generator().manual_seed(1))
