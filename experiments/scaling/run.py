@@ -1,4 +1,6 @@
-"""Trains the recipe of gpt_modern in many sizes, lengths and amounts of text; writes scaling.csv, scaling.png and README.md.
+"""Trains the recipe of gpt_modern in many sizes and lengths, on more or less text; writes scaling.csv and scaling.png.
+
+It inserts its tables into README.md, too.
 
     python experiments/scaling/run.py              # resumes if interrupted; under an hour on two cores
     python experiments/scaling/run.py --draw       # from scaling.csv, without training
