@@ -14,6 +14,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch.fx.experimental import _config as fx_config
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -84,9 +85,9 @@ def test_an_operator_without_a_kernel_is_detected():
     assert not has_kernel(torch.ops.aten._cudnn_rnn.default)
 
 
-def test_training_and_validation_use_only_operators_with_a_kernel(monkeypatch, model, config):
-    # For the rows of tables that have a gradient: on the meta device, their number is unknown.
-    monkeypatch.setattr("torch.fx.experimental._config.meta_nonzero_assume_all_nonzero", True)
+# For the rows of tables that have a gradient: on the meta device, their number is unknown.
+@fx_config.patch(meta_nonzero_assume_all_nonzero=True)  # pyright: ignore[reportAttributeAccessIssue] - set at import
+def test_training_and_validation_use_only_operators_with_a_kernel(model, config):
     optimizer = instantiate(config["optimizer"], "optimizer")(model)
     loader = RandomBlockLoader(TOKENS_N, model.block_size, 2 * model.batch_multiple, seed=1)
     with CheckOperators():
