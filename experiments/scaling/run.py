@@ -5,8 +5,8 @@ It inserts its tables into README.md, too.
     python experiments/scaling/run.py              # resumes if interrupted; under an hour on two cores
     python experiments/scaling/run.py --draw       # from scaling.csv, without training
 
-Each run is `python train.py model.n_embd=... trainer.max_steps=...` on the training split, whose last tenth is
-held out for evaluation.
+Each run is `python train.py model=gpt_modern model.n_embd=... trainer.max_steps=...` on the training split, whose last
+tenth is held out for evaluation.
 """
 
 import argparse

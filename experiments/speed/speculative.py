@@ -1,9 +1,10 @@
 """Measures speculative sampling with trained models, in characters per second; writes speculative.csv.
 
     python train.py name=nano model=gpt_nano hydra.run.dir=outputs/nano
-    python train.py hydra.run.dir=outputs/modern
+    python train.py model=gpt_modern hydra.run.dir=outputs/modern
+    python train.py hydra.run.dir=outputs/minute
     python train.py model=gpt_small trainer.max_steps=500 data.batch_size=16 hydra.run.dir=outputs/small
-    python experiments/speed/speculative.py outputs/nano outputs/modern outputs/small --nanogpt nanoGPT
+    python experiments/speed/speculative.py outputs/nano outputs/modern outputs/minute outputs/small --nanogpt nanoGPT
 
 The models must be trained: how many drafts an untrained one accepts says nothing. nanoGPT has random weights of the
 same shape, which do not change its speed. All programs alternate.

@@ -77,6 +77,12 @@ def test_layers_rows_and_threads_are_measured_separately(monkeypatch, model, mea
     assert len(measured) == 4
 
 
+def test_many_rows_use_the_kernel_of_fewer(model, measured):
+    weights = [layer.weight for layer in model]
+    assert fastest_kernel(weights, 1000) == fastest_kernel(weights, module.MAX_ROWS)
+    assert len(measured) == 1
+
+
 def test_the_first_layers_of_a_large_model_are_measured(monkeypatch, model):
     measured_weights = []
     monkeypatch.setattr(module, "MAX_WEIGHTS", 384 * 384)

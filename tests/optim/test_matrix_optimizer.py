@@ -131,3 +131,12 @@ def test_a_restored_optimizer_continues_exactly(model):
 def test_an_invalid_learning_rate_is_refused(model, table_lr):
     with pytest.raises(UserError, match=r"optimizer\.table_lr"):
         muon(model, lr=0.01, table_lr=table_lr)
+
+
+def test_a_table_that_is_listed_twice_or_among_the_matrices_is_in_the_group_of_tables(model, monkeypatch):
+    tables = model.embedding_tables()
+    matrices = [*model.matrix_parameters(), (tables[0].weight, 1)]
+    monkeypatch.setattr(model, "embedding_tables", lambda: [*tables, tables[0]])
+    monkeypatch.setattr(model, "matrix_parameters", lambda: matrices)
+    groups = muon(model, lr=0.01, table_lr=0.03).param_groups
+    assert [group["params"] for group in groups if group.get("lazy")] == [[table.weight for table in tables]]

@@ -40,10 +40,12 @@ def test_a_damaged_file_is_measured_again(file, content):
     assert json.loads(file.read_text())[processor()] == {"kernel": "a"}
 
 
-def test_a_folder_that_cannot_be_written_is_ignored(monkeypatch, tmp_path):
+def test_without_a_folder_that_can_be_written_the_process_keeps_the_result(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setattr(module, "user_cache_dir", lambda name: str(tmp_path / "file"))
+    monkeypatch.setattr(module, "_unwritten", {})
     assert measured("kernel", lambda: "a", is_string) == "a"
+    assert measured("kernel", lambda: pytest.fail("measured again"), is_string) == "a", "in this process"
 
 
 def test_a_measurement_that_fails_leaves_the_file_as_it_is(file):

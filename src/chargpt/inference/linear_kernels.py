@@ -19,7 +19,8 @@ LinearFactory = Callable[[nn.Linear], Kernel]
 
 PARTS = 4  # of the weights in `_split`
 MIN_WEIGHTS = 1 << 18  # of a model; with fewer, the calls take longer than the products
-MAX_WEIGHTS = 1 << 24  # that are measured; more exceed the processor's caches as much
+MAX_WEIGHTS = 1 << 23  # that are measured; more exceed the processor's caches as much
+MAX_ROWS = 64  # that are measured; more are computed by the kernel that is fastest for these
 
 
 def linear_factory(model: nn.Module, rows: int) -> LinearFactory:
@@ -38,7 +39,8 @@ def linear_factory(model: nn.Module, rows: int) -> LinearFactory:
 
 
 def fastest_kernel(weights: Sequence[Float[Tensor, "_ _"]], rows: int) -> str:
-    """The name of the fastest kernel for layers with these weights; measured once, in a fifth of a second."""
+    """The name of the fastest kernel for layers with these weights; measured once, in half a second at most."""
+    rows = min(rows, MAX_ROWS)
     total, chosen = 0, []
     for weight in weights:
         total += weight.numel()

@@ -22,7 +22,7 @@ from chargpt.inference.verify_step import VerifyStep
 from chargpt.model.language_model import LanguageModel
 
 NUM_DRAFTS = 5  # tokens per pass
-MAX_TEXTS = 4  # more are as fast without drafts (experiments/speed)
+MAX_TEXTS = 4  # more are faster without drafts, with most models (experiments/speed)
 MAX_CONTEXTS = 20_000  # whose logits are kept
 
 

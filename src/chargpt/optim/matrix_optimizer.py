@@ -50,10 +50,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
         if table_lr is not None:
             check_rate("table_lr", table_lr)
         self.tables = model.embedding_tables() if table_lr is not None else []
-        tables = [table.weight for table in self.tables if table.weight.requires_grad]
+        tables = list(dict.fromkeys(table.weight for table in self.tables if table.weight.requires_grad))
         by_maps, matrix_parameters = defaultdict(list), set()
         for weight, maps in model.matrix_parameters():
-            if weight.requires_grad:
+            if weight.requires_grad and weight not in {*tables}:
                 by_maps[maps].append(weight)
                 matrix_parameters.add(weight)
         rest = [p for p in model.parameters() if p.requires_grad and p not in {*matrix_parameters, *tables}]

@@ -116,8 +116,8 @@ def muon(
         orthogonalization_steps: 1 to 5; fewer are faster and less accurate.
         orthogonalization_dtype: the type of the iteration's matrix products: "float32", "bfloat16", or "auto", which
             is bfloat16 on devices with fast bfloat16 products.
-        table_lr: learning rate of n-gram tables, whose rows are then updated only if they occur in a batch; None
-            updates them as the other embeddings.
+        table_lr: learning rate of n-gram tables, whose rows are then updated only in steps in which they have a
+            gradient; None updates them as the other embeddings.
     """
     if not 0 <= momentum < 1:
         raise UserError(f"optimizer.momentum={momentum}: it must be at least 0 and less than 1")

@@ -185,8 +185,8 @@ def soap(
         shampoo_beta: decay of the averages of G G^T and G^T G.
         frequency: the number of steps between refreshes of their eigenvectors.
         batched: whether matrices of the same shape are updated together, in batched products.
-        table_lr: learning rate of n-gram tables, whose rows are then updated only if they occur in a batch; None
-            updates them as the other embeddings.
+        table_lr: learning rate of n-gram tables, whose rows are then updated only in steps in which they have a
+            gradient; None updates them as the other embeddings.
     """
     check_betas("betas", betas)
     if not 0 <= shampoo_beta < 1:

@@ -100,6 +100,10 @@ class LanguageModeling(L.LightningModule):
         for table in getattr(self.optimizer, "tables", []):  # DDP and torch.compile require dense gradients
             table.sparse = single and self.train_loss_fn == self.loss
 
+    def on_train_end(self) -> None:
+        for table in getattr(self.optimizer, "tables", []):
+            table.sparse = False
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_device(fold_in(self._seed, STEP, self.batches, self.global_rank), self.device)
         if not self.in_step:

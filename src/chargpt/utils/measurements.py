@@ -19,6 +19,7 @@ ROUNDS = 7  # of a comparison; the fastest call of each option counts
 HOPELESS = 3.0  # an option whose first call takes this many times as long as the first option's is not called again
 SHORT = 1e-3  # seconds; a first call includes torch's preparations, which are longer than a shorter operation
 GAIN = 0.9  # another option is chosen if it takes at most this fraction of the time of the first one
+_unwritten: dict[str, Any] = {}  # results by name, if the file cannot be written
 
 
 def processor() -> str:
@@ -42,13 +43,15 @@ def measured(name: str, measure: Callable[[], Any], is_valid: Callable[[Any], bo
         content = json.loads(file.read_text())
         known = content if isinstance(content, dict) else {}
     here = known.get(processor())
-    results = here if isinstance(here, dict) else {}
+    results = _unwritten | (here if isinstance(here, dict) else {})
     if name in results and is_valid(results[name]):
         return results[name]
     result = measure()
-    with contextlib.suppress(OSError):  # a cache folder that cannot be written
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(file, json.dumps(known | {processor(): results | {name: result}}, indent=2) + "\n")
+    except OSError:
+        _unwritten[name] = result
     return result
 
 
