@@ -30,9 +30,9 @@ VOCAB_SIZE = 65
 NOT_MEASURED = ("cosine schedule", "decay over the last 20 %", "block warm-up of 100 steps", "EMA of the weights")
 
 
-def make_step(settings: list[str]) -> Callable[[], None]:
+def make_step(overrides: list[str]) -> Callable[[], None]:
     """A function that takes one training step of a variant."""
-    config = compose("train", overrides=["name=timed", *settings])
+    config = compose("train", overrides=["name=timed", *overrides])
     model = instantiate(OmegaConf.to_container(config.model, resolve=True), "model", vocab_size=VOCAB_SIZE)
     optimizer = instantiate(OmegaConf.to_container(config.optimizer, resolve=True), "optimizer")(model)
     blocks = torch.randint(VOCAB_SIZE, (config.data.batch_size, config.model.block_size + 1))

@@ -50,18 +50,18 @@ class MatrixOptimizer(torch.optim.Optimizer):
         if table_lr is not None:
             check_rate("table_lr", table_lr)
         self.tables = model.embedding_tables() if table_lr is not None else []
-        tables = list(dict.fromkeys(table.weight for table in self.tables if table.weight.requires_grad))
-        by_maps, matrix_parameters = defaultdict(list), set()
+        tables = dict.fromkeys(table.weight for table in self.tables if table.weight.requires_grad)
+        by_maps, special = defaultdict(list), {*tables}
         for weight, maps in model.matrix_parameters():
-            if weight.requires_grad and weight not in {*tables}:
+            if weight.requires_grad and weight not in tables:
                 by_maps[maps].append(weight)
-                matrix_parameters.add(weight)
-        rest = [p for p in model.parameters() if p.requires_grad and p not in {*matrix_parameters, *tables}]
+                special.add(weight)
+        rest = [p for p in model.parameters() if p.requires_grad and p not in special]
         groups: list[dict[str, Any]] = [{"params": p, "maps": maps, **matrices} for maps, p in by_maps.items()]
         if rest:
             groups.append({"params": rest, "maps": 0})
         if tables:
-            groups.append({"params": tables, "maps": 0, "lazy": True, "lr": table_lr})
+            groups.append({"params": list(tables), "maps": 0, "lazy": True, "lr": table_lr})
         defaults = dict(lr=lr, betas=tuple(betas), weight_decay=weight_decay, eps=eps)
         super().__init__(groups, defaults | dict(amsgrad=False, maximize=False, fused=True))
 

@@ -97,12 +97,15 @@ class LanguageModeling(L.LightningModule):
         for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = lr * factor
         single = isinstance(self.trainer.strategy, SingleDeviceStrategy) and self.device.type == "cpu"
-        for table in getattr(self.optimizer, "tables", []):  # DDP and torch.compile require dense gradients
-            table.sparse = single and self.train_loss_fn == self.loss
+        self._set_sparse(single and self.train_loss_fn == self.loss)  # DDP and torch.compile require dense gradients
 
     def on_train_end(self) -> None:
+        self._set_sparse(False)
+
+    def _set_sparse(self, sparse: bool) -> None:
+        """Sets whether the tables that the optimizer updates row by row have sparse gradients."""
         for table in getattr(self.optimizer, "tables", []):
-            table.sparse = False
+            table.sparse = sparse
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_device(fold_in(self._seed, STEP, self.batches, self.global_rank), self.device)
